@@ -1,0 +1,11 @@
+"""torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
+
+from .cell import LSTMCell
+from .dispatch import EngineRefusal, engines, use_engine
+from .explain import explain
+from .lstm import LSTM
+from .swap import plan_swap, restore, swap
+
+__version__ = "0.1.0"
+
+__all__ = ["EngineRefusal", "LSTM", "LSTMCell", "engines", "explain", "plan_swap", "restore", "swap", "use_engine"]

@@ -1,0 +1,107 @@
+"""The command line: `python -m torchlstm info | parity | demo`."""
+
+import argparse
+import json
+import math
+import platform
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+
+from . import __version__, demo, engines
+from .dispatch import forced_engine
+from .engines import ENGINES
+from .parity import Result, Verdict, run_case, select
+from .parity.report import line
+from .progress import progress
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="torchlstm", description="torch.nn.LSTM's drop-in: what is here, is it right, what does it do")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands.add_parser("info", help="versions, devices, engines and why one is unavailable")
+    parity = commands.add_parser("parity", help="compare with torch.nn.LSTM, outputs and all gradients")
+    parity.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parity.add_argument("--engine", default="auto", help="one of `torchlstm info`'s engines (default: automatic choice)")
+    parity.add_argument("--case", metavar="PATTERN", help="only cases whose name contains or matches this")
+    parity.add_argument("--json", metavar="FILE", help="write every tensor's error here")
+    example = commands.add_parser("demo", help="train a character model on real text with nn.LSTM and with torchlstm")
+    example.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    example.add_argument("--steps", type=int, default=demo.STEPS, help="training steps of each model (default: %(default)s)")
+    example.add_argument("--picture", metavar="FILE", default="torchlstm_demo.png", help="where the plot goes")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 good, 1 a comparison failed, 2 it was called wrongly."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command == "info":
+        return _info()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"no CUDA device: torch {torch.__version__} sees none")
+    if arguments.command == "demo":
+        if arguments.steps < 1:
+            parser.error(f"--steps must be at least 1, got {arguments.steps}")
+        return demo.run(arguments.device, arguments.steps, arguments.picture)
+    return _parity(parser, arguments)
+
+
+def _info() -> int:
+    lines = [
+        f"torchlstm  {__version__}",
+        f"torch      {torch.__version__}",
+        f"python     {platform.python_version()} on {platform.platform()}",
+        f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+    ]
+    for index in range(torch.cuda.device_count()):
+        lines.append(f"cuda:{index}     {torch.cuda.get_device_name(index)}, cuDNN {torch.backends.cudnn.version()}")
+    if not torch.cuda.is_available():
+        lines.append("cuda       none")
+    for name, reason in engines().items():
+        state = f"unavailable: {reason}" if reason else "opt-in" if ENGINES[name].opt_in else "available"
+        lines.append(f"engine     {name}: {state}")
+    lines.append(f"forced     {forced_engine() or 'none: the first engine that does not refuse runs'}")
+    print("\n".join(lines))
+    return 0
+
+
+def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:
+    if arguments.engine != "auto" and arguments.engine not in ENGINES:
+        parser.error(f"unknown engine {arguments.engine!r}; engines: {', '.join(ENGINES)}")
+    if arguments.engine != "auto" and (reason := ENGINES[arguments.engine].unavailable()):
+        parser.error(f"engine {arguments.engine!r} is not available: {reason}")
+    cases = select(arguments.case)
+    if not cases:
+        parser.error(f"no case matches {arguments.case!r}")
+    width = max(len(case.name) for case in cases)
+    results: list[Result] = []
+    for case in progress(cases, len(cases), "parity"):
+        try:
+            result = run_case(case, arguments.device, arguments.engine)
+        except Exception as error:  # one case's crash is that case's failure
+            result = Result(case, [Verdict("call", math.inf, 0.0, 0.0, f"{type(error).__name__}: {error}")])
+        results.append(result)
+        clear = "\r\033[K" if sys.stdout.isatty() and sys.stderr.isatty() else ""
+        print(clear + line(result, width), flush=True)
+    skipped = sum(result.skipped is not None for result in results)
+    failed = sum(not result.passed for result in results) - skipped
+    passed = len(results) - skipped - failed
+    print(f"{passed} passed, {failed} failed, {skipped} skipped on {arguments.device}, engine {arguments.engine}")
+    if arguments.json:
+        rows = {"torch": torch.__version__, "torchlstm": __version__, "device": arguments.device,
+                "engine": arguments.engine, "cases": [result.row() for result in results]}  # fmt: skip
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

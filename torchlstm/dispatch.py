@@ -1,0 +1,105 @@
+"""Which engine computes a layer: automatic choice, `use_engine`, `engines`."""
+
+import os
+
+from torch import Tensor
+
+from .engines import ENGINES
+from .engines.contract import Dense, Engine, Problem, Rows, Weights
+
+_AUTOMATIC = "auto"
+
+# The name of a forced engine, or "auto".  Process-wide, as torch.backends' flags are.
+_forced = os.environ.get("TORCHLSTM_ENGINE") or _AUTOMATIC
+
+
+def engines() -> dict[str, str | None]:
+    """The engines by name, in order of preference, each with None or the reason it is missing here."""
+    return {name: engine.unavailable() for name, engine in ENGINES.items()}
+
+
+def forced_engine() -> str | None:
+    """The engine in force by `use_engine` or the variable TORCHLSTM_ENGINE, or None for automatic choice."""
+    return None if _forced == _AUTOMATIC else _forced
+
+
+class EngineRefusal(RuntimeError):
+    """The engine that was asked for by name cannot run this module on this input."""
+
+
+class use_engine:
+    """Compute every torchlstm module of this process with one engine, from now on or inside a `with`.
+
+    >>> torchlstm.use_engine("reference")
+    >>> with torchlstm.use_engine("reference"): ...
+    >>> torchlstm.use_engine("auto")
+
+    An engine that is asked for and cannot run a module raises EngineRefusal with its reason; "auto" chooses the first
+    that can.  Raises ValueError for an unknown name and RuntimeError for an engine that is missing here.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _forced
+        if name != _AUTOMATIC:
+            _present(name)
+        self._before, _forced = _forced, name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _forced
+        _forced = self._before
+
+
+def _present(name: str) -> Engine:
+    """The engine of this name, or an error that says what there is."""
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; engines: {', '.join([*ENGINES, _AUTOMATIC])}")
+    if reason := ENGINES[name].unavailable():
+        raise RuntimeError(f"engine {name!r} is not available: {reason}")
+    return ENGINES[name]
+
+
+def refusal(engine: Engine, problem: Problem) -> str | None:
+    """Why this engine does not run this problem, or None."""
+    return engine.unavailable() or engine.refuses(problem)
+
+
+def choose(problem: Problem) -> Engine:
+    """The engine for this problem: the forced one, or the first in order of preference that does not refuse."""
+    if _forced != _AUTOMATIC:
+        engine = _present(_forced)
+        if reason := engine.refuses(problem):
+            able = ", ".join(e.name for e in ENGINES.values() if refusal(e, problem) is None)
+            raise EngineRefusal(f"engine {_forced!r} cannot run this LSTM: {reason}; engines that can: {able}")
+        return engine
+    for engine in ENGINES.values():
+        if not engine.opt_in and refusal(engine, problem) is None:
+            return engine
+    raise RuntimeError(f"no engine can run {problem}")
+
+
+def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
+    """The problem that `layer` poses for these arguments; see `contract.Layer` for their shapes."""
+    w_ih, w_hh, b_ih, _, w_hr = weights[0]
+    return Problem(
+        rows=rows,
+        batch=h_0.shape[1],
+        input_size=w_ih.shape[1],
+        hidden_size=w_hh.shape[0] // 4,
+        proj_size=0 if w_hr is None else w_hr.shape[0],
+        directions=len(weights),
+        bias=b_ih is not None,
+        dtype=x.dtype,
+        device=x.device,
+    )
+
+
+def layer(
+    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer, all its directions, on the engine chosen for it; see `contract.Layer`."""
+    if isinstance(rows, Dense) and rows.steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return choose(problem_of(x, h_0, weights, rows)).layer(x, h_0, c_0, weights, rows)

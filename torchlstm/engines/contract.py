@@ -1,0 +1,82 @@
+"""What an engine is asked and what it answers.
+
+Letters used everywhere: T steps, B batch, P packed rows, I input size, H hidden size, R = proj_size or H,
+D directions, L layers.  Gates are i, f, g, o along the 4H axis, in this order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+class Dense(NamedTuple):
+    """Rows of a batch whose sequences are equally long: row t * batch + b is step t of sequence b."""
+
+    steps: int
+    batch: int
+
+
+class Ragged(NamedTuple):
+    """Rows of sequences sorted by falling length, step by step, as a PackedSequence holds them."""
+
+    batch_sizes: Tensor  # (T,) CPU int64, non-increasing: how many sequences are alive at each step
+
+
+Rows: TypeAlias = Dense | Ragged
+
+# One direction of one layer: w_ih (4H, I), w_hh (4H, R), b_ih (4H,), b_hh (4H,), w_hr (R, H).
+Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Problem(NamedTuple):
+    """One layer, all its directions, as far as an engine needs it to say whether it can run it."""
+
+    rows: Rows
+    batch: int  # B, at least the rows' own batch size
+    input_size: int
+    hidden_size: int
+    proj_size: int  # 0: no projection
+    directions: int
+    bias: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+# layer(x, h_0, c_0, weights, rows) -> y, h_n, c_n
+#   x            (P, I)
+#   h_0, c_0     (D, B, R), (D, B, H)
+#   weights      D of Weights
+#   y            (P, D*R), contiguous
+#   h_n, c_n     (D, B, R), (D, B, H); they own their storage
+# Direction 1 runs the rows backwards.  A step updates only its sequences' rows of the state: a sequence that has
+# ended, or in reverse has not yet begun, keeps the state it has.
+Layer: TypeAlias = Callable[[Tensor, Tensor, Tensor, tuple[Weights, ...], Rows], tuple[Tensor, Tensor, Tensor]]
+
+
+def _none(_: Problem) -> None:
+    return None
+
+
+def _present() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to compute a layer.
+
+    name         what `use_engine` takes
+    layer        the computation
+    refuses      why this engine cannot run a problem, or None
+    unavailable  why this engine is missing from this installation, or None
+    opt_in       never chosen automatically, only by `use_engine`
+    """
+
+    name: str
+    layer: Layer
+    refuses: Callable[[Problem], str | None] = _none
+    unavailable: Callable[[], str | None] = _present
+    opt_in: bool = False

@@ -1,0 +1,27 @@
+"""The LSTM cell, written out once in torch operations; every other implementation is judged by this one."""
+
+import torch
+from torch import Tensor
+
+
+def lstm_cell(gates_x: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, w_hr: Tensor | None) -> tuple[Tensor, Tensor]:
+    r"""One step of an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+        i = \sigma(W_ii x + b_ii + W_hi h + b_hi)          input gate
+        f = \sigma(W_if x + b_if + W_hf h + b_hf)          forget gate
+        g =  \tanh(W_ig x + b_ig + W_hg h + b_hg)          candidate
+        o = \sigma(W_io x + b_io + W_ho h + b_ho)          output gate
+        c' = f * c + i * g
+        h' = o * \tanh(c'),   or W_hr (o * \tanh(c')) with a projection (Sak et al. 2014)
+
+    gates_x  (B, 4H)   the part of the gates that comes from x: W_i x + b_i + b_h
+    h, c     (B, R), (B, H)
+    w_hh     (4H, R)
+    w_hr     (R, H) or None
+    returns  h' (B, R), c' (B, H)
+    """
+    gates = gates_x + h @ w_hh.t()  # (B, 4H)
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if w_hr is None else h @ w_hr.t()), c

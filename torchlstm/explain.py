@@ -1,0 +1,108 @@
+"""Why a module runs on the engine it runs on."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .cell import LSTMCell
+from .dispatch import choose, forced_engine, refusal
+from .engines import ENGINES
+from .engines.contract import Dense, Problem
+from .lstm import LSTM
+from .packing import pack
+from .precision import autocast_precision
+
+
+class Decision(NamedTuple):
+    """The choice of an engine for one layer: its name, or None with the error that the call would raise."""
+
+    layer: int
+    problem: Problem
+    engine: str | None
+    error: str | None
+    refusals: dict[str, str | None]  # by engine, in order of preference: why not, or None
+
+    def __str__(self) -> str:
+        problem = self.problem
+        rows = f"dense T={problem.rows.steps}" if isinstance(problem.rows, Dense) else "ragged"
+        sizes = f"B={problem.batch} I={problem.input_size} H={problem.hidden_size}"
+        sizes += f" R={problem.proj_size}" if problem.proj_size else ""
+        lines = [f"layer {self.layer}: {rows} {sizes} D={problem.directions} {problem.dtype} on {problem.device}"]
+        for name, reason in self.refusals.items():
+            mark = "->" if name == self.engine else "  "
+            standing = f"refuses: {reason}" if reason else "opt-in" if ENGINES[name].opt_in else "can run it"
+            lines.append(f"  {mark} {name}: {standing}")
+        return "\n".join([*lines, *([f"  error: {self.error}"] if self.error else [])])
+
+
+class Explanation(NamedTuple):
+    """What `explain` found; prints as text."""
+
+    forced: str | None  # the engine in force, or None for automatic choice
+    decisions: list[Decision]
+
+    def __str__(self) -> str:
+        how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"
+        return "\n".join([how, *map(str, self.decisions)])
+
+
+def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence, hx: Any = None) -> Explanation:
+    """Say which engine runs each layer of a torchlstm module for an input, and why no other.
+
+    input, hx  as the module takes them; nothing is computed
+    Raises TypeError for any other module: `swap` it first.
+    """
+    if isinstance(module, LSTM):
+        problems = _lstm_problems(module, input, hx)
+    elif isinstance(module, LSTMCell):
+        problems = [_cell_problem(module, input, hx)]
+    else:
+        raise TypeError(f"explain expects a torchlstm.LSTM or LSTMCell, got {type(module).__qualname__}: swap it first")
+    return Explanation(forced_engine(), [_decide(index, problem) for index, problem in enumerate(problems)])
+
+
+def _decide(index: int, problem: Problem) -> Decision:
+    refusals = {name: refusal(engine, problem) for name, engine in ENGINES.items()}
+    try:
+        return Decision(index, problem, choose(problem).name, None, refusals)
+    except RuntimeError as error:
+        return Decision(index, problem, None, str(error), refusals)
+
+
+def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> list[Problem]:
+    packed = pack(input, module.batch_first)
+    x, state = packed.data, module.proj_size or module.hidden_size
+    fused = packed.form is None and not module.proj_size
+    precision = autocast_precision(x, None if hx is None else hx[1], module.proj_size > 0, fused)
+    directions = 2 if module.bidirectional else 1
+    return [
+        Problem(
+            rows=packed.rows,
+            batch=packed.batch,
+            input_size=module.input_size if k == 0 else directions * state,
+            hidden_size=module.hidden_size,
+            proj_size=module.proj_size,
+            directions=directions,
+            bias=module.bias,
+            dtype=x.dtype if precision is None else precision.compute,
+            device=x.device,
+        )
+        for k in range(module.num_layers)
+    ]
+
+
+def _cell_problem(module: LSTMCell, input: Any, hx: Any) -> Problem:
+    batch = input.shape[0] if input.dim() == 2 else 1
+    precision = autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False)
+    return Problem(
+        rows=Dense(1, batch),
+        batch=batch,
+        input_size=module.input_size,
+        hidden_size=module.hidden_size,
+        proj_size=0,
+        directions=1,
+        bias=module.bias_ih is not None,
+        dtype=input.dtype if precision is None else precision.compute,
+        device=input.device,
+    )

@@ -1,0 +1,160 @@
+"""LSTM: check the input, pack it, run the stack, unpack."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks
+from .engines.contract import Weights
+from .packing import check_packed, pack, pack_state, unpack, unpack_state
+from .precision import Precision, autocast_precision
+from .stack import run_stack
+
+State = tuple[Tensor, Tensor]
+Layers = list[tuple[Weights, ...]]  # L of D of Weights
+
+
+class LSTM(nn.RNNBase):
+    """As torch.nn.LSTM, computed by a torchlstm engine.
+
+    Arguments, parameters (names, order, initial draws), inputs, results and errors are torch.nn.LSTM's.  With R =
+    proj_size or hidden_size, L = num_layers and D = 2 if bidirectional, else 1:
+
+        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), or a PackedSequence
+        hx        None for zeros, or (h_0, c_0): (L*D, B, R), (L*D, B, hidden_size), without B for unbatched input
+        returns   output, (h_n, c_n): the output in the input's form with D*R features; the states as hx
+
+    What differs: it is no instance of nn.LSTM; the weights are read from their attributes at every call, so that
+    `flatten_parameters` has nothing to do; and where nn.LSTM fails with a message about its insides, or computes from a
+    PackedSequence or a state that does not fit, the error names what was given and what was expected.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options = (bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: no engine needs the weights in one chunk of memory."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
+        """See the class."""
+        self._check(input, hx)
+        packed = pack(input, self.batch_first)
+        x, rows = packed.data, packed.rows
+        layers = self._layers(x)
+        if hx is None:
+            h_0, c_0 = self._zeros(x, packed.batch)
+        else:
+            h_0, c_0 = pack_state(packed, hx[0]), pack_state(packed, hx[1])
+        fused = packed.form is None and not self.proj_size
+        precision = autocast_precision(x, c_0, self.proj_size > 0, fused)
+        if precision is None:
+            y, h_n, c_n = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training)
+        else:
+            layers = [tuple(precision.cast(weights) for weights in layer) for layer in layers]
+            with torch.autocast(x.device.type, enabled=False):
+                results = run_stack(*precision.cast((x, h_0, c_0)), layers, rows, self.dropout, self.training)
+            y, h_n, c_n = precision.results(*results)
+        return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n))
+
+    def _layers(self, x: Tensor) -> Layers:
+        """The weights of every layer and direction as they are now, checked against rows of input x (P, I)."""
+        gates, hidden, proj = 4 * self.hidden_size, self.hidden_size, self.proj_size
+        state = proj or hidden
+        layers: Layers = []
+        features = self.input_size
+        for k in range(self.num_layers):
+            shapes = ((gates, features), (gates, state), (gates,), (gates,), (proj, hidden))
+            directions = []
+            for suffix in (f"_l{k}", f"_l{k}_reverse") if self.bidirectional else (f"_l{k}",):
+                weights = (
+                    getattr(self, "weight_ih" + suffix),
+                    getattr(self, "weight_hh" + suffix),
+                    getattr(self, "bias_ih" + suffix) if self.bias else None,
+                    getattr(self, "bias_hh" + suffix) if self.bias else None,
+                    getattr(self, "weight_hr" + suffix) if proj else None,
+                )
+                checks.check_weights(x, weights, shapes)
+                directions.append(weights)
+            layers.append(tuple(directions))
+            features = state * len(directions)
+        return layers
+
+    def _zeros(self, x: Tensor, batch: int) -> State:
+        """Initial states for rows x: h_0 (L*D, B, R) and c_0 (L*D, B, H), two tensors."""
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        h_0 = x.new_zeros(count, batch, self.proj_size or self.hidden_size)
+        return h_0, x.new_zeros(count, batch, self.hidden_size)
+
+    def _check(self, input: Tensor | PackedSequence, hx: State | None) -> None:
+        """Raise what nn.LSTM raises for this input, or a clearer error of the same kind."""
+        if hx is not None:
+            checks.check_pair("lstm", hx)
+        if isinstance(input, PackedSequence):
+            check_packed(input)
+            data, batch_sizes = input.data, input.batch_sizes
+            what, rank = "a PackedSequence", 3
+        else:
+            checks.check_tensor("LSTM", input)
+            if input.dim() not in (2, 3):
+                raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+            data, batch_sizes = input, None
+            what, rank = ("batched 3-D input", 3) if input.dim() == 3 else ("unbatched 2-D input", 2)
+        if hx is None:
+            self.check_input(data, batch_sizes)
+            return
+        if hx[0].dim() != rank or hx[1].dim() != rank:
+            raise RuntimeError(
+                f"For {what}, hx and cx should also be {rank}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+        if rank == 2:
+            data = data.unsqueeze(0 if self.batch_first else 1)
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        self.check_forward_args(data, hx, batch_sizes)
+        checks.check_states(data, hx)
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """As nn.LSTM's, against the weights as they are now, not those that RNNBase remembers."""
+        if problem := checks.dtype_mismatch(input, self.weight_ih_l0):
+            # nn.LSTM looks at the dtype of dense input itself; packed input fails later, in a product.
+            raise (ValueError if batch_sizes is None else RuntimeError)(problem)
+        expected = (2,) if batch_sizes is not None else (2, 3)
+        if input.dim() not in expected:
+            raise RuntimeError(f"input must have {expected[-1]} dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.shape[-1]}"
+            )
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        """As nn.LSTM's."""
+        count, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return count, batch, self.hidden_size
+
+    def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:  # type: ignore[override]
+        """As nn.LSTM's."""
+        self.check_input(input, batch_sizes)
+        for index, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
+            size = expected(input, batch_sizes)
+            self.check_hidden_size(hidden[index], size, f"Expected hidden[{index}] size {{}}, got {{}}")
+
+    def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
+        """As nn.LSTM's: both states with their batch axis permuted."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)

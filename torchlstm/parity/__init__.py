@@ -1,0 +1,8 @@
+"""Parity with torch.nn.LSTM: the case table, how it is run and judged, and `check` for a user's own model."""
+
+from .cases import CASES, Case
+from .check import Report, check
+from .judge import Verdict, judge
+from .run import Result, run_case, select
+
+__all__ = ["CASES", "Case", "Report", "Result", "Verdict", "check", "judge", "run_case", "select"]

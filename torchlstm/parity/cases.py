@@ -1,0 +1,168 @@
+"""Every parity case, written once; pytest, the command line and a CUDA machine run this table."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One module and one call of it.
+
+    options   arguments of the constructor besides the sizes
+    form      dense, unbatched, packed (sorted), unsorted (packed), equal (packed, all as long), zeros (packed, with
+              steps at the end at which no sequence is alive)
+    hx        none, given, list, aliased, expanded or strided (not contiguous)
+    training  False: eval mode, which turns dropout off
+    autocast  the dtype of an autocast region around the forward, or None
+    loss      the results that the loss sees
+    frozen    names of parameters that ask for no gradient; "input" and "hx" freeze those
+    scale     of the input; 1e4 saturates every gate
+    poison    a value written into one element of the input of sequence 0
+    """
+
+    name: str
+    cell: bool = False
+    steps: int = 7
+    batch: int = 3
+    input_size: int = 5
+    hidden_size: int = 6
+    options: dict[str, Any] = field(default_factory=dict)
+    form: str = "dense"
+    hx: str = "given"
+    dtype: torch.dtype = torch.float64
+    training: bool = True
+    autocast: torch.dtype | None = None
+    loss: tuple[str, ...] = ("output", "h_n", "c_n")
+    frozen: tuple[str, ...] = ()
+    scale: float = 1.0
+    poison: float | None = None
+
+    @property
+    def dropout(self) -> float:
+        """The dropout that this case draws; on CUDA, masks of cuDNN cannot be drawn again unless it is 0 or 1."""
+        return float(self.options.get("dropout", 0)) if self.training else 0.0
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+
+_EVERYTHING = {"num_layers": 2, "bidirectional": True, "proj_size": 3, "batch_first": True}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _options() -> Iterator[Case]:
+    """Every combination of the constructor's options, dense and packed."""
+    for layers in (1, 2):
+        for bias in (True, False):
+            for bidirectional in (False, True):
+                for proj in (0, 3):
+                    options = {
+                        "num_layers": layers,
+                        "bias": bias,
+                        "bidirectional": bidirectional,
+                        "proj_size": proj,
+                        "batch_first": layers == 2,
+                    }
+                    name = f"L{layers}" + "-bi" * bidirectional + f"-proj{proj}" * (proj > 0) + "-nobias" * (not bias)
+                    for form in ("dense", "unsorted"):
+                        yield Case(f"{name}-{form}", options=options, form=form)
+
+
+def _dtypes() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for form in ("dense", "packed"):
+            if dtype.is_complex and form == "packed":
+                continue
+            # Complex gates have poles: wide sums come close to them, where every computation is inexact.
+            sizes = {} if dtype.is_complex else {"steps": 20, "batch": 4, "input_size": 17, "hidden_size": 33}
+            yield Case(f"{_short(dtype)}-{form}", dtype=dtype, form=form, **sizes)
+            yield Case(f"{_short(dtype)}-everything-{form}", dtype=dtype, form=form, options=_EVERYTHING, **sizes)
+    for steps, batch, features, hidden in ((1, 1, 1, 1), (2, 17, 3, 8), (33, 1, 64, 64), (63, 5, 31, 100), (9, 40, 16, 15)):
+        for dtype in (torch.float64, torch.float32):
+            yield Case(
+                f"{_short(dtype)}-T{steps}-B{batch}-I{features}-H{hidden}",
+                dtype=dtype, steps=steps, batch=batch, input_size=features, hidden_size=hidden,
+                options={"bidirectional": True},
+            )  # fmt: skip
+
+
+def _forms() -> Iterator[Case]:
+    for form in ("unbatched", "packed", "unsorted", "equal", "zeros"):
+        for hx in ("none", "given"):
+            yield Case(f"{form}-hx-{hx}", form=form, hx=hx, options=_EVERYTHING)
+    for hx in ("none", "list", "expanded", "strided"):
+        yield Case(f"hx-{hx}", hx=hx, options={"num_layers": 2})
+    yield Case("hx-aliased", hx="aliased", options={"num_layers": 2, "bidirectional": True})
+    yield Case("one-step", steps=1, options=_EVERYTHING)
+    yield Case("batch-0", batch=0, options={"num_layers": 2, "bidirectional": True})
+    yield Case("unbatched-batch-first", form="unbatched", options={"batch_first": True})
+    yield Case("four-layers", options={"num_layers": 4, "dropout": 0.1})
+
+
+def _dropouts() -> Iterator[Case]:
+    for p in (0.0, 0.3, 1.0):
+        for form in ("dense", "unsorted"):
+            options = {"num_layers": 3, "dropout": p, "bidirectional": True}
+            yield Case(f"dropout-{p}-{form}", options=options, form=form)
+    yield Case("dropout-batch-first", options=_EVERYTHING | {"dropout": 0.5}, dtype=torch.float32)
+    yield Case("dropout-eval", options=_EVERYTHING | {"dropout": 0.5}, training=False)
+
+
+def _losses() -> Iterator[Case]:
+    for name in ("output", "h_n", "c_n"):
+        yield Case(f"loss-{name}", loss=(name,), options=_EVERYTHING)
+        yield Case(f"loss-{name}-packed", loss=(name,), form="unsorted", options=_EVERYTHING)
+    yield Case("frozen-weights", frozen=("weight_hh_l0", "bias_ih_l0", "weight_ih_l0_reverse"), options=_EVERYTHING)
+    yield Case("frozen-input", frozen=("input",), options={"num_layers": 2})
+    yield Case("frozen-states", frozen=("hx",))
+    yield Case("eval-mode", training=False)
+
+
+def _values() -> Iterator[Case]:
+    for dtype in (torch.float64, torch.float32):
+        yield Case(f"saturated-{_short(dtype)}", scale=1e4, dtype=dtype)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        yield Case(f"{value}-in-one-row", poison=value, dtype=torch.float32, loss=("output",), frozen=("input", "hx"))
+    yield Case("nan-in-one-row-packed", poison=float("nan"), form="unsorted", dtype=torch.float32)
+    yield Case("denormal-input", scale=1e-39, dtype=torch.float32)
+
+
+def _cells() -> Iterator[Case]:
+    for dtype in DTYPES:
+        sizes = {} if dtype.is_complex else {"batch": 4, "input_size": 17, "hidden_size": 33}
+        yield Case(f"cell-{_short(dtype)}", cell=True, dtype=dtype, **sizes)
+    for hx in ("none", "list", "aliased", "strided", "expanded"):
+        yield Case(f"cell-hx-{hx}", cell=True, hx=hx)
+    yield Case("cell-nobias", cell=True, options={"bias": False})
+    yield Case("cell-unbatched", cell=True, form="unbatched")
+    yield Case("cell-unbatched-hx-none", cell=True, form="unbatched", hx="none")
+    yield Case("cell-batch-0", cell=True, batch=0)
+    yield Case("cell-loss-c", cell=True, loss=("c_n",))
+
+
+def _autocasts() -> Iterator[Case]:
+    for dtype in (torch.bfloat16, torch.float16):
+        base = Case("", dtype=torch.float32, autocast=dtype, input_size=17, hidden_size=33)
+        name = f"autocast-{_short(dtype)}"
+        yield replace(base, name=f"{name}-dense")
+        yield replace(base, name=f"{name}-proj", options={"proj_size": 8, "num_layers": 2})
+        yield replace(base, name=f"{name}-packed", form="unsorted", options={"bidirectional": True})
+        yield replace(base, name=f"{name}-cell", cell=True)
+
+
+def _table() -> dict[str, Case]:
+    table: dict[str, Case] = {}
+    for group in (_options, _dtypes, _forms, _dropouts, _losses, _values, _cells, _autocasts):
+        for case in group():
+            if case.name in table:
+                raise ValueError(f"two parity cases are called {case.name!r}")
+            table[case.name] = case
+    return table
+
+
+CASES = _table()

@@ -1,0 +1,151 @@
+"""`check`: does a user's own model compute the same after `swap`?"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..swap import plan_swap, restore, swap
+from .judge import Verdict, judge
+from .observe import Observation
+from .report import table
+from .timing import Pairs, interleave
+
+_SEED = 17
+
+
+class Report(NamedTuple):
+    """What `check` found; prints as a table, true in a condition if the models agree."""
+
+    verdicts: list[Verdict]
+    swapped: list[str]  # names of the modules that were swapped
+    left_alone: list[str]  # "name: reason"
+    forward: Pairs  # the model as it is, the swapped model
+    training: Pairs  # forward and backward
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output and every gradient agrees."""
+        return all(verdict.reason is None for verdict in self.verdicts)
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        rows = [[v.name, f"{v.error:.1e}", f"{v.rival_error:.1e}", f"{v.bound:.1e}", v.reason or "ok"] for v in self.verdicts]
+        lines = table(["tensor", "difference", "control", "bound", ""], rows)
+        lines.append(f"swapped: {', '.join(name or '(the model itself)' for name in self.swapped)}")
+        lines += [f"left alone: {line}" for line in self.left_alone]
+        for name, pairs in (("forward", self.forward), ("forward and backward", self.training)):
+            lines.append(
+                f"{name}: torch.nn {1e3 * pairs.first:.2f} ms, torchlstm {1e3 * pairs.second:.2f} ms, "
+                f"{pairs.ratio:.2f}x as fast"
+            )
+        lines.append("the models agree" if self.passed else "the models DIFFER")
+        return "\n".join(lines)
+
+
+def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
+    """Compare a model with its swapped self: every output and gradient under one seed, and the time both take.
+
+    The bound is set by a control: the model as it is with every LSTM weight moved by about one unit in the last place.
+    What differs by little more than that differs by rounding.
+
+    model            any module that contains an nn.LSTM or nn.LSTMCell; it is copied, not changed
+    inputs, kwargs   a call of it; floating tensors in them are given gradients
+    Raises ValueError if there is nothing to swap, or if the model returns no floating tensor.
+    """
+    theirs = restore(copy.deepcopy(model))
+    plan = plan_swap(theirs)
+    swapped = [candidate.name for candidate in plan if candidate.reason is None]
+    left_alone = [f"{candidate.name}: {candidate.reason}" for candidate in plan if candidate.reason]
+    if not swapped:
+        why = "; ".join(left_alone) or "it contains no nn.LSTM and no nn.LSTMCell"
+        raise ValueError(f"nothing to swap in {type(model).__name__}: {why}")
+    control = copy.deepcopy(theirs)
+    for name in swapped:
+        _nudge(control.get_submodule(name))
+    ours = copy.deepcopy(theirs)
+    for name in swapped:
+        swap(ours.get_submodule(name))
+    call = (inputs, kwargs)
+    truth, mine, other = (_observe(each, call) for each in (theirs, ours, control))
+    weights = next(theirs.get_submodule(swapped[0]).parameters())
+    device = weights.device.type
+
+    def forward(module: nn.Module) -> Callable[[], Any]:
+        return lambda: _forward(module, *_leaves(call, grad=False))
+
+    def training(module: nn.Module) -> Callable[[], Any]:
+        return lambda: _observe(module, call)
+
+    return Report(
+        judge(mine, other, truth, weights.dtype),
+        swapped,
+        left_alone,
+        interleave(forward(theirs), forward(ours), device),
+        interleave(training(theirs), training(ours), device),
+    )
+
+
+def _nudge(module: nn.Module) -> None:
+    """Move every weight up or down by about one unit in the last place."""
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.no_grad():
+        for weight in module.parameters():
+            signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight.device) * 2 - 1
+            weight.mul_(1 + signs.to(weight.real.dtype) * torch.finfo(weight.dtype).eps)
+
+
+def _leaves(call: tuple[Any, Any], grad: bool) -> tuple[Any, Any]:
+    """The call with its tensors copied, so that no model can change another's input."""
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        copied = value.detach().clone()
+        return copied.requires_grad_(grad) if _floating(copied) else copied
+
+    result: tuple[Any, Any] = pytree.tree_map(leaf, call)
+    return result
+
+
+def _floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _forward(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    torch.manual_seed(_SEED)
+    with torch.no_grad():
+        return module(*args, **kwargs)
+
+
+def _observe(module: nn.Module, call: tuple[Any, Any]) -> Observation:
+    """Outputs and gradients of one call with random cotangents, by name."""
+    args, kwargs = _leaves(call, grad=True)
+    module.zero_grad(set_to_none=True)
+    torch.manual_seed(_SEED)
+    result = module(*args, **kwargs)
+    outputs = {
+        f"output{pytree.keystr(path)}": value
+        for path, value in pytree.tree_flatten_with_path(result)[0]
+        if isinstance(value, Tensor) and _floating(value)
+    }
+    if not outputs:
+        raise ValueError(f"{type(module).__name__} returned no floating tensor to compare, but {type(result).__name__}")
+    seen: Observation = {name: value.detach() for name, value in outputs.items()}
+    generator = torch.Generator().manual_seed(_SEED)
+    differentiable = [value for value in outputs.values() if value.requires_grad]
+    cotangents = [torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device) for v in differentiable]
+    if differentiable:
+        torch.autograd.backward(differentiable, cotangents)
+    for path, value in pytree.tree_flatten_with_path((args, kwargs))[0]:
+        if isinstance(value, Tensor) and value.grad is not None:
+            seen[f"grad input{pytree.keystr(path)}"] = value.grad
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            seen[f"grad {name}"] = parameter.grad
+    return seen

@@ -1,0 +1,95 @@
+"""The tolerance rule, and what it says of two observations."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .observe import Observation
+
+# How much further from float64 we may be than nn.LSTM in the same dtype.  Measured need over the case table: below 2
+# in float32, below 3.4 in bfloat16 (`python -m torchlstm parity` prints the worst of every case).
+FACTOR = 4.0
+ROUNDINGS = 8.0  # and this many units of the last place of the largest element besides
+FLOAT64 = 1e-10  # the bound for float64 and complex128, times the largest element, or 1 if that is smaller
+
+
+class Verdict(NamedTuple):
+    """One tensor compared: its error, that of the rival, and the bound; `reason` where it fails."""
+
+    name: str
+    error: float
+    rival_error: float
+    bound: float
+    reason: str | None
+
+    @property
+    def used(self) -> float:
+        """How much of the bound the error takes up: above 1 is a failure."""
+        return self.error / self.bound if self.bound else (0.0 if self.error == 0 else math.inf)
+
+
+def judge(ours: Observation, rival: Observation | None, truth: Observation, precision: torch.dtype) -> list[Verdict]:
+    """Compare every named tensor with its true value; `rival` says how far off an honest computation is.
+
+    rival      nn.LSTM in the same dtype, or None where it cannot run: then it counts as one rounding off the truth
+    truth      nn.LSTM in float64
+    precision  the dtype of the arithmetic
+    """
+    verdicts = []
+    for name, true in truth.items():
+        mine = ours.get(name)
+        theirs = (rival or _rounded(truth, ours)).get(name)
+        if mine is None or true is None or theirs is None:
+            missing = [who for who, value in (("ours", mine), ("nn.LSTM's", theirs)) if value is None]
+            verdicts.append(Verdict(name, 0.0, 0.0, 0.0, None if mine is theirs else f"{' and '.join(missing)} is None"))
+        elif mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            reason = f"{mine.dtype}{list(mine.shape)}, nn.LSTM's {theirs.dtype}{list(theirs.shape)}"
+            verdicts.append(Verdict(name, math.inf, 0.0, 0.0, reason))
+        else:
+            verdicts.append(_judge(name, mine, theirs, true, precision))
+    if extra := set(ours) - set(truth):
+        verdicts.append(Verdict(", ".join(sorted(extra)), math.inf, 0.0, 0.0, "nn.LSTM has no such tensor"))
+    return verdicts
+
+
+def _judge(name: str, mine: Tensor, theirs: Tensor, true: Tensor, precision: torch.dtype) -> Verdict:
+    mine, theirs, true = (_wide(tensor) for tensor in (mine, theirs, true))
+    if not _same_pattern(mine, theirs):
+        return Verdict(name, math.inf, 0.0, 0.0, "NaN or Inf in other places than nn.LSTM")
+    finite = theirs.isfinite() & true.isfinite()
+    scale = _largest(true[finite])
+    error, rival_error = _largest((mine - true)[finite]), _largest((theirs - true)[finite])
+    if precision in (torch.float64, torch.complex128):
+        bound = FLOAT64 * max(1.0, scale)
+    else:
+        bound = FACTOR * rival_error + ROUNDINGS * torch.finfo(precision).eps * scale
+    reason = None if error <= bound else f"error {error:.2e} exceeds {bound:.2e}"
+    return Verdict(name, error, rival_error, bound, reason)
+
+
+def _rounded(truth: Observation, ours: Observation) -> Observation:
+    """The true values in the dtypes that we gave."""
+    return {
+        name: None if true is None or (mine := ours.get(name)) is None else true.to(mine.dtype)
+        for name, true in truth.items()
+    }
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.cpu().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _same_pattern(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether NaN, +Inf and -Inf stand in the same places."""
+    infinite = theirs.isinf()
+    return (
+        torch.equal(mine.isnan(), theirs.isnan())
+        and torch.equal(mine.isinf(), infinite)
+        and torch.equal(mine[infinite], theirs[infinite])
+    )
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0

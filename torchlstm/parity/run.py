@@ -1,0 +1,80 @@
+"""Run parity cases on an engine: nn.LSTM in float64, nn.LSTM, ours, and the verdicts."""
+
+from dataclasses import replace
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .. import LSTM, EngineRefusal, LSTMCell, use_engine
+from .cases import CASES, Case
+from .judge import Verdict, judge
+from .observe import Observation, build, draw, observe
+
+
+class Result(NamedTuple):
+    """What became of one case on one engine and device."""
+
+    case: Case
+    verdicts: list[Verdict]
+    skipped: str | None = None  # the engine's refusal, or why the device cannot tell
+    note: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the case ran and no tensor failed."""
+        return self.skipped is None and all(verdict.reason is None for verdict in self.verdicts)
+
+    @property
+    def worst(self) -> Verdict | None:
+        """The tensor that failed or came closest to failing."""
+        return max(self.verdicts, key=lambda v: (v.reason is not None, v.used), default=None)
+
+    def row(self) -> dict[str, Any]:
+        """The result as plain data, for JSON."""
+        outcome = "skip" if self.skipped else "pass" if self.passed else "fail"
+        return {
+            "case": self.case.name,
+            "outcome": outcome,
+            "skipped": self.skipped,
+            "note": self.note,
+            "tensors": {v.name: {"error": v.error, "nn_error": v.rival_error, "bound": v.bound, "reason": v.reason}
+                        for v in self.verdicts},
+        }  # fmt: skip
+
+
+def run_case(case: Case, device: str = "cpu", engine: str = "auto") -> Result:
+    """Judge one case; a forced engine's refusal is a skip, any other error is raised."""
+    if device != "cpu" and case.dropout not in (0, 1):
+        return Result(case, [], "cuDNN draws dropout masks of its own: compared at 0 and 1 only")
+    place = torch.device(device)
+    inputs = draw(case)
+    wide = torch.complex128 if case.dtype.is_complex else torch.float64
+
+    def run(lstm: type[nn.Module], cell: type[nn.Module], this: Case, dtype: torch.dtype) -> Observation:
+        module = build(this, lstm, cell, dtype).to(place)
+        return observe(module, this, inputs.to(place, dtype))
+
+    with use_engine(engine):
+        try:
+            ours = run(LSTM, LSTMCell, case, case.dtype)
+        except EngineRefusal as refusal:
+            return Result(case, [], str(refusal))
+    truth = run(nn.LSTM, nn.LSTMCell, replace(case, autocast=None), wide)
+    rival, note = None, None
+    try:
+        rival = run(nn.LSTM, nn.LSTMCell, case, case.dtype)
+    except RuntimeError as error:
+        # oneDNN has no autocast arithmetic on processors without instructions for it.
+        if case.autocast is None:
+            raise
+        note = f"nn.LSTM cannot run this here ({str(error)[:60]}...): judged against float64 alone"
+    return Result(case, judge(ours, rival, truth, case.autocast or case.dtype), None, note)
+
+
+def select(pattern: str | None) -> list[Case]:
+    """The cases whose name matches a shell pattern or contains it; all of them for None."""
+    if pattern is None:
+        return list(CASES.values())
+    return [case for name, case in CASES.items() if fnmatch(name, pattern) or pattern in name]

@@ -1,0 +1,59 @@
+"""Two computations timed in turns, so that whatever slows the machine slows both."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Pairs(NamedTuple):
+    """Interleaved timings in seconds; the ratio says how many times faster the second is."""
+
+    first: float  # median
+    second: float
+    ratio: float  # median of first / second over the pairs
+    low: float  # its 20th and 80th percentile
+    high: float
+    count: int
+
+
+def interleave(
+    first: Callable[[], Any], second: Callable[[], Any], device: str = "cpu", seconds: float = 1.0, least: int = 5
+) -> Pairs:
+    """Time two computations in turns, at least `least` pairs and for about so many seconds.
+
+    Each runs once before, unmeasured; which of a pair goes first alternates.
+    """
+
+    def measure(run: Callable[[], Any]) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        return time.perf_counter() - start
+
+    measure(first), measure(second)
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(pairs) < least or time.perf_counter() < end:
+        if len(pairs) % 2:
+            later = measure(second)
+            pairs.append((measure(first), later))
+        else:
+            pairs.append((measure(first), measure(second)))
+    ratios = sorted(a / b for a, b in pairs)
+    return Pairs(
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(ratios),
+        ratios[len(ratios) // 5],
+        ratios[len(ratios) - 1 - len(ratios) // 5],
+        len(pairs),
+    )
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

@@ -1,0 +1,46 @@
+"""Layers: dropout between them, states in and out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .dispatch import layer
+from .engines.contract import Dense, Rows, Weights
+
+
+def run_stack(
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    layers: Sequence[tuple[Weights, ...]],
+    rows: Rows,
+    dropout: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run packed rows through all layers.
+
+    x         (P, I)
+    h_0, c_0  (L*D, B, R), (L*D, B, H), direction innermost
+    layers    L of D of Weights
+    returns   y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H)
+    """
+    if len(layers) == 1:
+        return layer(x, h_0, c_0, layers[0], rows)
+    directions = len(layers[0])
+    states = zip(h_0.split(directions), c_0.split(directions), strict=True)
+    h_n, c_n = [], []
+    for index, (weights, (h, c)) in enumerate(zip(layers, states, strict=True)):
+        if index > 0 and dropout != 0 and training:
+            # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
+            x = torch.dropout(x, dropout, True)
+        x, h, c = layer(x, h, c, weights, rows)
+        h_n.append(h)
+        c_n.append(c)
+    return x, torch.cat(h_n), torch.cat(c_n)
+
+
+def run_step(x: Tensor, h_0: Tensor, c_0: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """One step of one layer in one direction: x (B, I), h_0 (B, R), c_0 (B, H) -> h_1 (B, R), c_1 (B, H)."""
+    _, h_1, c_1 = layer(x, h_0.unsqueeze(0), c_0.unsqueeze(0), (weights,), Dense(1, x.shape[0]))
+    return h_1.squeeze(0), c_1.squeeze(0)

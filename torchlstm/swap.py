@@ -1,0 +1,70 @@
+"""Put torchlstm's classes in the place of torch.nn's in a model that exists, and back."""
+
+import warnings
+from typing import NamedTuple, TypeVar
+
+from torch import nn
+
+from .cell import LSTMCell
+from .lstm import LSTM
+
+_OURS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
+_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Candidate(NamedTuple):
+    """A module that `swap` looks at: its name in the model ("" is the model itself) and why it is left alone, or None."""
+
+    name: str
+    module: nn.Module
+    reason: str | None
+
+
+def _reason(module: nn.Module) -> str | None:
+    """Why this instance of nn.LSTM or nn.LSTMCell, or of a subclass, is left alone."""
+    kind = type(module)
+    if kind not in _OURS:
+        if hasattr(module, "parametrizations"):
+            return f"it is parametrized, which made its class a subclass of {kind.__mro__[1].__name__}: swap first"
+        return f"its class {kind.__module__}.{kind.__qualname__} is a subclass, whose own methods swapping would lose"
+    if "forward" in vars(module):
+        return "it has a forward of its own, set on the instance"
+    return None
+
+
+def plan_swap(model: nn.Module) -> list[Candidate]:
+    """What `swap(model)` would do: every nn.LSTM and nn.LSTMCell in the model, subclasses included."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, tuple(_OURS))]
+    return [Candidate(name, module, _reason(module)) for name, module in found]
+
+
+def swap(model: Model) -> Model:
+    """Turn every nn.LSTM and nn.LSTMCell of a model into a torchlstm one, in place.
+
+    The modules stay the objects they are and only change their class: parameters, names, hooks, modes, tied modules and
+    optimizers that hold the parameters are untouched.  Subclasses are left alone, with one warning that names them.
+
+    model    any module, also one that is itself an nn.LSTM
+    returns  the model
+    """
+    plan = plan_swap(model)
+    for _, module, reason in plan:
+        if reason is None:
+            module.__class__ = _OURS[type(module)]
+    left = [f"{name or 'the model itself'}: {reason}" for name, _, reason in plan if reason]
+    if left:
+        warnings.warn("swap left alone: " + "; ".join(left), stacklevel=2)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `swap`: turn every torchlstm LSTM and LSTMCell of a model into torch.nn's, in place; returns the model."""
+    for module in model.modules():
+        if theirs := _THEIRS.get(type(module)):
+            module.__class__ = theirs
+            if isinstance(module, nn.LSTM):
+                # On CUDA, cuDNN wants what we never needed.
+                module.flatten_parameters()
+    return model
