@@ -8,4 +8,4 @@ from .swap import plan_swap, restore, swap
 
 __version__ = "0.1.0"
 
-__all__ = ["EngineRefusal", "LSTM", "LSTMCell", "engines", "explain", "plan_swap", "restore", "swap", "use_engine"]
+__all__ = ["LSTM", "EngineRefusal", "LSTMCell", "engines", "explain", "plan_swap", "restore", "swap", "use_engine"]

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -24,17 +25,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="torchlstm", description="torch.nn.LSTM's drop-in: what is here, is it right, what does it do")
+    parser = _Parser(prog="torchlstm", description="torch.nn.LSTM's drop-in: what is here, is it right")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     commands.add_parser("info", help="versions, devices, engines and why one is unavailable")
     parity = commands.add_parser("parity", help="compare with torch.nn.LSTM, outputs and all gradients")
     parity.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parity.add_argument("--engine", default="auto", help="one of `torchlstm info`'s engines (default: automatic choice)")
+    parity.add_argument("--engine", default="auto", help="an engine of `torchlstm info` (default: automatic)")
     parity.add_argument("--case", metavar="PATTERN", help="only cases whose name contains or matches this")
     parity.add_argument("--json", metavar="FILE", help="write every tensor's error here")
     example = commands.add_parser("demo", help="train a character model on real text with nn.LSTM and with torchlstm")
     example.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    example.add_argument("--steps", type=int, default=demo.STEPS, help="training steps of each model (default: %(default)s)")
+    example.add_argument("--steps", type=int, default=demo.STEPS, help="training steps (default: %(default)s)")
     example.add_argument("--picture", metavar="FILE", default="torchlstm_demo.png", help="where the plot goes")
     return parser
 
@@ -78,11 +79,18 @@ def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:
         parser.error(f"unknown engine {arguments.engine!r}; engines: {', '.join(ENGINES)}")
     if arguments.engine != "auto" and (reason := ENGINES[arguments.engine].unavailable()):
         parser.error(f"engine {arguments.engine!r} is not available: {reason}")
+    if arguments.json:
+        try:
+            open(arguments.json, "a", encoding="utf-8").close()
+        except OSError as error:  # before minutes of work, not after
+            parser.error(f"cannot write {arguments.json}: {error.strerror}")
     cases = select(arguments.case)
     if not cases:
         parser.error(f"no case matches {arguments.case!r}")
     width = max(len(case.name) for case in cases)
     results: list[Result] = []
+    # What nn.LSTM and complex modules have to say is known and no finding.
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported|Complex modules are a new feature")
     for case in progress(cases, len(cases), "parity"):
         try:
             result = run_case(case, arguments.device, arguments.engine)

@@ -57,18 +57,14 @@ class LSTMCell(nn.RNNCellBase):
             checks.check_pair("lstm_cell", hx)
             for index, state in enumerate(hx):
                 if state.dim() not in (1, 2):
-                    raise ValueError(
-                        f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead"
-                    )
+                    raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
                 if state.dim() != input.dim():
                     raise RuntimeError(
                         f"LSTMCell: For {input.dim()}-D input, hx[{index}] should also be {input.dim()}-D, "
                         f"got {state.dim()}-D"
                     )
         if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}"
-            )
+            raise RuntimeError(f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}")
         if problem := checks.dtype_mismatch(input, self.weight_ih):
             raise RuntimeError(problem)
         if hx is None:

@@ -20,8 +20,10 @@ from .swap import swap
 
 STEPS = 150
 _BATCH, _LENGTH, _EMBEDDING, _HIDDEN, _DROPOUT = 32, 64, 64, 192, 0.2
-_MODULES = ("argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "doctest", "ftplib", "inspect",
-            "locale", "mailbox", "optparse", "pdb", "pickle", "shutil", "tarfile", "textwrap", "turtle", "zipfile")  # fmt: skip
+_MODULES = (
+    *("argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "doctest", "ftplib", "inspect"),
+    *("locale", "mailbox", "optparse", "pdb", "pickle", "shutil", "tarfile", "textwrap", "turtle", "zipfile"),
+)
 # Gaps below this are the last digits of the loss itself.
 _FLOOR = 1e-6
 _FACTOR = 10.0

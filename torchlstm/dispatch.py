@@ -66,6 +66,16 @@ def refusal(engine: Engine, problem: Problem) -> str | None:
     return engine.unavailable() or engine.refuses(problem)
 
 
+def standings(problem: Problem) -> dict[str, str]:
+    """What each engine, in order of preference, says to this problem."""
+
+    def standing(engine: Engine) -> str:
+        reason = refusal(engine, problem)
+        return f"refuses: {reason}" if reason else "can run it" + ", but only if asked for" * engine.opt_in
+
+    return {name: standing(engine) for name, engine in ENGINES.items()}
+
+
 def choose(problem: Problem) -> Engine:
     """The engine for this problem: the forced one, or the first in order of preference that does not refuse."""
     if _forced != _AUTOMATIC:
@@ -77,7 +87,8 @@ def choose(problem: Problem) -> Engine:
     for engine in ENGINES.values():
         if not engine.opt_in and refusal(engine, problem) is None:
             return engine
-    raise RuntimeError(f"no engine can run {problem}")
+    reasons = "; ".join(f"{name} {standing}" for name, standing in standings(problem).items())
+    raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
 
 def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:

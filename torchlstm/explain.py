@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .cell import LSTMCell
-from .dispatch import choose, forced_engine, refusal
-from .engines import ENGINES
+from .dispatch import choose, forced_engine, standings
 from .engines.contract import Dense, Problem
 from .lstm import LSTM
 from .packing import pack
@@ -21,7 +20,7 @@ class Decision(NamedTuple):
     problem: Problem
     engine: str | None
     error: str | None
-    refusals: dict[str, str | None]  # by engine, in order of preference: why not, or None
+    standings: dict[str, str]  # what each engine says, in order of preference
 
     def __str__(self) -> str:
         problem = self.problem
@@ -29,10 +28,8 @@ class Decision(NamedTuple):
         sizes = f"B={problem.batch} I={problem.input_size} H={problem.hidden_size}"
         sizes += f" R={problem.proj_size}" if problem.proj_size else ""
         lines = [f"layer {self.layer}: {rows} {sizes} D={problem.directions} {problem.dtype} on {problem.device}"]
-        for name, reason in self.refusals.items():
-            mark = "->" if name == self.engine else "  "
-            standing = f"refuses: {reason}" if reason else "opt-in" if ENGINES[name].opt_in else "can run it"
-            lines.append(f"  {mark} {name}: {standing}")
+        for name, standing in self.standings.items():
+            lines.append(f"  {'->' if name == self.engine else '  '} {name}: {standing}")
         return "\n".join([*lines, *([f"  error: {self.error}"] if self.error else [])])
 
 
@@ -63,11 +60,10 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence, hx: Any = N
 
 
 def _decide(index: int, problem: Problem) -> Decision:
-    refusals = {name: refusal(engine, problem) for name, engine in ENGINES.items()}
     try:
-        return Decision(index, problem, choose(problem).name, None, refusals)
+        return Decision(index, problem, choose(problem).name, None, standings(problem))
     except RuntimeError as error:
-        return Decision(index, problem, None, str(error), refusals)
+        return Decision(index, problem, None, str(error), standings(problem))
 
 
 def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> list[Problem]:

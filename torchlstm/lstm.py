@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks
 from .engines.contract import Weights
 from .packing import check_packed, pack, pack_state, unpack, unpack_state
-from .precision import Precision, autocast_precision
+from .precision import autocast_precision
 from .stack import run_stack
 
 State = tuple[Tensor, Tensor]
@@ -137,8 +137,7 @@ class LSTM(nn.RNNBase):
             raise RuntimeError(f"input must have {expected[-1]} dimensions, got {input.dim()}")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {input.shape[-1]}"
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:

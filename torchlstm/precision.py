@@ -28,7 +28,9 @@ class Precision(NamedTuple):
 
 def autocasts(tensor: Tensor) -> bool:
     """Whether autocast, as it is set now, would cast this tensor."""
-    return torch.is_autocast_enabled(tensor.device.type) and tensor.dtype in _CASTABLE
+    kind = tensor.device.type
+    # The meta device, for one, has no autocast to ask about.
+    return tensor.dtype in _CASTABLE and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def autocast_precision(input: Tensor, c_0: Tensor | None, projected: bool, fused: bool) -> Precision | None:

@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Candidate(NamedTuple):
-    """A module that `swap` looks at: its name in the model ("" is the model itself) and why it is left alone, or None."""
+    """A module that `swap` looks at: its name ("" is the model itself), and why it is left alone, or None."""
 
     name: str
     module: nn.Module

@@ -82,7 +82,8 @@ def _dtypes() -> Iterator[Case]:
             sizes = {} if dtype.is_complex else {"steps": 20, "batch": 4, "input_size": 17, "hidden_size": 33}
             yield Case(f"{_short(dtype)}-{form}", dtype=dtype, form=form, **sizes)
             yield Case(f"{_short(dtype)}-everything-{form}", dtype=dtype, form=form, options=_EVERYTHING, **sizes)
-    for steps, batch, features, hidden in ((1, 1, 1, 1), (2, 17, 3, 8), (33, 1, 64, 64), (63, 5, 31, 100), (9, 40, 16, 15)):
+    shapes = ((1, 1, 1, 1), (2, 17, 3, 8), (33, 1, 64, 64), (63, 5, 31, 100), (9, 40, 16, 15))
+    for steps, batch, features, hidden in shapes:
         for dtype in (torch.float64, torch.float32):
             yield Case(
                 f"{_short(dtype)}-T{steps}-B{batch}-I{features}-H{hidden}",

@@ -35,7 +35,10 @@ class Report(NamedTuple):
         return self.passed
 
     def __str__(self) -> str:
-        rows = [[v.name, f"{v.error:.1e}", f"{v.rival_error:.1e}", f"{v.bound:.1e}", v.reason or "ok"] for v in self.verdicts]
+        rows = [
+            [v.name, f"{v.error:.1e}", f"{v.rival_error:.1e}", f"{v.bound:.1e}", v.reason or "ok"]
+            for v in self.verdicts
+        ]
         lines = table(["tensor", "difference", "control", "bound", ""], rows)
         lines.append(f"swapped: {', '.join(name or '(the model itself)' for name in self.swapped)}")
         lines += [f"left alone: {line}" for line in self.left_alone]

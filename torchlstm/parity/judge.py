@@ -43,7 +43,8 @@ def judge(ours: Observation, rival: Observation | None, truth: Observation, prec
         theirs = (rival or _rounded(truth, ours)).get(name)
         if mine is None or true is None or theirs is None:
             missing = [who for who, value in (("ours", mine), ("nn.LSTM's", theirs)) if value is None]
-            verdicts.append(Verdict(name, 0.0, 0.0, 0.0, None if mine is theirs else f"{' and '.join(missing)} is None"))
+            reason = None if mine is theirs else f"{' and '.join(missing)} is None"
+            verdicts.append(Verdict(name, math.inf if reason else 0.0, 0.0, 0.0, reason))
         elif mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             reason = f"{mine.dtype}{list(mine.shape)}, nn.LSTM's {theirs.dtype}{list(theirs.shape)}"
             verdicts.append(Verdict(name, math.inf, 0.0, 0.0, reason))

@@ -69,8 +69,7 @@ def draw(case: Case) -> Inputs:
     h_shape, c_shape = (*leading, *batch, output_size), (*leading, *batch, case.hidden_size)
     h_0, c_0 = (None, None) if case.hx == "none" else (randn(*h_shape), randn(*c_shape))
     if case.hx == "expanded":
-        assert h_0 is not None and c_0 is not None
-        h_0, c_0 = h_0[..., :1, :], c_0[..., :1, :]
+        h_0, c_0 = (None if state is None else state[..., :1, :] for state in (h_0, c_0))
     data = data * case.scale
     if case.poison is not None:
         sequence = data[0] if case.cell or case.options.get("batch_first") else data[:, 0]
@@ -91,7 +90,9 @@ def _lengths(case: Case, generator: torch.Generator) -> list[int] | None:
 
 def _packed(case: Case, data: Tensor, lengths: list[int]) -> PackedSequence:
     batch_first = bool(case.options.get("batch_first"))
-    packed = pack_padded_sequence(data, torch.tensor(lengths), batch_first, enforce_sorted=case.form in ("packed", "equal"))
+    packed = pack_padded_sequence(
+        data, torch.tensor(lengths), batch_first, enforce_sorted=case.form in ("packed", "equal")
+    )
     if case.form != "zeros":
         return packed
     sizes = torch.cat([packed.batch_sizes, packed.batch_sizes.new_zeros(2)])
@@ -133,8 +134,10 @@ def observe(module: nn.Module, case: Case, inputs: Inputs) -> Observation:
     seen: Observation = {"output": output, "h_n": h_n, "c_n": c_n}
     if case.cell:
         del seen["output"]
-    terms = [(seen[name] * cotangent.to(seen[name].dtype)).sum() for name, cotangent in inputs.cotangents.items()]  # type: ignore[union-attr]
-    sum(term.real if term.is_complex() else term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms).backward()  # type: ignore[union-attr]
+    results = {name: tensor for name, tensor in seen.items() if tensor is not None and name in inputs.cotangents}
+    torch.autograd.backward(
+        list(results.values()), [inputs.cotangents[name].to(tensor.dtype) for name, tensor in results.items()]
+    )
     for name, leaf in leaves.items():
         if leaf is not None and leaf.requires_grad:
             seen["grad " + name] = leaf.grad

@@ -1,0 +1,20 @@
+"""What every test runs under."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_shows() -> Iterator[None]:
+    """Fill `torch.empty` with NaN, so that an element that nobody wrote fails a comparison."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def engine_is_automatic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no forced engine behind."""
+    monkeypatch.setattr("torchlstm.dispatch._forced", "auto")
