@@ -11,7 +11,7 @@ import itertools
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -51,9 +51,9 @@ class Sample(NamedTuple):
     index: int
 
     def draw(self) -> ModuleInput:
-        drawn = _draw(self.info, self.dtype, self.training)[self.index]
-        given = _map(torch.clone, drawn.forward_input)
-        return ModuleInput(drawn.constructor_input, given, drawn.desc, drawn.reference_fn)
+        drawn = copy.copy(_draw(self.info, self.dtype, self.training)[self.index])
+        drawn.forward_input = _map(torch.clone, drawn.forward_input)
+        return drawn
 
     def build(self, kind: type[nn.Module], given: FunctionInput) -> nn.Module:
         torch.manual_seed(3)
@@ -92,8 +92,8 @@ def _words(given: FunctionInput) -> list[str]:
     return [name if value is True else f"{name}{value}" for name, value in options.items()]
 
 
-def _samples(*dtypes: torch.dtype) -> Iterator[Any]:
-    for info, dtype, training in itertools.product(ENTRIES.values(), dtypes, (True, False)):
+def _samples(dtypes: Sequence[torch.dtype], modes: Sequence[bool]) -> Iterator[Any]:
+    for info, dtype, training in itertools.product(ENTRIES.values(), dtypes, modes):
         for index, drawn in enumerate(_draw(info, dtype, training)):
             words = [info.name, str(dtype)[6:], "train" if training else "eval", *_words(drawn.constructor_input)]
             words += ["hx"] if len(drawn.forward_input.args) > 1 else []
@@ -107,8 +107,20 @@ def _errors() -> Iterator[Any]:
             yield pytest.param(info, dtype, index, id=f"{info.name}-{str(dtype)[6:]}-{index}-{message}")
 
 
-every_sample = pytest.mark.parametrize("sample", list(_samples(*DTYPES)))
-every_double_sample = pytest.mark.parametrize("sample", list(_samples(torch.float64)))
+def _has_everything(sample: Sample) -> bool:
+    """Whether biases and an initial state are there: what is left out otherwise is a part of this."""
+    drawn = sample.draw()
+    return drawn.constructor_input.kwargs.get("bias", True) and len(drawn.forward_input.args) > 1
+
+
+every_sample = pytest.mark.parametrize("sample", list(_samples(DTYPES, (True, False))))
+# Where the mode can make no difference.
+every_training_sample = pytest.mark.parametrize("sample", list(_samples(DTYPES, (True,))))
+every_double_sample = pytest.mark.parametrize("sample", list(_samples((torch.float64,), (True,))))
+# Second derivatives take a second each.
+every_whole_double_sample = pytest.mark.parametrize(
+    "sample", [sample for sample in _samples((torch.float64,), (True,)) if _has_everything(*sample.values)]
+)
 
 
 def _call(module: Callable[..., Any], given: FunctionInput) -> Any:
@@ -181,7 +193,7 @@ def test_as_torch_nn(sample: Sample) -> None:
     _assert_same(*results, sample.dtype)
 
 
-@every_sample
+@every_training_sample
 def test_initial_weights(sample: Sample) -> None:
     given = sample.draw().constructor_input
     theirs = sample.build(sample.info.module_cls, given).state_dict()
@@ -217,10 +229,7 @@ def test_non_contiguous(sample: Sample) -> None:
         _assert_same(_grads(ours, strided), expected_grads, sample.dtype)
 
 
-@every_double_sample
-@pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=["grad", "gradgrad"])
-def test_gradients(sample: Sample, check: Callable[..., bool]) -> None:
-    """First and second order against differences, batched gradients too."""
+def _assert_gradients(check: Callable[..., bool], sample: Sample) -> None:
     ours, given = sample.ours()
 
     def flat(*_: Tensor) -> tuple[Tensor, ...]:
@@ -234,6 +243,19 @@ def test_gradients(sample: Sample, check: Callable[..., bool]) -> None:
         nondet_tol=info.gradcheck_nondet_tol,
         fast_mode=info.gradcheck_fast_mode,
     )
+
+
+@every_double_sample
+def test_grad(sample: Sample) -> None:
+    """Gradients against differences, batched gradients too."""
+    _assert_gradients(gradcheck, sample)
+
+
+@every_whole_double_sample
+def test_gradgrad(sample: Sample) -> None:
+    """Gradients of gradients, likewise."""
+    assert sample.info.supports_gradgrad
+    _assert_gradients(gradgradcheck, sample)
 
 
 @every_sample
@@ -262,14 +284,14 @@ def test_pickle_and_copies(sample: Sample) -> None:
         assert_close(_call(other, given), expected, atol=0, rtol=0)
 
 
-@every_sample
+@every_training_sample
 def test_repr(sample: Sample) -> None:
     ours, theirs, _ = sample.pair()
     assert repr(ours) == repr(theirs)
     assert str(ours) == str(theirs)
 
 
-@every_sample
+@every_training_sample
 def test_zero_grad(sample: Sample) -> None:
     ours, given = sample.ours()
     _backward(_call(ours, given))
@@ -317,7 +339,7 @@ def _copy(weights: dict[str, Tensor], module: nn.Module) -> None:
         parameter.copy_(weights[name])
 
 
-@every_sample
+@every_training_sample
 @pytest.mark.parametrize("swap_tensors", [False, True], ids=["assign", "swap"])
 @torch.no_grad()
 def test_conversions(sample: Sample, swap_tensors: bool) -> None:

@@ -45,7 +45,8 @@ class LSTMCell(nn.RNNCellBase):
             h, c = run_step(x, h, c, weights)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                h, c = run_step(*precision.cast((x, h, c)), precision.cast(weights))
+                x, h, c = precision.cast((x, h, c))
+                h, c = run_step(x, h, c, precision.cast(weights))
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
     def _check(self, input: Tensor, hx: State | None) -> None:

@@ -105,7 +105,7 @@ def run(device: str, steps: int, picture: str) -> int:
     theirs, ours, control = (copy.deepcopy(model) for _ in range(3))
     swap(ours)
     with torch.no_grad():
-        weight = control.lstm.weight_hh_l0
+        weight = control.get_parameter("lstm.weight_hh_l0")
         weight[0, 0] = torch.nextafter(weight[0, 0], weight.new_tensor(2.0))
     runs = [Run("torch.nn", theirs), Run("torchlstm", ours), Run("control", control)]
     print(f"{len(text):,} characters of Python's standard library, alphabet {len(alphabet)}, device {device}")

@@ -31,6 +31,8 @@ class LSTM(nn.RNNBase):
     PackedSequence or a state that does not fit, the error names what was given and what was expected.
     """
 
+    weight_ih_l0: Tensor
+
     def __init__(
         self,
         input_size: int,
@@ -67,8 +69,9 @@ class LSTM(nn.RNNBase):
         else:
             layers = [tuple(precision.cast(weights) for weights in layer) for layer in layers]
             with torch.autocast(x.device.type, enabled=False):
-                results = run_stack(*precision.cast((x, h_0, c_0)), layers, rows, self.dropout, self.training)
-            y, h_n, c_n = precision.results(*results)
+                x, h_0, c_0 = precision.cast((x, h_0, c_0))
+                y, h_n, c_n = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training)
+            y, h_n, c_n = precision.results(y, h_n, c_n)
         return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n))
 
     def _layers(self, x: Tensor) -> Layers:
@@ -82,17 +85,22 @@ class LSTM(nn.RNNBase):
             directions = []
             for suffix in (f"_l{k}", f"_l{k}_reverse") if self.bidirectional else (f"_l{k}",):
                 weights = (
-                    getattr(self, "weight_ih" + suffix),
-                    getattr(self, "weight_hh" + suffix),
-                    getattr(self, "bias_ih" + suffix) if self.bias else None,
-                    getattr(self, "bias_hh" + suffix) if self.bias else None,
-                    getattr(self, "weight_hr" + suffix) if proj else None,
+                    self._weight("weight_ih" + suffix),
+                    self._weight("weight_hh" + suffix),
+                    self._weight("bias_ih" + suffix) if self.bias else None,
+                    self._weight("bias_hh" + suffix) if self.bias else None,
+                    self._weight("weight_hr" + suffix) if proj else None,
                 )
                 checks.check_weights(x, weights, shapes)
                 directions.append(weights)
             layers.append(tuple(directions))
             features = state * len(directions)
         return layers
+
+    def _weight(self, name: str) -> Tensor:
+        # What nn.Module's attribute look-up finds in the end, without its 2 us where the weight is a Parameter.
+        weight = self._parameters.get(name)
+        return getattr(self, name) if weight is None else weight
 
     def _zeros(self, x: Tensor, batch: int) -> State:
         """Initial states for rows x: h_0 (L*D, B, R) and c_0 (L*D, B, H), two tensors."""

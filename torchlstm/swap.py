@@ -36,8 +36,11 @@ def _reason(module: nn.Module) -> str | None:
 
 def plan_swap(model: nn.Module) -> list[Candidate]:
     """What `swap(model)` would do: every nn.LSTM and nn.LSTMCell in the model, subclasses included."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, tuple(_OURS))]
-    return [Candidate(name, module, _reason(module)) for name, module in found]
+    return [
+        Candidate(name, module, _reason(module))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.LSTM, nn.LSTMCell))
+    ]
 
 
 def swap(model: Model) -> Model:

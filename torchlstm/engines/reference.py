@@ -63,7 +63,7 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `contract.Layer`."""
     # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
-    loop = _scripted() if torch.jit.is_tracing() else recurrence
+    loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
     results = []
     for d, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh

@@ -79,7 +79,8 @@ def _dtypes() -> Iterator[Case]:
             if dtype.is_complex and form == "packed":
                 continue
             # Complex gates have poles: wide sums come close to them, where every computation is inexact.
-            sizes = {} if dtype.is_complex else {"steps": 20, "batch": 4, "input_size": 17, "hidden_size": 33}
+            sizes: dict[str, Any] = {"steps": 20, "batch": 4, "input_size": 17, "hidden_size": 33}
+            sizes = {} if dtype.is_complex else sizes
             yield Case(f"{_short(dtype)}-{form}", dtype=dtype, form=form, **sizes)
             yield Case(f"{_short(dtype)}-everything-{form}", dtype=dtype, form=form, options=_EVERYTHING, **sizes)
     shapes = ((1, 1, 1, 1), (2, 17, 3, 8), (33, 1, 64, 64), (63, 5, 31, 100), (9, 40, 16, 15))
@@ -135,7 +136,7 @@ def _values() -> Iterator[Case]:
 
 def _cells() -> Iterator[Case]:
     for dtype in DTYPES:
-        sizes = {} if dtype.is_complex else {"batch": 4, "input_size": 17, "hidden_size": 33}
+        sizes: dict[str, Any] = {} if dtype.is_complex else {"batch": 4, "input_size": 17, "hidden_size": 33}
         yield Case(f"cell-{_short(dtype)}", cell=True, dtype=dtype, **sizes)
     for hx in ("none", "list", "aliased", "strided", "expanded"):
         yield Case(f"cell-hx-{hx}", cell=True, hx=hx)

@@ -55,7 +55,8 @@ def draw(case: Case) -> Inputs:
     output_size = case.options.get("proj_size") or case.hidden_size
     batch = () if case.form == "unbatched" else (case.batch,)
     if case.cell:
-        data, leading = randn(*batch, case.input_size), ()
+        data = randn(*batch, case.input_size)
+        leading: tuple[int, ...] = ()
         output_shape: tuple[int, ...] = (*batch, case.hidden_size)
     else:
         leading = (layers * directions,)

@@ -16,7 +16,7 @@ class Pairs(NamedTuple):
     ratio: float  # median of first / second over the pairs
     low: float  # its 20th and 80th percentile
     high: float
-    count: int
+    pairs: int
 
 
 def interleave(

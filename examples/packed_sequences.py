@@ -1,0 +1,29 @@
+"""Sequences of different lengths: pack them, run them in both directions, unpack, and find each one's last state."""
+
+import torch
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+import torchlstm
+
+
+def main() -> None:
+    """Run three sequences in one batch, and each alone; both give the same."""
+    torch.manual_seed(0)
+    sequences = [torch.randn(length, 8) for length in (4, 9, 6)]
+    lstm = torchlstm.LSTM(8, 16, bidirectional=True)
+
+    packed = pack_sequence(sequences, enforce_sorted=False)
+    output, (h_n, _) = lstm(packed)
+    padded, lengths = pad_packed_sequence(output)  # (T, B, 32), (B,)
+    print(f"output {tuple(padded.shape)}, lengths {lengths.tolist()}")
+
+    for index, sequence in enumerate(sequences):
+        alone, (h_alone, _) = lstm(sequence)
+        torch.testing.assert_close(padded[: len(sequence), index], alone)
+        # h_n is each sequence's own last step forwards, and its first step backwards: no padding in either.
+        torch.testing.assert_close(h_n[:, index], h_alone)
+        print(f"sequence {index}: {len(sequence)} steps, the same in the batch and alone")
+
+
+if __name__ == "__main__":
+    main()
