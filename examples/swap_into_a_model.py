@@ -1,4 +1,4 @@
-"""Swap torchlstm into a model that exists, check that it computes the same, and go back where something wants nn.LSTM."""
+"""Swap torchlstm into a model that exists, check that it computes the same, and go back where that is needed."""
 
 import copy
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchlstm import engines as engine_list
 from torchlstm.engines import ENGINES, reference
-from torchlstm.engines.contract import Dense, Engine, Ragged, Rows, Weights
+from torchlstm.engines.contract import Dense, Engine, Problem, Ragged, Weights
 from torchlstm.parity import CASES, check, run_case
 
 Result = tuple[Tensor, Tensor, Tensor]
@@ -19,13 +19,13 @@ def _honest(*arguments: Any) -> Result:
     return reference.layer(*arguments)
 
 
-def _swap_gates(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
+def _swap_gates(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
     """Input and forget gate exchanged, in the reverse direction only."""
     last = tuple(
         weight if weight is None or index == 4 else torch.cat([weight.chunk(4)[k] for k in (1, 0, 2, 3)])
         for index, weight in enumerate(weights[-1])
     )
-    return _honest(x, h, c, (*weights[:-1], last), rows)  # type: ignore[arg-type]
+    return _honest(problem, x, h, c, (*weights[:-1], last))  # type: ignore[arg-type]
 
 
 def _ignore_dc(*arguments: Any) -> Result:
@@ -43,35 +43,35 @@ def _off(*arguments: Any) -> Result:
     return y, h_n + 1e-5, c_n
 
 
-def _swap_ragged_rows(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
+def _swap_ragged_rows(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
     """Two sequences of a ragged batch exchanged at the first step."""
-    if isinstance(rows, Ragged):
+    if isinstance(problem.rows, Ragged):
         x = torch.cat([x[:2].flip(0), x[2:]])
-    return _honest(x, h, c, weights, rows)
+    return _honest(problem, x, h, c, weights)
 
 
-def _freeze_short_rows(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
+def _freeze_short_rows(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
     """The final state of sequences that end early lost."""
-    y, h_n, c_n = _honest(x, h, c, weights, rows)
-    if isinstance(rows, Ragged):
-        h_n = torch.cat([h_n[:, : int(rows.batch_sizes[-1])], h[:, int(rows.batch_sizes[-1]) :]], dim=1)
+    y, h_n, c_n = _honest(problem, x, h, c, weights)
+    if isinstance(problem.rows, Ragged):
+        h_n = torch.cat([h_n[:, : int(problem.rows.batch_sizes[-1])], h[:, int(problem.rows.batch_sizes[-1]) :]], dim=1)
     return y, h_n, c_n
 
 
-def _forget_initial_c(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
-    return _honest(x, h, torch.zeros_like(c) + 0 * c, weights, rows)
+def _forget_initial_c(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
+    return _honest(problem, x, h, torch.zeros_like(c) + 0 * c, weights)
 
 
-def _leak(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
+def _leak(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
     """A NaN in one sequence reaches the others."""
-    y, h_n, c_n = _honest(x, h, c, weights, rows)
+    y, h_n, c_n = _honest(problem, x, h, c, weights)
     return y + 0 * y.sum(), h_n, c_n
 
 
-def _no_bias(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
+def _no_bias(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
     """One of the two biases dropped from the gradient."""
     detached = [(w[0], w[1], w[2], None if w[3] is None else w[3].detach(), w[4]) for w in weights]
-    return _honest(x, h, c, tuple(detached), rows)
+    return _honest(problem, x, h, c, tuple(detached))
 
 
 MUTANTS: dict[str, tuple[Callable[..., Result], str]] = {
@@ -138,8 +138,8 @@ def test_check_of_a_model_catches_a_mutant(name: str, mutate: Callable[..., None
 
 
 def test_a_missing_gradient_is_caught(mutate: Callable[..., None]) -> None:
-    def severed(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
-        return _honest(x.detach(), h, c, weights, rows)
+    def severed(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
+        return _honest(problem, x.detach(), h, c, weights)
 
     mutate(severed)
     result = run_case(CASES["float32-dense"], engine="mutant")
@@ -150,9 +150,9 @@ def test_dense_rows_reach_an_engine_as_dense(mutate: Callable[..., None]) -> Non
     """Packed input whose sequences are equally long is a dense problem."""
     seen: list[type] = []
 
-    def spy(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Result:
-        seen.append(type(rows))
-        return _honest(x, h, c, weights, rows)
+    def spy(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tuple[Weights, ...]) -> Result:
+        seen.append(type(problem.rows))
+        return _honest(problem, x, h, c, weights)
 
     mutate(spy)
     for case in ("equal-hx-given", "packed-hx-given"):

@@ -42,6 +42,14 @@ ENTRIES: dict[str, ModuleInfo] = {info.name: info for info in module_db if info.
 DTYPES = (torch.float32, torch.float64)
 
 
+def _map(change: Callable[[Tensor], Tensor], given: FunctionInput) -> FunctionInput:
+    """The call with its tensors changed, leaves of their own."""
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda leaf: change(leaf.detach()).requires_grad_(), (given.args, given.kwargs)
+    )
+    return FunctionInput(*args, **kwargs)
+
+
 class Sample(NamedTuple):
     """One input of the database, drawn anew at every use, so that no test sees another's gradients."""
 
@@ -126,14 +134,6 @@ every_whole_double_sample = pytest.mark.parametrize(
 def _call(module: Callable[..., Any], given: FunctionInput) -> Any:
     with freeze_rng_state():
         return module(*given.args, **given.kwargs)
-
-
-def _map(change: Callable[[Tensor], Tensor], given: FunctionInput) -> FunctionInput:
-    """The call with its tensors changed, leaves of their own."""
-    args, kwargs = pytree.tree_map_only(
-        Tensor, lambda leaf: change(leaf.detach()).requires_grad_(), (given.args, given.kwargs)
-    )
-    return FunctionInput(*args, **kwargs)
 
 
 def _shapes(outputs: Any) -> Any:
@@ -374,9 +374,9 @@ def test_training_flag(sample: Sample) -> None:
     del ours.training
     try:
         assert_close(_call(ours, given), expected, atol=0, rtol=0)
-    except AttributeError as error:
-        assert "'training'" in str(error)
-        assert sample.info.train_and_eval_differ
+    except AttributeError:
+        if not sample.info.train_and_eval_differ:
+            raise
 
 
 @pytest.mark.parametrize(("info", "dtype", "index"), list(_errors()))

@@ -46,7 +46,7 @@ def test_commands_exist(command: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_links_and_files_exist() -> None:
     for page in ("README.md", "CONTRIBUTING.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        for target in re.findall(r"\[[^\]\"]+\]\((?!http)([\w./-]+)\)", text):
             assert (ROOT / target).exists(), f"{page} links to {target}"
     named = re.findall(r"`((?:\w+/)*\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert len(named) > 15

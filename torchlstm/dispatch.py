@@ -1,11 +1,13 @@
 """Which engine computes a layer: automatic choice, `use_engine`, `engines`."""
 
 import os
+from itertools import chain
 
 from torch import Tensor
 
 from .engines import ENGINES
 from .engines.contract import Dense, Engine, Problem, Rows, Weights
+from .engines.plain import not_plain
 
 _AUTOMATIC = "auto"
 
@@ -91,8 +93,8 @@ def choose(problem: Problem) -> Engine:
     raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
 
-def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
-    """The problem that `layer` poses for these arguments; see `contract.Layer` for their shapes."""
+def problem_of(x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
+    """The problem that these arguments pose; see `contract.Layer` for their shapes."""
     w_ih, w_hh, b_ih, _, w_hr = weights[0]
     return Problem(
         rows=rows,
@@ -104,6 +106,7 @@ def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows)
         bias=b_ih is not None,
         dtype=x.dtype,
         device=x.device,
+        wrapped=not_plain((x, h_0, c_0, *chain.from_iterable(weights))),
     )
 
 
@@ -113,4 +116,5 @@ def layer(
     """One layer, all its directions, on the engine chosen for it; see `contract.Layer`."""
     if isinstance(rows, Dense) and rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    return choose(problem_of(x, h_0, weights, rows)).layer(x, h_0, c_0, weights, rows)
+    problem = problem_of(x, h_0, c_0, weights, rows)
+    return choose(problem).layer(problem, x, h_0, c_0, weights)

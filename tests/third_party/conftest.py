@@ -1,4 +1,4 @@
-"""The optional group: collected only where it is named (`pytest tests/third_party`), so that nothing else needs its packages.
+"""The optional group: collected only where it is named (`pytest tests/third_party`), for it needs more packages.
 
 Named, it runs whole: a package that is missing is an error, not a skip.
 """

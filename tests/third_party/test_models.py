@@ -4,7 +4,6 @@ All are small and have random weights; nothing is downloaded.
 """
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +32,8 @@ with warnings.catch_warnings():
 
 LSTM, CELL = torchlstm.LSTM, torchlstm.LSTMCell
 DOUBLE_TOLERANCE = 1e-9  # of the largest element
-SINGLE_TOLERANCE = 1e-4
+SINGLE_TOLERANCE = 1e-5
+CANCELLED = 1e-6  # of the largest element of all tensors
 
 
 class Call(NamedTuple):
@@ -53,17 +53,20 @@ class Call(NamedTuple):
 
 
 def _encodec() -> EncodecModel:
-    return EncodecModel(
-        EncodecConfig(
-            hidden_size=8,
-            num_filters=2,
-            upsampling_ratios=[2, 2],
-            codebook_size=16,
-            target_bandwidths=[16.0],
-            sampling_rate=8000,
-            num_lstm_layers=2,
-        )
+    config = EncodecConfig(
+        hidden_size=8,
+        num_filters=2,
+        upsampling_ratios=[2, 2],
+        codebook_size=16,
+        target_bandwidths=[16.0],
+        sampling_rate=8000,
+        num_lstm_layers=2,
     )
+    model = EncodecModel(config)
+    for quantizer in model.quantizer.layers:
+        # Without a checkpoint they are zero, and so would be all that is decoded.
+        quantizer.codebook.embed.normal_()
+    return model
 
 
 def encodec() -> Call:
@@ -95,7 +98,7 @@ def parakeet() -> Call:
         blank_token_id=10,
         pad_token_id=9,
     )
-    kwargs = {"input_features": torch.randn(2, 24, 8), "decoder_input_ids": torch.randint(0, 9, (2, 1))}
+    kwargs = {"input_features": torch.randn(2, 24, 8), "decoder_input_ids": torch.randint(0, 9, (2, 5))}
     return Call(ParakeetForRNNT(config), (), kwargs, [LSTM])
 
 
@@ -166,8 +169,9 @@ def stanza_highway_cells() -> Call:
 
 
 def spiking_cell() -> Call:
-    model = snntorch.SLSTM(5, 6, threshold=0.1, reset_mechanism="subtract", learn_threshold=True)
-    return Call(model, (torch.randn(3, 5), torch.randn(3, 6), torch.randn(3, 6)), {}, [CELL])
+    """As wide as its input: it resets states of another shape."""
+    model = snntorch.SLSTM(6, 6, threshold=0.1, reset_mechanism="subtract", learn_threshold=True)
+    return Call(model, (torch.randn(3, 6), torch.randn(3, 6), torch.randn(3, 6)), {}, [CELL])
 
 
 def recurrent_policy() -> Call:
@@ -237,16 +241,15 @@ def _observe(call: Call) -> dict[str, Tensor]:
 def _largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Over all tensors, in units of the largest element of each."""
     assert list(ours) == list(theirs)
+    # A gradient that cancels out, as that of a bias before a softmax, is only rounding: its own size is no scale.
+    least = CANCELLED * max(tensor.abs().max().item() for tensor in theirs.values())
     worst = 0.0
     for name, expected in theirs.items():
-        assert ours[name].dtype == expected.dtype, name
-        assert ours[name].shape == expected.shape, name
+        mine = ours[name]
+        assert (mine.dtype, mine.shape) == (expected.dtype, expected.shape), name
         assert expected.isfinite().all(), name
-        difference = (ours[name] - expected).abs().max().item()
-        scale = expected.abs().max().item()
-        worst = max(worst, difference / scale if scale else math.inf if difference else 0.0)
-        # What is not a number is no maximum either.
-        assert ours[name].isfinite().all(), name
+        assert mine.isfinite().all(), name
+        worst = max(worst, (mine - expected).abs().max().item() / max(expected.abs().max().item(), least))
     return worst
 
 
@@ -255,11 +258,10 @@ def _largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> f
 def test_outputs_and_gradients(build: Callable[[], Call], training: bool) -> None:
     call = _build(build, training)
     tolerance = DOUBLE_TOLERANCE if call.double else SINGLE_TOLERANCE
-    theirs, ours = _observe(call), _observe(_swapped(call))
-    kinds = (torchlstm.LSTM, torchlstm.LSTMCell)
-    inside = [name for name, module in _swapped(call).model.named_modules() if type(module) in kinds]
-    # The recurrent weights have gradients, or their absence was compared with its own; only codes cut them off.
-    assert any(name.startswith(f"grad {prefix}.weight_hh") for prefix in inside for name in theirs)
+    # Copied before the first call: some models keep tensors of it that cannot be.
+    swapped = _swapped(call)
+    theirs, ours = _observe(call), _observe(swapped)
+    assert any("weight_hh" in name for name in theirs)
     assert _largest_difference(ours, theirs) < tolerance
 
 
@@ -289,7 +291,7 @@ def test_a_wrong_weight_is_caught(build: Callable[[], Call]) -> None:
     call = _build(build)
     ours = _swapped(call)
     with torch.no_grad():
-        module = next(module for module in ours.model.modules() if type(module) in (LSTM, CELL))
+        module = [module for module in ours.model.modules() if type(module) in (LSTM, CELL)][-1]
         next(parameter for name, parameter in module.named_parameters() if name.startswith("weight_hh"))[-1, 0] += 1e-3
     tolerance = DOUBLE_TOLERANCE if call.double else SINGLE_TOLERANCE
     assert _largest_difference(_observe(ours), _observe(call)) > tolerance

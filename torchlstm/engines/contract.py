@@ -43,9 +43,10 @@ class Problem(NamedTuple):
     bias: bool
     dtype: torch.dtype
     device: torch.device
+    wrapped: str | None = None  # why the tensors are more than memory in this call; see `plain.not_plain`
 
 
-# layer(x, h_0, c_0, weights, rows) -> y, h_n, c_n
+# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n
 #   x            (P, I)
 #   h_0, c_0     (D, B, R), (D, B, H)
 #   weights      D of Weights
@@ -53,7 +54,7 @@ class Problem(NamedTuple):
 #   h_n, c_n     (D, B, R), (D, B, H); they own their storage
 # Direction 1 runs the rows backwards.  A step updates only its sequences' rows of the state: a sequence that has
 # ended, or in reverse has not yet begun, keeps the state it has.
-Layer: TypeAlias = Callable[[Tensor, Tensor, Tensor, tuple[Weights, ...], Rows], tuple[Tensor, Tensor, Tensor]]
+Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, Tensor, Tensor]]
 
 
 def _none(_: Problem) -> None:

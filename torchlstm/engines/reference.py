@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..equations import lstm_cell
-from .contract import Dense, Engine, Rows, Weights
+from .contract import Dense, Engine, Problem, Weights
 
 
 def recurrence(
@@ -59,12 +59,12 @@ def _scripted() -> Callable[..., Any]:
 
 
 def layer(
-    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows
+    problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `contract.Layer`."""
     # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
     loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
-    results = []
+    rows, results = problem.rows, []
     for d, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
         gates_x, batch_sizes = F.linear(x, w_ih, bias), None  # one product for all steps

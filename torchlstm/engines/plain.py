@@ -1,0 +1,35 @@
+"""Whether a call's tensors may be read through their addresses, as a kernel does."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def not_plain(tensors: Iterable[Tensor | None]) -> str | None:
+    """Why these tensors are more than memory in this call, or None where they are not.
+
+    Inside a transform, a trace or a mode, what looks like a tensor stands for something else: its address is null or
+    holds other numbers, and a kernel called on it would be silently wrong.
+    """
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing this call"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return "torch.jit is tracing this call"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if torch._C._len_torch_dispatch_stack():
+        return "a torch dispatch mode is active"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN:
+            return f"a tensor is a {type(tensor).__name__}"
+        if tensor.is_neg() or tensor.is_conj():
+            return "a tensor is a lazy negation or conjugation"
+    return None
