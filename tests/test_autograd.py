@@ -170,6 +170,22 @@ def test_second_order_of_a_loss_on_one_result(used: str, kernel: PythonKernel) -
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_a_batch_of_cotangents(kernel: PythonKernel) -> None:
+    """What `jacobian(vectorize=True)` and `is_grads_batched` do: the forward is plain, the backward is under vmap."""
+    call, arguments = functional(bidirectional=True)
+    output, *_ = call(*arguments)
+    rows = torch.randn(5, *output.shape, dtype=torch.float64)
+    together = torch.autograd.grad(output, arguments, rows, is_grads_batched=True, retain_graph=True)
+    for index, row in enumerate(rows):
+        alone = torch.autograd.grad(output, arguments, row, retain_graph=True)
+        torch.testing.assert_close([g[index] for g in together], list(alone))
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda x: call(x, *arguments[1:])[0], arguments[0], vectorize=vectorize)
+        for vectorize in (False, True)
+    ]
+    torch.testing.assert_close(*jacobians)
+
+
 def test_only_what_is_needed_is_saved_and_computed(kernel: PythonKernel) -> None:
     module = torchlstm.LSTM(2, 3)
     x = torch.randn(4, 2, 2)

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
 import torchlstm
+from torchlstm.parity import judge
 
 # Imported, PyTorch's test code forbids assignments such as `torch.backends.cudnn.enabled = False` to the whole process,
 # and says that hypothesis is missing, which nothing here uses.
@@ -93,7 +94,6 @@ def _draw_errors(info: ModuleInfo, dtype: torch.dtype) -> list[ErrorModuleInput]
 
 
 def _words(given: FunctionInput) -> list[str]:
-    """The options of a call in words: those that are on, sizes left out."""
     options = {
         name: value for name, value in given.kwargs.items() if value and name not in ("input_size", "hidden_size")
     }
@@ -115,6 +115,10 @@ def _errors() -> Iterator[Any]:
             yield pytest.param(info, dtype, index, id=f"{info.name}-{str(dtype)[6:]}-{index}-{message}")
 
 
+def _time_major(sample: Sample) -> bool:
+    return not sample.draw().constructor_input.kwargs.get("batch_first", False)
+
+
 def _has_everything(sample: Sample) -> bool:
     """Whether biases and an initial state are there: what is left out otherwise is a part of this."""
     drawn = sample.draw()
@@ -124,20 +128,17 @@ def _has_everything(sample: Sample) -> bool:
 every_sample = pytest.mark.parametrize("sample", list(_samples(DTYPES, (True, False))))
 # Where the mode can make no difference.
 every_training_sample = pytest.mark.parametrize("sample", list(_samples(DTYPES, (True,))))
-every_double_sample = pytest.mark.parametrize("sample", list(_samples((torch.float64,), (True,))))
-# Second derivatives take a second each.
+# Differences take a while, those of gradients a second each; unbatched input is the same with and without batch_first.
+DOUBLES = [sample for sample in _samples((torch.float64,), (True,)) if _time_major(*sample.values)]
+every_double_sample = pytest.mark.parametrize("sample", DOUBLES)
 every_whole_double_sample = pytest.mark.parametrize(
-    "sample", [sample for sample in _samples((torch.float64,), (True,)) if _has_everything(*sample.values)]
+    "sample", [sample for sample in DOUBLES if _has_everything(*sample.values)]
 )
 
 
 def _call(module: Callable[..., Any], given: FunctionInput) -> Any:
     with freeze_rng_state():
         return module(*given.args, **given.kwargs)
-
-
-def _shapes(outputs: Any) -> Any:
-    return pytree.tree_map(lambda output: (output.shape, output.dtype), outputs)
 
 
 def _leaves(given: FunctionInput) -> list[Tensor]:
@@ -148,7 +149,7 @@ def _backward(outputs: Any, strided: bool = False) -> None:
     """Pull random numbers, the same in every call, back from every output."""
     generator = torch.Generator().manual_seed(7)
     flat = pytree.tree_leaves(outputs)
-    grads = [torch.randn(output.shape, generator=generator, dtype=output.dtype) for output in flat]
+    grads = [torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each.dtype) for each in flat]
     torch.autograd.backward(flat, [noncontiguous_like(grad) if strided else grad for grad in grads])
 
 
@@ -184,13 +185,15 @@ def test_the_process_keeps_its_flags() -> None:
 def test_as_torch_nn(sample: Sample) -> None:
     """Outputs and every gradient of torch.nn's module with the same weights."""
     ours, theirs, drawn = sample.pair()
-    results = []
-    for module in (ours, theirs):
-        given = copy.deepcopy(drawn.forward_input)
+    seen = []
+    for module in (ours, theirs, copy.deepcopy(theirs).double()):
+        dtype = next(module.parameters()).dtype
+        given = _map(lambda leaf: leaf.to(dtype, copy=True), drawn.forward_input)  # noqa: B023
         outputs = _call(module, given)
         _backward(outputs)
-        results.append((outputs, _grads(module, given)))
-    _assert_same(*results, sample.dtype)
+        seen.append(_grads(module, given) | {f"output {k}": leaf for k, leaf in enumerate(pytree.tree_leaves(outputs))})
+        assert all(tensor is not None for tensor in seen[-1].values())
+    assert not [verdict for verdict in judge(*seen, sample.dtype) if verdict.reason]
 
 
 @every_training_sample
@@ -212,7 +215,7 @@ def test_reference(sample: Sample) -> None:
         _assert_same(outputs, expected, sample.dtype)
 
 
-@every_sample
+@every_training_sample
 def test_non_contiguous(sample: Sample) -> None:
     """Inputs and incoming gradients of any stride."""
     ours, given = sample.ours()
@@ -288,7 +291,6 @@ def test_pickle_and_copies(sample: Sample) -> None:
 def test_repr(sample: Sample) -> None:
     ours, theirs, _ = sample.pair()
     assert repr(ours) == repr(theirs)
-    assert str(ours) == str(theirs)
 
 
 @every_training_sample
@@ -359,7 +361,7 @@ def test_conversions(sample: Sample, swap_tensors: bool) -> None:
         assert_close(_call(ours, given), expected, atol=0, rtol=0)
         ours.to("meta")
         on_meta = _call(ours, _map(lambda leaf: leaf.to("meta"), given))
-        assert _shapes(on_meta) == _shapes(expected)
+        assert_close(on_meta, pytree.tree_map(lambda output: output.to("meta"), expected))
         _copy(weights, ours.to_empty(device="cpu"))
         assert_close(_call(ours, given), expected, atol=0, rtol=0)
     finally:

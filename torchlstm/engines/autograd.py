@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Layer, Problem, Weights
+from .plain import not_plain
 
 # accumulate(direction, rows, dgates, before, dh, raw): what the time loop backward hands over, part by part.
 #   rows    the slice of [0, P) that this part covers; all parts of a direction make up [0, P)
@@ -91,6 +92,10 @@ class _Forward(torch.autograd.Function):
         tensors, count = ctx.saved_tensors, ctx.count
         saved, y, arguments = tensors[:count], tensors[count], tensors[count + 1 :]
         call, needs = ctx.call, ctx.needs_input_grad[1:]
+        if not_plain(cotangents):
+            # A batch of cotangents under vmap, for one: nothing that a kernel could read.
+            given = (*_zeros_for_none(cotangents, _results(arguments)), *arguments)
+            return None, *_reference_gradients(call.problem, needs, given)
         return None, *_Backward.apply(call, needs, saved, y, *cotangents, *arguments)  # type: ignore[no-untyped-call]
 
 
@@ -151,12 +156,36 @@ def _gradients(
             add(5 * d + 4, dh, raw)
 
     dh_0, dc_0, db = call.kernel.backward(call.problem, saved, h_0, c_0, weights, y, dy, dh_n, dc_n, accumulate)
+    if not x.shape[0]:
+        # No rows, no parts: nothing was added to anything.
+        dweights = [torch.zeros_like(w) if needed else None for w, needed in zip(flat, needs[3:], strict=True)]
     for d, (_, _, b_ih, b_hh, _) in enumerate(weights):
         for index, bias in ((5 * d + 2, b_ih), (5 * d + 3, b_hh)):
             if bias is not None and needs[3 + index]:
                 # Two tensors: whoever owns one gradient may write into it.
                 dweights[index] = db[d].clone()
     return dx, dh_0 if needs[1] else None, dc_0 if needs[2] else None, *dweights
+
+
+def _reference_gradients(
+    problem: Problem, needs: Sequence[bool], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """What `_gradients` computes, by the reference engine, for any kind of tensor.
+
+    tensors  dy, dh_n, dc_n, x, h_0, c_0 and all weights; None for a weight that there is not
+    """
+    cotangents, arguments = tensors[:3], tensors[3:]
+    wanted = [index for index, needed in enumerate(needs) if needed]
+
+    def layer(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        full: list[Any] = list(arguments)
+        for index, tensor in zip(wanted, given, strict=True):
+            full[index] = tensor
+        return reference.layer(problem, full[0], full[1], full[2], _directions(full[3:]))
+
+    _, pull = torch.func.vjp(layer, *(arguments[index] for index in wanted))[:2]
+    gradients = dict(zip(wanted, pull(tuple(cotangents)), strict=True))
+    return tuple(gradients.get(index) for index in range(len(arguments)))
 
 
 def _second_order(
@@ -166,39 +195,28 @@ def _second_order(
 
     tensors  dy, dh_n, dc_n, x, h_0, c_0 and all weights; None where there is none
     """
-    arguments = [index for index in range(3, len(tensors)) if tensors[index] is not None]
-    wanted = [index - 3 for index in arguments if needs[index - 3]]
+    given = [*_zeros_for_none(tensors[:3], _results(tensors[3:])), *tensors[3:]]
+    present = [index for index, tensor in enumerate(given) if tensor is not None]
 
-    def layer(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        full: list[Any] = [None] * (len(tensors) - 3)
-        for index, tensor in zip(arguments, given, strict=True):
-            full[index - 3] = tensor
-        return reference.layer(problem, full[0], full[1], full[2], _directions(full[3:]))
+    def gradients(*values: Tensor) -> tuple[Tensor, ...]:
+        """The gradients that were asked for."""
+        full: list[Tensor | None] = list(given)
+        for index, value in zip(present, values, strict=True):
+            full[index] = value
+        return tuple(g for g in _reference_gradients(problem, needs, full) if g is not None)
 
-    def gradients(*given: Tensor) -> tuple[Tensor, ...]:
-        """The gradients that were asked for, of dy, dh_n, dc_n and the arguments."""
-        _, pull = torch.func.vjp(layer, *given[3:])[:2]
-        by_index = dict(zip(arguments, pull(given[:3]), strict=True))
-        return tuple(by_index[index + 3] for index in wanted)
-
-    given = [tensors[index] for index in arguments]
-    dy, dh_n, dc_n = (
-        torch.zeros_like(result) if tensor is None else tensor
-        for tensor, result in zip(tensors[:3], _results(problem, tensors), strict=True)
-    )
-    values, pull = torch.func.vjp(gradients, dy, dh_n, dc_n, *given)[:2]
-    incoming = (cotangents[index] for index in wanted)
-    pulled = pull(tuple(torch.zeros_like(v) if c is None else c for v, c in zip(values, incoming, strict=True)))
-    result: list[Tensor | None] = [None] * len(tensors)
-    for index, tensor in zip((0, 1, 2, *arguments), pulled, strict=True):
-        result[index] = None if tensors[index] is None else tensor
-    return result
+    values, pull = torch.func.vjp(gradients, *(given[index] for index in present))[:2]
+    incoming = [cotangent for cotangent, needed in zip(cotangents, needs, strict=True) if needed]
+    pulled = dict(zip(present, pull(tuple(_zeros_for_none(incoming, values))), strict=True))
+    return [None if tensor is None else pulled[index] for index, tensor in enumerate(tensors)]
 
 
-def _results(problem: Problem, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors shaped like y, h_n and c_n."""
-    x, h_0, c_0 = tensors[3:6]
-    assert x is not None
-    assert h_0 is not None
-    assert c_0 is not None
+def _zeros_for_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """These tensors, with zeros shaped as `like` in the place of None."""
+    return [torch.zeros_like(model) if t is None else t for t, model in zip(tensors, like, strict=True)]
+
+
+def _results(arguments: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors shaped like y, h_n and c_n, for arguments x, h_0, c_0, ..."""
+    x, h_0, c_0 = arguments[:3]
     return x.new_empty(x.shape[0], h_0.shape[0] * h_0.shape[2]), h_0, c_0

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+from torch.nn import Parameter
 
 
 def not_plain(tensors: Iterable[Tensor | None]) -> str | None:
@@ -26,10 +25,14 @@ def not_plain(tensors: Iterable[Tensor | None]) -> str | None:
     if torch._C._len_torch_dispatch_stack():
         return "a torch dispatch mode is active"
     for tensor in tensors:
-        if tensor is None:
+        kind = type(tensor)
+        if tensor is None or kind is Parameter:
             continue
-        if type(tensor) not in _PLAIN:
-            return f"a tensor is a {type(tensor).__name__}"
+        if kind is not Tensor:
+            return f"a tensor is a {kind.__name__}"
+        if not torch._C._has_storage(tensor):
+            # As inside the vmap by which autograd differentiates a batch of cotangents.
+            return "a tensor has no memory of its own"
         if tensor.is_neg() or tensor.is_conj():
             return "a tensor is a lazy negation or conjugation"
     return None

@@ -1,0 +1,234 @@
+"""The CPU engine: refusals, buffers, and the calls into kernels/cpu."""
+
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autograd import Accumulate, layer_of
+from .contract import Dense, Engine, Problem, Weights
+
+_kernel: Any
+_missing: str | None
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension, or None and why it is missing."""
+    try:
+        # After torch: its OpenMP runtime is the one that the kernel finds.
+        return importlib.import_module("..kernels.cpu._kernel", __package__), None
+    except ModuleNotFoundError:
+        return None, (
+            "its extension was not compiled at installation; "
+            "`pip install -v --no-cache-dir --force-reinstall --no-deps` of torchlstm shows why"
+        )
+    except ImportError as error:
+        return None, f"its extension does not load: {error}"
+
+
+_kernel, _missing = _load()
+
+# What the kernel calls its instruction sets.  A set that the machine has not means the best that it has.
+ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "best": 3}
+
+_WIDE = (torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
+
+# Buffers of this many bytes and more ask for large pages: a fresh buffer of 42 MB costs 14 ms in page faults of 4 KiB.
+_HUGE = 4 << 20
+
+# Bytes of dgates that a part of the backward makes before the weight products consume it: small enough to be in the
+# cache still.  Measured at 1, 2, 4, 8 and 16 MB: 4 is the fastest or within 2 % of it on every workload of
+# `python -m benchmarks`.
+_PART = 4 << 20
+
+# Elements between two rows of dgates, besides the row: rows a power of two apart would share few sets of the cache.
+_PAD = 16
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    # OpenMP's threads do not survive a fork; who asks for them waits for ever.
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _isa() -> int:
+    """The instruction set that TORCHLSTM_ISA names, read at every call: tests change it."""
+    name = os.environ.get("TORCHLSTM_ISA", "best")
+    if name not in ISAS:
+        raise ValueError(f"TORCHLSTM_ISA is {name!r}; instruction sets: {', '.join(ISAS)}")
+    return ISAS[name]
+
+
+def _refuses(problem: Problem) -> str | None:
+    if problem.device.type != "cpu":
+        return f"it runs on cpu, not on {problem.device.type}"
+    if problem.dtype not in _WIDE + _HALF:
+        return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
+    return problem.wrapped
+
+
+class _CPU:
+    """See `autograd.Kernel`; float32 and float64."""
+
+    def forward(
+        self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """As `autograd.Kernel`; saved are the activated gates (D, P, 4H) and c (D, P, H) of every row."""
+        directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
+        x, h_0, c_0 = x.contiguous(), h_0.contiguous(), c_0.contiguous()
+        flat = [None if tensor is None else tensor.contiguous() for direction in weights for tensor in direction]
+        rows = x.shape[0]
+        y = x.new_empty(rows, directions * size)
+        h_n, c_n = x.new_empty(directions, batch, size), x.new_empty(directions, batch, hidden)
+        saved = (_buffer(x, directions, rows, 4 * hidden), _buffer(x, directions, rows, hidden)) if save else ()
+        if not rows:
+            return y, h_n.copy_(h_0), c_n.copy_(c_0), saved
+        starts = _starts(problem)
+        sizes = _sizes(problem, starts)
+        room = _kernel.scratch(*sizes, 0)
+        scratch = _buffer(x, room // x.itemsize) if room else None
+        _kernel.forward(
+            *sizes,
+            *map(_address, (y, h_n, c_n, *(saved or (None, None)), x, h_0, c_0, scratch)),
+            *map(_address, flat),
+        )
+        return y, h_n, c_n, saved
+
+    def backward(
+        self,
+        problem: Problem,
+        saved: tuple[Tensor, ...],
+        h_0: Tensor,
+        c_0: Tensor,
+        weights: tuple[Weights, ...],
+        y: Tensor,
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        accumulate: Accumulate,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `autograd.Kernel`; parts of a few steps at a time."""
+        gates, cells = saved
+        directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
+        dh_0, dc_0 = y.new_empty(directions, batch, size), y.new_empty(directions, batch, hidden)
+        db = y.new_empty(directions, 4 * hidden)
+        if not y.shape[0]:
+            for to, grad in ((dh_0, dh_n), (dc_0, dc_n), (db, None)):
+                to.zero_() if grad is None else to.copy_(grad)
+            return dh_0, dc_0, db
+        y, h_0, c_0 = y.contiguous(), h_0.contiguous(), c_0.contiguous()
+        dy, dh_n, dc_n = (None if tensor is None else tensor.contiguous() for tensor in (dy, dh_n, dc_n))
+        recurrent = [
+            (w_hh.contiguous(), None if w_hr is None else w_hr.contiguous()) for _, w_hh, _, _, w_hr in weights
+        ]
+        projected = problem.proj_size > 0
+        starts = _starts(problem)
+        sizes = _sizes(problem, starts)
+        first_rows = starts.tolist() if starts is not None else None
+        steps = problem.rows.steps if isinstance(problem.rows, Dense) else len(problem.rows.batch_sizes)
+
+        def row(step: int) -> int:
+            return step * batch if first_rows is None else first_rows[step]
+
+        per_part = max(1, min(steps, _PART // (4 * hidden * directions * y.itemsize * max(row(1), 1))))
+        room, stride = row(per_part), 4 * hidden + _PAD
+        dgates = _buffer(y, directions, room, stride)[..., : 4 * hidden]
+        before = _buffer(y, directions, room, size)
+        dh, raw = (_buffer(y, directions, room, k) if projected else None for k in (size, hidden))
+        scratch = _buffer(y, _kernel.scratch(*sizes, 1) // y.itemsize)
+        # For one step, dh_0 is one product, which torch does from unpacked weights.
+        single = steps == 1 and not projected
+        fixed = (
+            *sizes,
+            *map(_address, (dgates, before, dh, raw, None if single else dh_0, dc_0, db, gates, cells, y, h_0, c_0)),
+            *map(_address, (dy, dh_n, dc_n)),
+        )
+        rest = (room, stride, _address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
+        for first in range(0, steps, per_part):
+            last = min(steps, first + per_part)
+            _kernel.backward(*fixed, first, last, *rest)
+            for d in range(directions):
+                low, high = (first, last) if d else (steps - last, steps - first)
+                part = slice(row(low), row(high))
+                n = part.stop - part.start
+                accumulate(
+                    d,
+                    part,
+                    dgates[d, :n],
+                    before[d, :n],
+                    None if dh is None else dh[d, :n],
+                    None if raw is None else raw[d, :n],
+                )
+        if single:
+            n = row(1)
+            for d, (w_hh, _) in enumerate(recurrent):
+                torch.mm(dgates[d], w_hh, out=dh_0[d, :n])
+                if n < batch:
+                    dh_0[d, n:] = 0 if dh_n is None else dh_n[d, n:]
+        return dh_0, dc_0, db
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _buffer(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor; with large pages if it is large."""
+    buffer = like.new_empty(shape)
+    if buffer.nbytes >= _HUGE:
+        _kernel.huge(buffer.data_ptr(), buffer.nbytes)
+    return buffer
+
+
+def _starts(problem: Problem) -> Tensor | None:
+    """The first packed row of every step of a ragged batch, and after the last step P: (T + 1,)."""
+    if isinstance(problem.rows, Dense):
+        return None
+    sizes = problem.rows.batch_sizes
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
+def _sizes(problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
+    """The first arguments of every call of the kernel.  `starts` has to outlive it."""
+    rows = problem.rows
+    return (
+        _isa(),
+        1 if _forked else torch.get_num_threads(),
+        problem.dtype.itemsize,
+        rows.steps if isinstance(rows, Dense) else len(rows.batch_sizes),
+        problem.batch,
+        problem.input_size,
+        problem.hidden_size,
+        problem.proj_size or problem.hidden_size,
+        problem.directions,
+        int(problem.proj_size > 0),
+        _address(starts),
+    )
+
+
+_wide_layer = layer_of(_CPU())
+
+
+def _layer(
+    problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `contract.Layer`; half precision is computed in float32, and rounded once at the end."""
+    if problem.dtype in _WIDE:
+        return _wide_layer(problem, x, h_0, c_0, weights)
+    wide = tuple(tuple(None if tensor is None else tensor.float() for tensor in direction) for direction in weights)
+    problem = problem._replace(dtype=torch.float32)
+    y, h_n, c_n = _wide_layer(problem, x.float(), h_0.float(), c_0.float(), wide)  # type: ignore[arg-type]
+    return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
+
+
+ENGINE = Engine("cpu", _layer, _refuses, lambda: _missing)

@@ -1,0 +1,1 @@
+"""The kernels, by device: plain C for the CPU."""

@@ -1,0 +1,23 @@
+/* The kernels for x86 with AVX-512: 32 registers of 64 bytes. */
+#if defined __x86_64__
+#include <immintrin.h>
+#define ISA avx512
+#define BYTES 64
+#define COLS 4
+#define DOTS 6
+#if defined EMULATE_AVX512
+/* The same text on other machines, for tests. */
+#define TARGET __attribute__((target("avx2,fma")))
+#define MIN_float(a, b) FN(pick)((a) < (b), a, b)
+#define MAX_float(a, b) FN(pick)((a) > (b), a, b)
+#define MIN_double(a, b) FN(pick)((a) < (b), a, b)
+#define MAX_double(a, b) FN(pick)((a) > (b), a, b)
+#else
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,fma,avx2")))
+#define MIN_float(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
+#define MAX_float(a, b) (vec)_mm512_max_ps((__m512)(a), (__m512)(b))
+#define MIN_double(a, b) (vec)_mm512_min_pd((__m512d)(a), (__m512d)(b))
+#define MAX_double(a, b) (vec)_mm512_max_pd((__m512d)(a), (__m512d)(b))
+#endif
+#include "isa.h"
+#endif

@@ -1,0 +1,16 @@
+/* The kernels of one instruction set and element type, as dispatch.c calls them: every thread with its own part. */
+#pragma once
+#include "plan.h"
+
+typedef struct {
+    int lanes;
+    void (*pack_forward)(const forward_t *, const part_t *, const forward_plan_t *);
+    void (*forward)(const forward_t *, part_t *, const forward_plan_t *);
+    void (*single)(const forward_t *, part_t *);
+    void (*pack_backward)(const backward_t *, const part_t *, const backward_plan_t *);
+    void (*backward)(const backward_t *, part_t *, const backward_plan_t *);
+    void (*sum_biases)(const backward_t *, const backward_plan_t *, int threads);
+} kernels_t;
+
+/* [0] float, [1] double. */
+extern const kernels_t torchlstm_avx512[2], torchlstm_avx2[2], torchlstm_portable[2];

@@ -1,0 +1,214 @@
+/* The time loop forward.
+ *
+ * The input's part of the gates is computed ahead of the recurrence for as many steps as fit a small buffer: full
+ * tiles however few rows a step has, and one pass over W_ih for all of them.  Each step then adds the recurrence's
+ * part in place and runs the cell.
+ */
+
+/* One direction, as one thread computes it. */
+typedef struct {
+    const sizes_t *s;
+    const part_t *p;
+    int reverse;
+    long u0, u1, o0, o1;                /* blocks of hidden units, and of outputs, that are this thread's */
+    const REAL *x, *h_0;                /* (P, I), (B, R)                                    */
+    const REAL *w_x, *w_h, *w_r, *bias; /* packed                                            */
+    REAL *y, *c;                        /* (P, R) with row stride y_step; (B, H)             */
+    REAL *gates, *cells;                /* (P, 4H), (P, H), or NULL                          */
+    REAL *raw;                          /* (B, H) o tanh c if projected, else NULL           */
+    REAL *acc;                          /* this thread's gates: blocks of (rows, 4, LANES)   */
+    long y_step;
+} FN(layer_t);
+
+/* Some rows and consecutive blocks of units within the gate buffer. */
+typedef struct { long from, to, rows; } FN(span_t);
+INLINE REAL *FN(at)(const FN(layer_t) *l, FN(span_t) span, long u, long row) {
+    return l->acc + ((u - span.from) * span.rows + row) * 4 * LANES;
+}
+
+INLINE long FN(steps_ahead)(const FN(layer_t) *l, long step) { return l->reverse ? l->s->steps - 1 - step : step; }
+
+/* Packed weights of a block of units: 4 / COLS panels of (K, COLS, LANES). */
+NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forward_plan_t *plan) {
+    const sizes_t *s = &job->sizes;
+    long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
+    share(s->directions * Hb, p->rank, p->threads, &from, &to);
+    for (long i = from; i < to; i++) {
+        const weights_t *w = &job->weights[i / Hb];
+        REAL *base = (REAL *)job->scratch + i / Hb * plan->direction;
+        long u = i % Hb, n = H - u * LANES;
+        for (int side = 0; side < 2; side++) {
+            long K = side ? R : s->input;
+            for (int g = 0; g < 4; g++)
+                FN(pack_transposed)((const REAL *)(side ? w->w_hh : w->w_ih) + (g * H + u * LANES) * K, K, K, n,
+                                    base + (side ? plan->h : plan->x) + u * 4 * LANES * K
+                                        + g / COLS * K * COLS * LANES + g % COLS * LANES, COLS * LANES);
+        }
+        for (int g = 0; g < 4; g++) {
+            long at = g * H + u * LANES;
+            vec b = {0};
+            if (w->b_ih) b += FN(load)((const REAL *)w->b_ih + at, n);
+            if (w->b_hh) b += FN(load)((const REAL *)w->b_hh + at, n);
+            *(vec *)(base + plan->bias + (u * 4 + g) * LANES) = b;
+        }
+    }
+    if (!s->projected) return;
+    share(s->directions * Rb, p->rank, p->threads, &from, &to);
+    for (long i = from; i < to; i++)
+        FN(pack_transposed)((const REAL *)job->weights[i / Rb].w_hr + i % Rb * LANES * H, H, H, R - i % Rb * LANES,
+                            (REAL *)job->scratch + i / Rb * plan->direction + plan->r + i % Rb * LANES * H, LANES);
+}
+
+/* Gates of one block of units: acc = from + terms [k0, k1) of a (rows, K) times its panels. */
+INLINE void FN(add_gates)(const REAL *a, long lda, long rows, const REAL *panels, long K, long k0, long k1,
+                          const REAL *from, long from_step, REAL *acc) {
+    for (long q = 0; q < 4 / COLS; q++)
+        FN(multiply)((FN(product_t)){ .a = a + k0, .b = panels + (q * K + k0) * COLS * LANES,
+                                      .from = from + q * COLS * LANES, .acc = acc + q * COLS * LANES, .K = k1 - k0,
+                                      .lda = lda, .bk = COLS * LANES, .bv = LANES, .fr = from_step, .fv = LANES,
+                                      .ar = 4 * LANES, .av = LANES }, rows, COLS);
+}
+
+/* The input's part, both biases included, of `rows` packed rows from x on; they go to `row` of the buffer. */
+NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const REAL *x, long rows, long row) {
+    long I = l->s->input, depth = FN(depth)(rows, I), k0 = 0;
+    do {
+        long k1 = k0 + depth < I ? k0 + depth : I;
+        for (long u = span.from; u < span.to; u++) {
+            REAL *acc = FN(at)(l, span, u, row);
+            FN(add_gates)(x, I, rows, l->w_x + u * 4 * LANES * I, I, k0, k1,
+                          k0 ? acc : l->bias + u * 4 * LANES, k0 ? 4 * LANES : 0, acc);
+        }
+        k0 = k1;
+    } while (k0 < I);
+}
+
+/* The recurrence's part and the cell, at step t; this thread's rows of the step are from `row` on in the buffer.
+ * Rows that the step before did not have start from h_0. */
+NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row) {
+    const sizes_t *s = l->s;
+    long H = s->hidden, R = s->output, r0 = l->p->r0, n = mine(s, l->p, t), before = l->reverse ? t + 1 : t - 1;
+    long old = mine(s, l->p, before), depth = FN(depth)(n, R), k0 = 0, at = first_row(s, t) + r0;
+    if (old > n) old = n;
+    const REAL *h = old ? l->y + (first_row(s, before) + r0) * l->y_step : NULL;
+    const REAL *h_0 = l->h_0 + (r0 + old) * R;
+    do {
+        long k1 = k0 + depth < R ? k0 + depth : R;
+        for (long i = 0; i < span.to - span.from; i++) {
+            /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
+            long u = t & 1 ? span.to - 1 - i : span.from + i;
+            REAL *acc = FN(at)(l, span, u, row);
+            const REAL *panels = l->w_h + u * 4 * LANES * R;
+            if (old) FN(add_gates)(h, l->y_step, old, panels, R, k0, k1, acc, 4 * LANES, acc);
+            if (old < n) {
+                REAL *rest = acc + old * 4 * LANES;
+                FN(add_gates)(h_0, R, n - old, panels, R, k0, k1, rest, 4 * LANES, rest);
+            }
+            if (k1 < R) continue;
+            long unit = u * LANES;
+            FN(run_cells)((FN(cells_t)){ .acc = acc, .c = l->c + r0 * H + unit,
+                                         .h = l->raw ? l->raw + r0 * H + unit : l->y + at * l->y_step + unit,
+                                         .gates = l->gates ? l->gates + at * 4 * H + unit : NULL,
+                                         .cells = l->gates ? l->cells + at * H + unit : NULL,
+                                         .H = H, .h_step = l->raw ? H : l->y_step }, n, H - unit);
+        }
+        k0 = k1;
+    } while (k0 < R);
+}
+
+/* h_t = W_hr (o tanh c) for this thread's outputs. */
+NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
+    const sizes_t *s = l->s;
+    enum { HIGH = 24 };
+    REAL acc[HIGH * COLS * LANES];
+    long H = s->hidden, r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
+    for (long o = l->o0; o < l->o1; o += COLS)
+        for (long r = 0; r < n; r += HIGH) {
+            long cols = l->o1 - o < COLS ? l->o1 - o : COLS, rows = n - r < HIGH ? n - r : HIGH;
+            FN(multiply)((FN(product_t)){ .a = l->raw + (r0 + r) * H, .b = l->w_r + o * LANES * H, .acc = acc, .K = H,
+                                          .lda = H, .bk = LANES, .bv = LANES * H, .ar = COLS * LANES, .av = LANES },
+                         rows, cols);
+            for (long i = 0; i < rows; i++)
+                for (long v = 0; v < cols; v++)
+                    FN(store)(l->y + (at + r + i) * l->y_step + (o + v) * LANES,
+                              *(const vec *)(acc + (i * COLS + v) * LANES), s->output - (o + v) * LANES);
+        }
+}
+
+/* All steps of one direction. */
+NOINLINE void FN(run_layer)(const FN(layer_t) *l, part_t *p, long room) {
+    const sizes_t *s = l->s;
+    long T = s->steps, I = s->input;
+    for (long first = 0, last; first < T; first = last) {
+        FN(span_t) span = { l->u0, l->u1, mine(s, p, FN(steps_ahead)(l, first)) };
+        long width = 4 * LANES * (l->u1 - l->u0 ? l->u1 - l->u0 : 1), t = FN(steps_ahead)(l, first);
+        int whole = p->r0 == 0 && mine(s, p, t) == active(s, t);    /* is the chunk consecutive rows of x? */
+        for (last = first + 1; last < T; last++) {
+            t = FN(steps_ahead)(l, last);
+            long n = mine(s, p, t);
+            if ((span.rows + n) * width > room) break;
+            span.rows += n, whole = whole && n == active(s, t);
+        }
+        long low = first_row(s, FN(steps_ahead)(l, l->reverse ? last - 1 : first));
+        if (last == first + 1) {
+            /* One step only: as many units at a time as fit the buffer. */
+            long units = span.rows ? room / (span.rows * 4 * LANES) : span.to - span.from;
+            t = FN(steps_ahead)(l, first);
+            for (long u = l->u0; u < l->u1; u += units) {
+                span.from = u, span.to = u + units < l->u1 ? u + units : l->u1;
+                FN(project_inputs)(l, span, l->x + (first_row(s, t) + p->r0) * I, span.rows, 0);
+                FN(recur)(l, span, t, 0);
+            }
+        } else if (whole) {
+            FN(project_inputs)(l, span, l->x + low * I, span.rows, 0);
+        } else {
+            long row = 0;
+            for (long i = first; i < last; i++, row += mine(s, p, t)) {
+                t = FN(steps_ahead)(l, i);
+                FN(project_inputs)(l, span, l->x + (first_row(s, t) + p->r0) * I, mine(s, p, t), row);
+            }
+        }
+        for (long i = first, row = 0; i < last; i++, row += mine(s, p, t)) {
+            t = FN(steps_ahead)(l, i);
+            if (last > first + 1) FN(recur)(l, span, t, whole ? first_row(s, t) - low : row);
+            meet_mine(p);
+            if (!l->raw) continue;
+            FN(project_outputs)(l, t);
+            meet_mine(p);
+        }
+    }
+}
+
+/* The last output of each row, where the row had a step; h_0 where it had none. */
+NOINLINE void FN(final_outputs)(const FN(layer_t) *l, REAL *h_n) {
+    const sizes_t *s = l->s;
+    long R = s->output, from = l->o0 * LANES, to = l->o1 * LANES < R ? l->o1 * LANES : R, t = l->reverse ? 0 : s->steps - 1;
+    for (long r = l->p->r0; r < l->p->r1; r++) {
+        while (t >= 0 && active(s, t) <= r) t = l->reverse ? -1 : t - 1;
+        const REAL *h = t < 0 ? l->h_0 + r * R : l->y + (first_row(s, t) + r) * l->y_step;
+        for (long j = from; j < to; j++) h_n[r * R + j] = h[j];
+    }
+}
+
+TARGET static void FN(forward)(const forward_t *job, part_t *p, const forward_plan_t *plan) {
+    const sizes_t *s = &job->sizes;
+    long B = s->batch, H = s->hidden, R = s->output, P = first_row(s, s->steps);
+    for (int d = p->d0; d < p->d1; d++) {
+        REAL *base = (REAL *)job->scratch + d * plan->direction;
+        FN(layer_t) l = { .s = s, .p = p, .reverse = d, .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * R,
+                          .w_x = base + plan->x, .w_h = base + plan->h, .w_r = base + plan->r, .bias = base + plan->bias,
+                          .y = (REAL *)job->y + d * R, .c = (REAL *)job->c_n + d * B * H,
+                          .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
+                          .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL,
+                          .raw = s->projected ? base + plan->raw : NULL,
+                          .acc = (REAL *)job->scratch + plan->gates + p->rank * plan->thread,
+                          .y_step = s->directions * R };
+        share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
+        share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
+        const REAL *c_0 = (const REAL *)job->c_0 + d * B * H;
+        for (long r = p->r0; r < p->r1; r++)
+            for (long j = l.u0 * LANES; j < l.u1 * LANES && j < H; j++) l.c[r * H + j] = c_0[r * H + j];
+        FN(run_layer)(&l, p, plan->thread);
+        FN(final_outputs)(&l, (REAL *)job->h_n + d * B * R);
+    }
+}

@@ -1,0 +1,45 @@
+/* All kernels of one instruction set, for float and for double.  The including file defines
+ *
+ *   ISA             its name
+ *   TARGET          the attribute of every function
+ *   BYTES           of a vector register
+ *   COLS            vectors of columns of a tile of 6 rows: 4 with 32 registers, 2 with 16
+ *   DOTS            rows of a tile of dot products: 6 with 32 registers, 3 with 16
+ *   MIN_float, MAX_float, MIN_double, MAX_double (a, b) on vectors, b where either is NaN
+ */
+#include "plan.h"
+#include "dispatch.h"
+
+/* Rows of the left operand of a product that should stay in the cache while the columns change. */
+enum { A_BYTES = 512 << 10 };
+
+#define REAL float
+#define INTEGER int32_t
+#define LANES (BYTES / 4)
+#define VECTOR_MIN MIN_float
+#define VECTOR_MAX MAX_float
+#define EXP_TOP 29.f
+#define EXP_ROUND 0x1.8p23f
+#define EXP_SHIFT 23
+#define EXP_ONE 0x3f800000
+#define EXP_TERMS 0.000154035122f, 0.00133907353f, 0.00961823761f, 0.0555035733f, 0.240226492f, 0.693147182f
+#include "kernels.h"
+
+#define REAL double
+#define INTEGER int64_t
+#define LANES (BYTES / 8)
+#define VECTOR_MIN MIN_double
+#define VECTOR_MAX MAX_double
+#define EXP_TOP 230.
+#define EXP_ROUND 0x1.8p52
+#define EXP_SHIFT 52
+#define EXP_ONE 0x3ff0000000000000
+/* ln(2)^n / n! */
+#define EXP_TERMS 1.3691488853904128e-12, 2.5678435993488206e-11, 4.4455382718708116e-10, 7.0549116208011234e-09, \
+    1.01780860092397e-07, 1.321548679014431e-06, 1.5252733804059841e-05, 0.00015403530393381609, 0.0013333558146428443, \
+    0.0096181291076284769, 0.055504108664821583, 0.24022650695910072, 0.69314718055994529
+#include "kernels.h"
+
+#define TABLE_(isa) const kernels_t torchlstm_##isa[2] = { kernels_float_##isa, kernels_double_##isa }
+#define TABLE(isa) TABLE_(isa)
+TABLE(ISA);

@@ -1,0 +1,33 @@
+/* The kernels of one instruction set and element type; see isa.h.  No guard: included once for each. */
+#include "vector.h"
+#include "product.h"
+#include "cell.h"
+#include "forward.h"
+#include "backward.h"
+#include "single.h"
+
+static const kernels_t FN(kernels) = {
+    LANES, FN(pack_forward), FN(forward), FN(single_step), FN(pack_backward), FN(backward), FN(sum_biases),
+};
+
+#undef FN
+#undef JOIN3
+#undef JOIN3_
+#undef vec
+#undef ivec
+#undef INLINE
+#undef NOINLINE
+#undef TILE
+#undef TILES
+#undef TILE_NAMES
+#undef SINGLE
+#undef REAL
+#undef INTEGER
+#undef LANES
+#undef VECTOR_MIN
+#undef VECTOR_MAX
+#undef EXP_TOP
+#undef EXP_ROUND
+#undef EXP_SHIFT
+#undef EXP_ONE
+#undef EXP_TERMS

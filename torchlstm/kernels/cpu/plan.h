@@ -1,0 +1,83 @@
+/* Who does what: a thread's part of the work, and where things lie in the scratch memory.
+ *
+ * The threads form teams (one for each direction, or one for all); a team's threads either own rows of the batch
+ * each, and never wait, or own hidden units each, and meet once a step.
+ */
+#pragma once
+#include "kernel.h"
+#include "threads.h"
+
+typedef struct {
+    int rank, threads;                  /* among all threads of the call                                  */
+    int d0, d1;                         /* directions [d0, d1) of this thread's team                      */
+    int me, members;                    /* among the threads that share this thread's rows                */
+    int group;                          /* the row group of this thread within its team                   */
+    long r0, r1;                        /* rows [r0, r1) of the batch                                     */
+    flag_t *all, *mine;                 /* (threads,) flags of all; (members,) flags of those that share  */
+    long met;                           /* how often `mine` have met                                      */
+} part_t;
+
+/* The rows of step t that are this thread's: [r0, r0 + mine). */
+static inline long mine(const sizes_t *s, const part_t *p, long t) {
+    long n = active(s, t);
+    return n <= p->r0 ? 0 : (n < p->r1 ? n : p->r1) - p->r0;
+}
+
+/* Share i of n of `count` things: [*from, *to). */
+static inline void share(long count, long i, long n, long *from, long *to) {
+    *from = count * i / n, *to = count * (i + 1) / n;
+}
+
+/* The next step's number is published, and the other threads of the same rows are waited for. */
+static inline void meet_mine(part_t *p) { meet(p->mine, p->members, p->me, ++p->met); }
+
+static inline long blocks(long n, int lanes) { return (n + lanes - 1) / lanes; }
+
+/* Forward: a thread's buffer of gates before activation holds as many steps as fit this; half a small L2 cache. */
+enum { GATES_BYTES = 192 << 10 };
+
+/* A block of gates' rows takes 4 LANES elements.  All offsets count elements. */
+typedef struct {
+    long x, h, r;                       /* packed weights of one direction: inputs, recurrence, projection */
+    long bias, raw;                     /* (4H rounded up,), and (B, H) o tanh c if projected              */
+    long direction;                     /* what one direction takes                                        */
+    long gates, thread;                 /* the threads' gate buffers, and what one of them takes           */
+    long total;
+} forward_plan_t;
+
+static inline forward_plan_t plan_forward(const sizes_t *s, int threads, int lanes) {
+    long width = blocks(s->hidden, lanes) * lanes * 4, at = 0;
+    forward_plan_t p;
+    p.x = at, at += width * s->input;
+    p.h = at, at += width * s->output;
+    p.r = at, at += s->projected ? blocks(s->output, lanes) * lanes * s->hidden : 0;
+    p.bias = at, at += width;
+    p.raw = at, at += s->projected ? s->batch * s->hidden : 0;
+    p.direction = at = blocks(at, 32) * 32;
+    p.gates = at * s->directions;
+    long least = s->batch * 4 * lanes, room = GATES_BYTES / s->element;
+    long most = s->steps * s->batch * width;
+    p.thread = blocks(room < least ? least : room < most ? room : most, 32) * 32;
+    p.total = p.gates + p.thread * threads;
+    return p;
+}
+
+typedef struct {
+    long h, r;                          /* packed weights of one direction: recurrence, projection */
+    long dh, draw;                      /* (R blocks, B, LANES), and (H blocks, B, LANES) if projected */
+    long direction, db, thread, total;  /* db: a sum of (D, 4H rounded up) for each thread */
+} backward_plan_t;
+
+static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int lanes) {
+    long width = blocks(s->hidden, lanes) * lanes, out = blocks(s->output, lanes) * lanes, at = 0;
+    backward_plan_t p;
+    p.h = at, at += out * 4 * s->hidden;
+    p.r = at, at += s->projected ? width * s->output : 0;
+    p.dh = at, at += out * s->batch;
+    p.draw = at, at += s->projected ? width * s->batch : 0;
+    p.direction = at = blocks(at, 32) * 32;
+    p.db = at * s->directions;
+    p.thread = blocks(4 * width * s->directions, 32) * 32;
+    p.total = p.db + p.thread * threads;
+    return p;
+}

@@ -1,0 +1,55 @@
+/* Threads, the meeting point of a step, and the floating-point mode of a worker.
+ *
+ * Threads come from the OpenMP runtime that torch has loaded (GNU's, or LLVM's, which has the same entry points).
+ * The references are weak: nothing is linked, and without a runtime the work is done on one thread.
+ */
+#pragma once
+#include <sched.h>
+#include <stdatomic.h>
+
+#define WEAK __attribute__((weak))
+extern WEAK void GOMP_parallel(void (*)(void *), void *, unsigned threads, unsigned flags);
+extern WEAK int omp_get_thread_num(void);
+extern WEAK int omp_get_num_threads(void);
+
+static inline int have_openmp(void) { return GOMP_parallel && omp_get_thread_num && omp_get_num_threads; }
+
+/* More threads than this are not used: their flags live on the caller's stack. */
+enum { MAX_THREADS = 128 };
+
+/* What one thread has finished; 128 bytes, since neighbouring cache lines are fetched in pairs. */
+typedef struct { _Alignas(128) atomic_long finished; } flag_t;
+
+/* Publish that thread `me` finished `count` things, and wait until flags [0, n) all have.  Yields early: with more
+ * threads than cores the one that is waited for needs this one's core. */
+static inline void meet(flag_t *flags, int n, int me, long count) {
+    if (n == 1) return;
+    atomic_store_explicit(&flags[me].finished, count, memory_order_release);
+    for (int i = 0; i < n; i++)
+        for (int spins = 0; atomic_load_explicit(&flags[i].finished, memory_order_acquire) < count; spins++) {
+#if defined __x86_64__
+            __builtin_ia32_pause();
+#elif defined __aarch64__
+            __asm__ volatile("isb");
+#endif
+            if (spins >= 50) sched_yield();
+        }
+}
+
+/* Flush denormals while in the kernel (decayed states would cost ~100 cycles per operation), then give the caller
+ * his mode back. */
+static inline unsigned flush_denormals(void) {
+#if defined __x86_64__
+    unsigned old = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(old | 0x8040);
+    return old;
+#else
+    return 0;
+#endif
+}
+static inline void restore_denormals(unsigned old) {
+#if defined __x86_64__
+    __builtin_ia32_ldmxcsr(old);
+#endif
+    (void)old;
+}

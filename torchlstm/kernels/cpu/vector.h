@@ -1,0 +1,65 @@
+/* Vectors of LANES elements of type REAL for one instruction set ISA, in GCC/Clang vector extensions.
+ *
+ * This header and the ones after it (product.h, cell.h, forward.h, backward.h, single.h) are one text, included once
+ * for every instruction set and element type by kernels.h; FN(name) makes the names differ.
+ */
+
+#define FN(name) JOIN3(name, REAL, ISA)
+#define JOIN3(a, b, c) JOIN3_(a, b, c)
+#define JOIN3_(a, b, c) a##_##b##_##c
+#define vec FN(vec)
+#define ivec FN(ivec)
+#define INLINE TARGET static inline __attribute__((always_inline))
+#define NOINLINE TARGET static __attribute__((noinline))
+
+typedef REAL vec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER ivec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
+
+/* The first n lanes, zero in the others.  Out of line: kept off the common path. */
+NOINLINE vec FN(load_part)(const REAL *p, long n) {
+    REAL v[LANES] = {0};
+    for (long j = 0; j < n; j++) v[j] = p[j];
+    return *(const vec *)v;
+}
+NOINLINE void FN(store_part)(REAL *p, vec v, long n) {
+    for (long j = 0; j < n; j++) p[j] = v[j];
+}
+/* `n` lanes; a caller that passes the constant LANES gets plain vector code. */
+INLINE vec FN(load)(const REAL *p, long n) {
+    return n >= LANES ? *(const vec *)p : FN(load_part)(p, n);
+}
+INLINE void FN(store)(REAL *p, vec v, long n) {
+    if (n >= LANES) *(vec *)p = v;
+    else FN(store_part)(p, v, n);
+}
+
+INLINE vec FN(pick)(ivec where, vec yes, vec no) {
+    return (vec)((where & (ivec)yes) | (~where & (ivec)no));
+}
+
+/* min and max that give b where either is NaN, as x86 has it. */
+INLINE vec FN(min)(vec a, vec b) { return VECTOR_MIN(a, b); }
+INLINE vec FN(max)(vec a, vec b) { return VECTOR_MAX(a, b); }
+
+INLINE REAL FN(sum)(vec v) {
+    REAL s = 0;
+    for (int step = 1; step < LANES; step *= 2)
+        for (int j = 0; j + step < LANES; j += 2 * step) v[j] += v[j + step];
+    s = v[0];
+    return s;
+}
+
+/* e^(kx) - 1 to a few ulp, also near 0; |kx| is clamped to EXP_TOP so that products of three stay finite.
+ * NaN stays NaN.  2^f - 1 on |f| <= 1/2 is a polynomial; the integer part goes into the exponent. */
+INLINE vec FN(expm1)(vec x, const REAL k) {
+    const REAL log2e = (REAL)1.442695040888963407, top = EXP_TOP / (k > 0 ? k : -k);
+    x = FN(max)((vec){0} - top, FN(min)((vec){0} + top, x));
+    vec t = x * (k * log2e) + EXP_ROUND, n = t - EXP_ROUND, f = x * (k * log2e) - n;
+    static const REAL term[] = { EXP_TERMS };
+    const int terms = sizeof term / sizeof *term;
+    vec p = (vec){0} + term[0];
+#pragma GCC unroll 16
+    for (int i = 1; i < terms; i++) p = p * f + term[i];
+    vec s = (vec)(((ivec)t << EXP_SHIFT) + EXP_ONE);
+    return p * (f * s) + (s - 1);
+}
