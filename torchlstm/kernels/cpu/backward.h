@@ -12,6 +12,7 @@ typedef struct {
     long u0, u1, o0, o1;                /* blocks of hidden units, and of outputs, that are this thread's */
     const REAL *w_h, *w_r;              /* packed                                                     */
     REAL *dh_state, *draw, *db;         /* (R blocks, B, LANES), (H blocks, B, LANES), (4H rounded up) */
+    REAL *left;                         /* this thread's packed rows                                  */
     REAL *dgates, *before, *dh, *raw;   /* this direction's part of the job's                         */
     REAL *dc;                           /* (B, H)                                                     */
     const REAL *gates, *cells, *y, *dy, *h_0, *c_0;
@@ -58,15 +59,16 @@ NOINLINE void FN(end_states)(const FN(back_t) *l, REAL *dh_0) {
 
 /* out (column blocks [from, to), B, LANES) = a (rows, K) times packed columns, rows at r0 of out. */
 INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long K, REAL *out, long B, long r0,
-                              long from, long to, int flip) {
+                              long from, long to, int flip, REAL *left) {
     long depth = FN(depth)(rows, K), panels = (to - from + COLS - 1) / COLS;
     for (long k0 = 0, k1; k0 < K; k0 = k1) {
         k1 = k0 + depth < K ? k0 + depth : K;
+        const REAL *packed = rows && panels ? FN(pack_left)(a + k0, lda, rows, k1 - k0, left) : NULL;
         for (long i = 0; i < panels; i++) {
             long o = from + (flip ? panels - 1 - i : i) * COLS, cols = to - o < COLS ? to - o : COLS;
             REAL *acc = out + (o * B + r0) * LANES;
-            FN(multiply)((FN(product_t)){ .a = a + k0, .b = w + (o * K + k0) * LANES, .from = k0 ? acc : NULL, .acc = acc,
-                                          .K = k1 - k0, .lda = lda, .bk = LANES, .bv = K * LANES, .fr = LANES,
+            FN(multiply)((FN(product_t)){ .a = packed, .b = w + (o * K + k0) * LANES, .from = k0 ? acc : NULL, .acc = acc,
+                                          .K = k1 - k0, .bk = LANES, .bv = K * LANES, .fr = LANES,
                                           .fv = B * LANES, .ar = LANES, .av = B * LANES }, rows, cols);
         }
     }
@@ -85,7 +87,7 @@ NOINLINE void FN(project_back)(const FN(back_t) *l, long t, long row) {
             FN(store)(l->dh + (row + r) * R + o * LANES, dh, left);
         }
     meet_mine(p);
-    FN(multiply_back)(l->dh + row * R, R, n, l->w_r, R, l->draw, B, p->r0, l->u0, l->u1, 0);
+    FN(multiply_back)(l->dh + row * R, R, n, l->w_r, R, l->draw, B, p->r0, l->u0, l->u1, 0, l->left);
 }
 
 /* Copies h of the step before: `old` rows from y, the others from h_0. */
@@ -128,7 +130,8 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
         REAL *base = scratch + d * plan->direction;
         FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = d, .w_h = base + plan->h, .w_r = base + plan->r,
                          .dh_state = base + plan->dh, .draw = base + plan->draw,
-                         .db = scratch + plan->db + p->rank * plan->thread + d * 4 * width,
+                         .db = scratch + plan->threads + p->rank * plan->thread + d * 4 * width,
+                         .left = scratch + plan->threads + p->rank * plan->thread + plan->left,
                          .dgates = (REAL *)job->dgates + d * job->room * job->step, .step = job->step,
                          .before = (REAL *)job->before + d * job->room * R,
                          .dh = s->projected ? (REAL *)job->dh + d * job->room * R : NULL,
@@ -148,7 +151,8 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
             FN(cell_step)(&l, t, row);
             if (i == T - 1 && !job->dh_0) break;
             meet_mine(p);
-            FN(multiply_back)(l.dgates + row * l.step, l.step, mine(s, p, t), l.w_h, 4 * H, l.dh_state, B, p->r0, l.o0, l.o1, t & 1);
+            FN(multiply_back)(l.dgates + row * l.step, l.step, mine(s, p, t), l.w_h, 4 * H, l.dh_state, B, p->r0,
+                              l.o0, l.o1, t & 1, l.left);
         }
         if (job->to == T && job->dh_0) FN(end_states)(&l, (REAL *)job->dh_0 + d * B * R);
     }
@@ -161,7 +165,7 @@ TARGET static void FN(sum_biases)(const backward_t *job, const backward_plan_t *
     for (int d = 0; d < s->directions; d++)
         for (int g = 0; g < 4; g++)
             for (long j = 0; j < H; j++) {
-                const REAL *from = (const REAL *)job->scratch + plan->db + d * 4 * width + (j / LANES * 4 + g) * LANES + j % LANES;
+                const REAL *from = (const REAL *)job->scratch + plan->threads + d * 4 * width + (j / LANES * 4 + g) * LANES + j % LANES;
                 REAL sum = 0;
                 for (int i = 0; i < threads; i++) sum += from[i * plan->thread];
                 ((REAL *)job->db)[(d * 4 + g) * H + j] = sum;

@@ -8,26 +8,36 @@ typedef struct {
     long H, h_step;                     /* c, cells: row stride H; gates: 4H                      */
 } FN(cells_t);
 
-/* One exponential a gate, and two divisions: i, f and g share one, o and tanh(c) the other. */
+/* For inference: one exponential a gate and two divisions, of which i, f and g share one, o and tanh(c) the other.
+ * Exponentials up to e^EXP_SHARED, so that products of three stay finite.
+ *
+ * For training: a division each.  A gate that is saturated is then exactly 0 or 1 (1 / e^EXP_TOP is a denormal, and
+ * flushed), and its slope exactly 0, as torch has it; a rounding error of 1e-7 in 1 - g g would be all of a gradient
+ * that has vanished, and times an infinite input it would be infinite, not NaN. */
 INLINE void FN(cells)(FN(cells_t) p, long rows, const long n) {
 #pragma GCC unroll 1
     for (; rows > 0; rows--) {
-        vec ei = FN(expm1)(*(const vec *)p.acc, -1) + 2;                          /* i = 1 / ei         */
-        vec ef = FN(expm1)(*(const vec *)(p.acc + LANES), -1) + 2;
-        vec eg = FN(expm1)(*(const vec *)(p.acc + 2 * LANES), 2), eg2 = eg + 2;   /* tanh g = eg / eg2  */
-        vec eo = FN(expm1)(*(const vec *)(p.acc + 3 * LANES), -1) + 2;
-        vec fe = ef * eg, ig = ei * eg2, one = 1 / (ef * ig), f = one * ig;
-        vec c = f * FN(load)(p.c, n) + one * fe;
-        vec ec = FN(expm1)(c, 2), oc = 1 / (eo * (ec + 2));
-        FN(store)(p.c, c, n);
-        FN(store)(p.h, ec * oc, n);
+        vec ai = *(const vec *)p.acc, af = *(const vec *)(p.acc + LANES);
+        vec ag = *(const vec *)(p.acc + 2 * LANES), ao = *(const vec *)(p.acc + 3 * LANES);
         if (p.gates) {
-            FN(store)(p.gates, one * ef * eg2, n);
+            vec i = 1 / FN(exp)(ai, -1, 1, EXP_TOP), f = 1 / FN(exp)(af, -1, 1, EXP_TOP);
+            vec g = FN(tanh)(ag), o = 1 / FN(exp)(ao, -1, 1, EXP_TOP), c = f * FN(load)(p.c, n) + i * g;
+            FN(store)(p.c, c, n);
+            FN(store)(p.h, o * FN(tanh)(c), n);
+            FN(store)(p.gates, i, n);
             FN(store)(p.gates + p.H, f, n);
-            FN(store)(p.gates + 2 * p.H, one * fe * ei, n);
-            FN(store)(p.gates + 3 * p.H, oc * (ec + 2), n);
+            FN(store)(p.gates + 2 * p.H, g, n);
+            FN(store)(p.gates + 3 * p.H, o, n);
             FN(store)(p.cells, c, n);
             p.gates += 4 * p.H, p.cells += p.H;
+        } else {
+            vec ei = FN(exp)(ai, -1, 1, EXP_SHARED), ef = FN(exp)(af, -1, 1, EXP_SHARED); /* i = 1 / ei */
+            vec eg = FN(exp)(ag, 2, -1, EXP_SHARED), eg2 = eg + 2;                        /* tanh g = eg / eg2 */
+            vec eo = FN(exp)(ao, -1, 1, EXP_SHARED);
+            vec fe = ef * eg, ig = ei * eg2, one = 1 / (ef * ig);
+            vec c = one * ig * FN(load)(p.c, n) + one * fe, ec = FN(exp)(c, 2, -1, EXP_SHARED);
+            FN(store)(p.c, c, n);
+            FN(store)(p.h, ec / (eo * (ec + 2)), n);
         }
         p.acc += 4 * LANES, p.c += p.H, p.h += p.h_step;
     }
@@ -60,8 +70,7 @@ INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n) {
         if (p.dy) dh += FN(load)(p.dy, n), p.dy += p.dy_step;
         vec i = FN(load)(p.gates, n), f = FN(load)(p.gates + p.H, n);
         vec g = FN(load)(p.gates + 2 * p.H, n), o = FN(load)(p.gates + 3 * p.H, n);
-        vec e = FN(expm1)(FN(load)(p.c, n), 2), tc = e / (e + 2);
-        vec dc = FN(load)(p.dc, n) + dh * o * (1 - tc * tc);
+        vec tc = FN(tanh)(FN(load)(p.c, n)), dc = FN(load)(p.dc, n) + dh * o * (1 - tc * tc);
         vec di = dc * g * (i - i * i), df = dc * FN(load)(p.c_before, n) * (f - f * f);
         vec dg = dc * i * (1 - g * g), do_ = dh * tc * (o - o * o);
         FN(store)(p.dc, dc * f, n);

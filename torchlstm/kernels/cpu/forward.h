@@ -17,6 +17,7 @@ typedef struct {
     REAL *gates, *cells;                /* (P, 4H), (P, H), or NULL                          */
     REAL *raw;                          /* (B, H) o tanh c if projected, else NULL           */
     REAL *acc;                          /* this thread's gates: blocks of (rows, 4, LANES)   */
+    REAL *left;                         /* this thread's packed rows                         */
     long y_step;
 } FN(layer_t);
 
@@ -59,13 +60,13 @@ NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forw
                             (REAL *)job->scratch + i / Rb * plan->direction + plan->r + i % Rb * LANES * H, LANES);
 }
 
-/* Gates of one block of units: acc = from + terms [k0, k1) of a (rows, K) times its panels. */
-INLINE void FN(add_gates)(const REAL *a, long lda, long rows, const REAL *panels, long K, long k0, long k1,
+/* Gates of one block of units: acc = from + packed rows times terms [k0, k1) of its panels. */
+INLINE void FN(add_gates)(const REAL *a, long rows, const REAL *panels, long K, long k0, long k1,
                           const REAL *from, long from_step, REAL *acc) {
     for (long q = 0; q < 4 / COLS; q++)
-        FN(multiply)((FN(product_t)){ .a = a + k0, .b = panels + (q * K + k0) * COLS * LANES,
+        FN(multiply)((FN(product_t)){ .a = a, .b = panels + (q * K + k0) * COLS * LANES,
                                       .from = from + q * COLS * LANES, .acc = acc + q * COLS * LANES, .K = k1 - k0,
-                                      .lda = lda, .bk = COLS * LANES, .bv = LANES, .fr = from_step, .fv = LANES,
+                                      .bk = COLS * LANES, .bv = LANES, .fr = from_step, .fv = LANES,
                                       .ar = 4 * LANES, .av = LANES }, rows, COLS);
 }
 
@@ -74,9 +75,10 @@ NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const RE
     long I = l->s->input, depth = FN(depth)(rows, I), k0 = 0;
     do {
         long k1 = k0 + depth < I ? k0 + depth : I;
+        const REAL *a = FN(pack_left)(x + k0, I, rows, k1 - k0, l->left);
         for (long u = span.from; u < span.to; u++) {
             REAL *acc = FN(at)(l, span, u, row);
-            FN(add_gates)(x, I, rows, l->w_x + u * 4 * LANES * I, I, k0, k1,
+            FN(add_gates)(a, rows, l->w_x + u * 4 * LANES * I, I, k0, k1,
                           k0 ? acc : l->bias + u * 4 * LANES, k0 ? 4 * LANES : 0, acc);
         }
         k0 = k1;
@@ -94,15 +96,17 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
     const REAL *h_0 = l->h_0 + (r0 + old) * R;
     do {
         long k1 = k0 + depth < R ? k0 + depth : R;
+        const REAL *a = old ? FN(pack_left)(h + k0, l->y_step, old, k1 - k0, l->left) : NULL;
+        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + k0, R, n - old, k1 - k0, l->left + old * (k1 - k0)) : NULL;
         for (long i = 0; i < span.to - span.from; i++) {
             /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
             long u = t & 1 ? span.to - 1 - i : span.from + i;
             REAL *acc = FN(at)(l, span, u, row);
             const REAL *panels = l->w_h + u * 4 * LANES * R;
-            if (old) FN(add_gates)(h, l->y_step, old, panels, R, k0, k1, acc, 4 * LANES, acc);
+            if (old) FN(add_gates)(a, old, panels, R, k0, k1, acc, 4 * LANES, acc);
             if (old < n) {
                 REAL *rest = acc + old * 4 * LANES;
-                FN(add_gates)(h_0, R, n - old, panels, R, k0, k1, rest, 4 * LANES, rest);
+                FN(add_gates)(a_0, n - old, panels, R, k0, k1, rest, 4 * LANES, rest);
             }
             if (k1 < R) continue;
             long unit = u * LANES;
@@ -122,17 +126,19 @@ NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
     enum { HIGH = 24 };
     REAL acc[HIGH * COLS * LANES];
     long H = s->hidden, r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
-    for (long o = l->o0; o < l->o1; o += COLS)
-        for (long r = 0; r < n; r += HIGH) {
-            long cols = l->o1 - o < COLS ? l->o1 - o : COLS, rows = n - r < HIGH ? n - r : HIGH;
-            FN(multiply)((FN(product_t)){ .a = l->raw + (r0 + r) * H, .b = l->w_r + o * LANES * H, .acc = acc, .K = H,
-                                          .lda = H, .bk = LANES, .bv = LANES * H, .ar = COLS * LANES, .av = LANES },
-                         rows, cols);
+    for (long r = 0; r < n; r += HIGH) {
+        long rows = n - r < HIGH ? n - r : HIGH;
+        const REAL *a = FN(pack_left)(l->raw + (r0 + r) * H, H, rows, H, l->left);
+        for (long o = l->o0; o < l->o1; o += COLS) {
+            long cols = l->o1 - o < COLS ? l->o1 - o : COLS;
+            FN(multiply)((FN(product_t)){ .a = a, .b = l->w_r + o * LANES * H, .acc = acc, .K = H, .bk = LANES,
+                                          .bv = LANES * H, .ar = COLS * LANES, .av = LANES }, rows, cols);
             for (long i = 0; i < rows; i++)
                 for (long v = 0; v < cols; v++)
                     FN(store)(l->y + (at + r + i) * l->y_step + (o + v) * LANES,
                               *(const vec *)(acc + (i * COLS + v) * LANES), s->output - (o + v) * LANES);
         }
+    }
 }
 
 /* All steps of one direction. */
@@ -146,7 +152,7 @@ NOINLINE void FN(run_layer)(const FN(layer_t) *l, part_t *p, long room) {
         for (last = first + 1; last < T; last++) {
             t = FN(steps_ahead)(l, last);
             long n = mine(s, p, t);
-            if ((span.rows + n) * width > room) break;
+            if ((span.rows + n) * width > room || (span.rows + n) * I * (long)sizeof(REAL) > LEFT_BYTES) break;
             span.rows += n, whole = whole && n == active(s, t);
         }
         long low = first_row(s, FN(steps_ahead)(l, l->reverse ? last - 1 : first));
@@ -201,14 +207,15 @@ TARGET static void FN(forward)(const forward_t *job, part_t *p, const forward_pl
                           .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
                           .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL,
                           .raw = s->projected ? base + plan->raw : NULL,
-                          .acc = (REAL *)job->scratch + plan->gates + p->rank * plan->thread,
+                          .acc = (REAL *)job->scratch + plan->threads + p->rank * plan->thread,
                           .y_step = s->directions * R };
+        l.left = l.acc + plan->left;
         share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
         share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
         const REAL *c_0 = (const REAL *)job->c_0 + d * B * H;
         for (long r = p->r0; r < p->r1; r++)
             for (long j = l.u0 * LANES; j < l.u1 * LANES && j < H; j++) l.c[r * H + j] = c_0[r * H + j];
-        FN(run_layer)(&l, p, plan->thread);
+        FN(run_layer)(&l, p, plan->gates);
         FN(final_outputs)(&l, (REAL *)job->h_n + d * B * R);
     }
 }

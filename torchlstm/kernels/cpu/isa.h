@@ -10,15 +10,20 @@
 #include "plan.h"
 #include "dispatch.h"
 
-/* Rows of the left operand of a product that should stay in the cache while the columns change. */
-enum { A_BYTES = 512 << 10 };
+#if defined __clang__ || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (iquad){ __VA_ARGS__ })
+#endif
 
 #define REAL float
 #define INTEGER int32_t
+#define QUAD 4
 #define LANES (BYTES / 4)
 #define VECTOR_MIN MIN_float
 #define VECTOR_MAX MAX_float
-#define EXP_TOP 29.f
+#define EXP_TOP 88.f
+#define EXP_SHARED 29.f
 #define EXP_ROUND 0x1.8p23f
 #define EXP_SHIFT 23
 #define EXP_ONE 0x3f800000
@@ -27,10 +32,12 @@ enum { A_BYTES = 512 << 10 };
 
 #define REAL double
 #define INTEGER int64_t
+#define QUAD 2
 #define LANES (BYTES / 8)
 #define VECTOR_MIN MIN_double
 #define VECTOR_MAX MAX_double
-#define EXP_TOP 230.
+#define EXP_TOP 709.
+#define EXP_SHARED 230.
 #define EXP_ROUND 0x1.8p52
 #define EXP_SHIFT 52
 #define EXP_ONE 0x3ff0000000000000

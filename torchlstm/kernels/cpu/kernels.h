@@ -15,6 +15,9 @@ static const kernels_t FN(kernels) = {
 #undef JOIN3_
 #undef vec
 #undef ivec
+#undef quad
+#undef iquad
+#undef QUAD
 #undef INLINE
 #undef NOINLINE
 #undef TILE
@@ -27,6 +30,7 @@ static const kernels_t FN(kernels) = {
 #undef VECTOR_MIN
 #undef VECTOR_MAX
 #undef EXP_TOP
+#undef EXP_SHARED
 #undef EXP_ROUND
 #undef EXP_SHIFT
 #undef EXP_ONE

@@ -36,12 +36,23 @@ static inline long blocks(long n, int lanes) { return (n + lanes - 1) / lanes; }
 /* Forward: a thread's buffer of gates before activation holds as many steps as fit this; half a small L2 cache. */
 enum { GATES_BYTES = 192 << 10 };
 
+/* Rows of the left operand of a product are packed, as many terms at a time as fit LEFT_BYTES: they should stay in the
+ * cache while the columns change.  But at least LEFT_LEAST terms: starting a sum costs too. */
+enum { LEFT_BYTES = 256 << 10, LEFT_LEAST = 256 };
+
+/* Elements for the packed rows of a step, with slack. */
+static inline long left_room(const sizes_t *s) {
+    long most = LEFT_BYTES / s->element, least = s->batch * LEFT_LEAST;
+    return (most > least ? most : least) + 32;
+}
+
 /* A block of gates' rows takes 4 LANES elements.  All offsets count elements. */
 typedef struct {
     long x, h, r;                       /* packed weights of one direction: inputs, recurrence, projection */
     long bias, raw;                     /* (4H rounded up,), and (B, H) o tanh c if projected              */
     long direction;                     /* what one direction takes                                        */
-    long gates, thread;                 /* the threads' gate buffers, and what one of them takes           */
+    long gates, left, thread;           /* a thread's gate buffer; its packed rows; what one thread takes  */
+    long threads;                       /* where the threads' begin                                        */
     long total;
 } forward_plan_t;
 
@@ -54,18 +65,20 @@ static inline forward_plan_t plan_forward(const sizes_t *s, int threads, int lan
     p.bias = at, at += width;
     p.raw = at, at += s->projected ? s->batch * s->hidden : 0;
     p.direction = at = blocks(at, 32) * 32;
-    p.gates = at * s->directions;
+    p.threads = at * s->directions;
     long least = s->batch * 4 * lanes, room = GATES_BYTES / s->element;
     long most = s->steps * s->batch * width;
-    p.thread = blocks(room < least ? least : room < most ? room : most, 32) * 32;
-    p.total = p.gates + p.thread * threads;
+    p.gates = blocks(room < least ? least : room < most ? room : most, 32) * 32;
+    p.left = p.gates;
+    p.thread = p.gates + left_room(s);
+    p.total = p.threads + p.thread * threads;
     return p;
 }
 
 typedef struct {
     long h, r;                          /* packed weights of one direction: recurrence, projection */
     long dh, draw;                      /* (R blocks, B, LANES), and (H blocks, B, LANES) if projected */
-    long direction, db, thread, total;  /* db: a sum of (D, 4H rounded up) for each thread */
+    long direction, threads, left, thread, total;  /* each thread: db, a sum of (D, 4H rounded up), and packed rows */
 } backward_plan_t;
 
 static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int lanes) {
@@ -76,8 +89,9 @@ static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int l
     p.dh = at, at += out * s->batch;
     p.draw = at, at += s->projected ? width * s->batch : 0;
     p.direction = at = blocks(at, 32) * 32;
-    p.db = at * s->directions;
-    p.thread = blocks(4 * width * s->directions, 32) * 32;
-    p.total = p.db + p.thread * threads;
+    p.threads = at * s->directions;
+    p.left = blocks(4 * width * s->directions, 32) * 32;
+    p.thread = p.left + left_room(s);
+    p.total = p.threads + p.thread * threads;
     return p;
 }

@@ -1,14 +1,14 @@
 /* The microkernel: a tile of rows times panels of packed weights, and the packing. */
 
 /* acc = from + a b for `rows` rows and up to COLS vectors of columns, K terms.
- *   a      (rows, K) with row stride lda
+ *   a      (rows, K) as pack_left leaves it
  *   b      term k of column v at b + k * bk + v * bv, LANES wide
  *   from   what the sums start with, (rows, columns) vectors at strides fr, fv; NULL: 0.  May be acc.
  *   acc    the sums, (rows, columns) vectors at strides ar, av */
 typedef struct {
     const REAL *a, *b, *from;
     REAL *acc;
-    long K, lda, bk, bv, fr, fv, ar, av;
+    long K, bk, bv, fr, fv, ar, av;
 } FN(product_t);
 
 /* One tile, in registers.  Rows of their own sum in one chain along K, whatever the height of the tile, from 3 rows
@@ -17,7 +17,7 @@ INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
     vec s[4][6][4];
     const REAL *a = m->a, *b = m->b, *from = m->from;
     REAL *acc = m->acc;
-    long k = 0, K = m->K, lda = m->lda, bk = m->bk, bv = m->bv, fr = m->fr, fv = m->fv, ar = m->ar, av = m->av;
+    long k = 0, K = m->K, bk = m->bk, bv = m->bv, fr = m->fr, fv = m->fv, ar = m->ar, av = m->av;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -36,7 +36,7 @@ INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-                for (int v = 0; v < cols; v++) s[f][r][v] += a[r * lda + k + f] * w[v];
+                for (int v = 0; v < cols; v++) s[f][r][v] += a[(k + f) * rows + r] * w[v];
         }
     if (phases > 1)
 #pragma GCC unroll 1
@@ -44,7 +44,7 @@ INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-                for (int v = 0; v < cols; v++) s[0][r][v] += a[r * lda + k] * *(const vec *)(b + v * bv);
+                for (int v = 0; v < cols; v++) s[0][r][v] += a[k * rows + r] * *(const vec *)(b + v * bv);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -76,34 +76,71 @@ static void (*const FN(tiles)[COLS][6])(const FN(product_t) *) = {
 #endif
 };
 
-/* The same for any number of rows, in tiles of nearly equal height (16 = 6 + 5 + 5). */
+/* Rows are worked on in tiles of nearly equal height, none above 6 (16 = 6 + 5 + 5). */
+INLINE long FN(tile_height)(long rows) {
+    long tiles = (rows + 5) / 6;
+    return (rows + tiles - 1) / tiles;
+}
+
+/* The same for any number of rows. */
 INLINE void FN(multiply)(FN(product_t) m, long rows, long cols) {
-    for (long tiles = (rows + 5) / 6; tiles > 0; tiles--) {
-        long n = (rows + tiles - 1) / tiles;
+    for (long n; rows > 0; rows -= n) {
+        n = FN(tile_height)(rows);
         FN(tiles)[cols - 1][n - 1](&m);
-        m.a += n * m.lda, m.acc += n * m.ar, rows -= n;
+        m.a += n * m.K, m.acc += n * m.ar;
         if (m.from) m.from += n * m.fr;
     }
 }
 
-/* How many terms to sum before going on to the next columns: all, or as many as keep the rows of `a` in the cache. */
+/* How many terms to sum before going on to the next columns: all, or as many as keep the rows in the cache. */
 INLINE long FN(depth)(long rows, long K) {
-    long most = A_BYTES / (long)sizeof(REAL) / (rows ? rows : 1);
+    long most = LEFT_BYTES / (long)sizeof(REAL) / (rows ? rows : 1);
     if (most >= K) return K;
-    if (most < 512) most = 512;
+    if (most < LEFT_LEAST) most = LEFT_LEAST;
     long parts = (K + most - 1) / most;
     return (K + parts - 1) / parts;
 }
 
-/* Columns [0, LANES) of w, K terms `stride` apart, the term varying along `along`: the packed column of a
- * product with w itself (rows are terms) or with its transpose (rows are columns). */
-INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
-    for (long k = 0; k < K; k++, to += step) *(vec *)to = FN(load)(w + k * stride, n);
-}
-INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
-    for (long k0 = 0; k0 < K; k0 += 16) {
-        long k1 = k0 + 16 < K ? k0 + 16 : K;
-        for (long j = 0; j < LANES; j++)
-            for (long k = k0; k < k1; k++) to[k * step + j] = j < n ? w[j * stride + k] : 0;
+/* Rows of the left operand as the tiles read them: for each tile its rows side by side, term after term.  (Read in
+ * place, rows that lie a power of two apart would evict each other.)  `to` needs QUAD elements of slack.  Returns
+ * where the packed rows are: one row is so already. */
+INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to) {
+    if (rows == 1) return a;
+    const REAL *start = to;
+    for (long n; rows > 0; rows -= n, a += n * lda, to += n * K) {
+        n = FN(tile_height)(rows);
+        const REAL *row[8];
+        for (long r = 0; r < 8; r++) row[r] = a + (r < n ? r : n - 1) * lda;
+        long k = 0;
+        /* What a store leaves beyond the n-th row is overwritten by the next term's. */
+        for (; k + QUAD <= K; k += QUAD) {
+            quad q[8 / QUAD][QUAD];
+            for (long i = 0; i * QUAD < n; i++) FN(transpose)(q[i], row + i * QUAD, k);
+            for (long j = 0; j < QUAD; j++)
+                for (long i = 0; i * QUAD < n; i++) *(quad *)(to + (k + j) * n + i * QUAD) = q[i][j];
+        }
+        for (; k < K; k++)
+            for (long r = 0; r < n; r++) to[k * n + r] = row[r][k];
     }
+    return start;
+}
+
+/* A packed column of a product with w (K, n): LANES of its columns, term k at to + k * step. */
+INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
+    for (long k = 0; k < K; k++) *(vec *)(to + k * step) = FN(load)(w + k * stride, n);
+}
+
+/* The same for a product with the transpose of w (n, K). */
+INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
+    long k = 0;
+    for (; n >= LANES && k + QUAD <= K; k += QUAD)
+        for (long i = 0; i < LANES; i += QUAD) {
+            const REAL *row[QUAD];
+            quad q[QUAD];
+            for (long j = 0; j < QUAD; j++) row[j] = w + (i + j) * stride;
+            FN(transpose)(q, row, k);
+            for (long j = 0; j < QUAD; j++) *(quad *)(to + (k + j) * step + i) = q[j];
+        }
+    for (; k < K; k++)
+        for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? w[j * stride + k] : 0;
 }

@@ -9,6 +9,8 @@
 #define JOIN3_(a, b, c) a##_##b##_##c
 #define vec FN(vec)
 #define ivec FN(ivec)
+#define quad FN(quad)
+#define iquad FN(iquad)
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define NOINLINE TARGET static __attribute__((noinline))
 
@@ -33,6 +35,23 @@ INLINE void FN(store)(REAL *p, vec v, long n) {
     else FN(store_part)(p, v, n);
 }
 
+/* out[j][r] = element k + j of row r, for QUAD x QUAD elements: 16 bytes a row. */
+typedef REAL quad __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER iquad __attribute__((vector_size(16)));
+INLINE void FN(transpose)(quad out[QUAD], const REAL *const row[QUAD], long k) {
+#if QUAD == 4
+    quad a = *(const quad *)(row[0] + k), b = *(const quad *)(row[1] + k);
+    quad c = *(const quad *)(row[2] + k), d = *(const quad *)(row[3] + k);
+    quad ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    out[0] = SHUFFLE(ab, cd, 0, 1, 4, 5), out[1] = SHUFFLE(ab, cd, 2, 3, 6, 7);
+    ab = SHUFFLE(a, b, 2, 6, 3, 7), cd = SHUFFLE(c, d, 2, 6, 3, 7);
+    out[2] = SHUFFLE(ab, cd, 0, 1, 4, 5), out[3] = SHUFFLE(ab, cd, 2, 3, 6, 7);
+#else
+    quad a = *(const quad *)(row[0] + k), b = *(const quad *)(row[1] + k);
+    out[0] = SHUFFLE(a, b, 0, 2), out[1] = SHUFFLE(a, b, 1, 3);
+#endif
+}
+
 INLINE vec FN(pick)(ivec where, vec yes, vec no) {
     return (vec)((where & (ivec)yes) | (~where & (ivec)no));
 }
@@ -49,10 +68,10 @@ INLINE REAL FN(sum)(vec v) {
     return s;
 }
 
-/* e^(kx) - 1 to a few ulp, also near 0; |kx| is clamped to EXP_TOP so that products of three stay finite.
- * NaN stays NaN.  2^f - 1 on |f| <= 1/2 is a polynomial; the integer part goes into the exponent. */
-INLINE vec FN(expm1)(vec x, const REAL k) {
-    const REAL log2e = (REAL)1.442695040888963407, top = EXP_TOP / (k > 0 ? k : -k);
+/* e^(kx) + plus, where plus is -1 (to a few ulp also near 0) or 1; |kx| is clamped to `most`.  NaN stays NaN.
+ * 2^f - 1 on |f| <= 1/2 is a polynomial; the integer part goes into the exponent. */
+INLINE vec FN(exp)(vec x, const REAL k, const REAL plus, const REAL most) {
+    const REAL log2e = (REAL)1.442695040888963407, top = most / (k > 0 ? k : -k);
     x = FN(max)((vec){0} - top, FN(min)((vec){0} + top, x));
     vec t = x * (k * log2e) + EXP_ROUND, n = t - EXP_ROUND, f = x * (k * log2e) - n;
     static const REAL term[] = { EXP_TERMS };
@@ -61,5 +80,13 @@ INLINE vec FN(expm1)(vec x, const REAL k) {
 #pragma GCC unroll 16
     for (int i = 1; i < terms; i++) p = p * f + term[i];
     vec s = (vec)(((ivec)t << EXP_SHIFT) + EXP_ONE);
-    return p * (f * s) + (s - 1);
+    return p * (f * s) + (s + plus);
+}
+
+/* tanh x, from |x|: e = e^(2|x|) - 1 is exact to its last place where for x < 0 it would be near -1 and lose the
+ * places that 1 - tanh^2 is made of. */
+INLINE vec FN(tanh)(vec x) {
+    const ivec sign = (ivec)(-(vec){0});
+    vec e = FN(exp)((vec)((ivec)x & ~sign), 2, -1, EXP_TOP);
+    return (vec)((ivec)(e / (e + 2)) | ((ivec)x & sign));
 }
