@@ -74,7 +74,7 @@ def test_instruction_sets_and_threads(shape: Any, count: int, isa: str, threads:
     """A set that this machine has not runs as the best that it has."""
     theirs, ours, x = twins(shape)
     expected = everything(theirs, x)
-    monkeypatch.setenv("TORCHLSTM_ISA", isa)
+    monkeypatch.setattr(cpu, "_isa", isa)
     threads(count)
     agree(expected, everything(ours, x))
 
@@ -84,15 +84,17 @@ def test_instruction_sets_and_threads(shape: Any, count: int, isa: str, threads:
     "name", ["float32-everything-dense", "float32-everything-packed", "float32-dense", "cell-float32"]
 )
 def test_parity_on_the_oldest_and_the_best_instruction_set(name: str, isa: str, monkeypatch: Any) -> None:
-    monkeypatch.setenv("TORCHLSTM_ISA", isa)
+    monkeypatch.setattr(cpu, "_isa", isa)
     result = run_case(CASES[name], engine="cpu")
     assert result.skipped is None
     assert result.passed, result.worst
 
 
-def test_unknown_instruction_set(monkeypatch: Any) -> None:
-    monkeypatch.setenv("TORCHLSTM_ISA", "sse9")
-    with pytest.raises(ValueError, match="'sse9'; instruction sets: portable, avx2, avx512, best"):
+def test_forced_instruction_set(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cpu, "_isa", "portable")
+    assert cpu.instruction_set() == "portable"
+    monkeypatch.setattr(cpu, "_isa", "sse9")
+    with pytest.raises(RuntimeError, match="'sse9'; instruction sets: portable, avx2, avx512, best"):
         torchlstm.LSTM(2, 3)(torch.randn(4, 1, 2))
 
 

@@ -11,7 +11,7 @@ from .precision import autocasts
 
 def check_pair(owner: str, hx: object) -> None:
     """Raise unless hx is two tensors; `owner` names the operator in torch's own words ("lstm", "lstm_cell")."""
-    if not isinstance(hx, Sequence):
+    if not isinstance(hx, (tuple, list)):
         what = f"one Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else type(hx).__name__
         raise TypeError(f"{owner} expects hx to be a tuple (h_0, c_0) of two tensors, got {what}")
     if len(hx) != 2:
@@ -23,14 +23,15 @@ def check_pair(owner: str, hx: object) -> None:
 
 def check_states(input: Tensor, hx: Sequence[Tensor]) -> None:
     """Raise RuntimeError unless the states live where the input lives, in a dtype that goes with it."""
+    device, dtype = input.device, input.dtype
     for index, state in enumerate(hx):
-        if state.device != input.device:
+        if state.device != device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{input.device} and hidden tensor at {state.device}"
+                f"{device} and hidden tensor at {state.device}"
             )
-        if state.dtype != input.dtype and not (autocasts(input) and autocasts(state)):
-            raise RuntimeError(f"Expected hidden[{index}] dtype {input.dtype}, as the input has, got {state.dtype}")
+        if state.dtype != dtype and not (autocasts(input) and autocasts(state)):
+            raise RuntimeError(f"Expected hidden[{index}] dtype {dtype}, as the input has, got {state.dtype}")
 
 
 def check_weights(input: Tensor, weights: Weights, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -38,15 +39,16 @@ def check_weights(input: Tensor, weights: Weights, shapes: Sequence[tuple[int, .
 
     shapes  of w_ih, w_hh, b_ih, b_hh, w_hr
     """
+    device, dtype = input.device, input.dtype
     for name, weight, shape in zip(("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), weights, shapes, strict=True):
         if weight is None:
             continue
-        if weight.dtype != input.dtype and not (autocasts(input) and autocasts(weight)):
-            raise RuntimeError(f"Input and parameter dtypes differ: input {input.dtype}, {name} {weight.dtype}")
-        if weight.device != input.device:
+        if weight.dtype != dtype and not (autocasts(input) and autocasts(weight)):
+            raise RuntimeError(f"Input and parameter dtypes differ: input {dtype}, {name} {weight.dtype}")
+        if weight.device != device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, found input tensor at "
-                f"{input.device} and parameter tensor at {weight.device}"
+                f"{device} and parameter tensor at {weight.device}"
             )
         if weight.shape != shape:
             raise RuntimeError(f"Expected {name} of shape {shape}, got {tuple(weight.shape)}")

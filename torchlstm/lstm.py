@@ -150,15 +150,16 @@ class LSTM(nn.RNNBase):
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """As nn.LSTM's."""
-        count, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
-        return count, batch, self.hidden_size
+        batch = input.shape[0 if self.batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+        return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
     def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:  # type: ignore[override]
         """As nn.LSTM's."""
         self.check_input(input, batch_sizes)
-        for index, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
-            size = expected(input, batch_sizes)
-            self.check_hidden_size(hidden[index], size, f"Expected hidden[{index}] size {{}}, got {{}}")
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
 
     def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
         """As nn.LSTM's: both states with their batch axis permuted."""

@@ -33,6 +33,7 @@ _kernel, _missing = _load()
 
 # What the kernel calls its instruction sets.  A set that the machine has not means the best that it has.
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "best": 3}
+_isa = os.environ.get("TORCHLSTM_ISA") or "best"
 
 _WIDE = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
@@ -43,7 +44,7 @@ _HUGE = 4 << 20
 # Bytes of dgates that a part of the backward makes before the weight products consume it: small enough to be in the
 # cache still.  Measured at 1, 2, 4, 8 and 16 MB: 4 is the fastest or within 2 % of it on every workload of
 # `python -m benchmarks`.
-_PART = 4 << 20
+_PART = 8 << 20
 
 # Elements between two rows of dgates, besides the row: rows a power of two apart would share few sets of the cache.
 _PAD = 16
@@ -61,12 +62,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _isa() -> int:
-    """The instruction set that TORCHLSTM_ISA names, read at every call: tests change it."""
-    name = os.environ.get("TORCHLSTM_ISA", "best")
-    if name not in ISAS:
-        raise ValueError(f"TORCHLSTM_ISA is {name!r}; instruction sets: {', '.join(ISAS)}")
-    return ISAS[name]
+def instruction_set() -> str:
+    """The instruction set that the kernel uses."""
+    return list(ISAS)[int(_kernel.isa(ISAS[_isa]))]
 
 
 def _refuses(problem: Problem) -> str | None:
@@ -202,7 +200,7 @@ def _sizes(problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
     """The first arguments of every call of the kernel.  `starts` has to outlive it."""
     rows = problem.rows
     return (
-        _isa(),
+        ISAS[_isa],
         1 if _forked else torch.get_num_threads(),
         problem.dtype.itemsize,
         rows.steps if isinstance(rows, Dense) else len(rows.batch_sizes),
@@ -231,4 +229,10 @@ def _layer(
     return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
 
 
-ENGINE = Engine("cpu", _layer, _refuses, lambda: _missing)
+def _unavailable() -> str | None:
+    if _isa not in ISAS:
+        return f"TORCHLSTM_ISA is {_isa!r}; instruction sets: {', '.join(ISAS)}"
+    return _missing
+
+
+ENGINE = Engine("cpu", _layer, _refuses, _unavailable)
