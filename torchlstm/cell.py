@@ -56,20 +56,30 @@ class LSTMCell(nn.RNNCellBase):
             raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None:
             checks.check_pair("lstm_cell", hx)
-            for index, state in enumerate(hx):
-                if state.dim() not in (1, 2):
-                    raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
-                if state.dim() != input.dim():
-                    raise RuntimeError(
-                        f"LSTMCell: For {input.dim()}-D input, hx[{index}] should also be {input.dim()}-D, "
-                        f"got {state.dim()}-D"
-                    )
+        expected = (*input.shape[:-1], self.hidden_size)
+        fits = hx is None or (hx[0].shape == expected and hx[1].shape == expected)
+        if hx is not None and not fits:
+            self._check_ranks(input, hx)
         if input.shape[-1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}")
         if problem := checks.dtype_mismatch(input, self.weight_ih):
             raise RuntimeError(problem)
-        if hx is None:
-            return
+        if hx is not None:
+            if not fits:
+                self._check_sizes(input, hx)
+            checks.check_states(input, hx)
+
+    def _check_ranks(self, input: Tensor, hx: State) -> None:
+        for index, state in enumerate(hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
+            if state.dim() != input.dim():
+                raise RuntimeError(
+                    f"LSTMCell: For {input.dim()}-D input, hx[{index}] should also be {input.dim()}-D, "
+                    f"got {state.dim()}-D"
+                )
+
+    def _check_sizes(self, input: Tensor, hx: State) -> None:
         for index, state in enumerate(hx):
             if input.dim() == 2 and state.shape[0] != input.shape[0]:
                 raise RuntimeError(
@@ -79,4 +89,3 @@ class LSTMCell(nn.RNNCellBase):
                 raise RuntimeError(
                     f"hidden{index} has inconsistent hidden_size: got {state.shape[-1]}, expected {self.hidden_size}"
                 )
-        checks.check_states(input, hx)

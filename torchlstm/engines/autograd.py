@@ -96,7 +96,9 @@ class _Forward(torch.autograd.Function):
             # A batch of cotangents under vmap, for one: nothing that a kernel could read.
             given = (*_zeros_for_none(cotangents, _results(arguments)), *arguments)
             return None, *_reference_gradients(call.problem, needs, given)
-        return None, *_Backward.apply(call, needs, saved, y, *cotangents, *arguments)  # type: ignore[no-untyped-call]
+        # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
+        gradients = _Backward.apply if torch.is_grad_enabled() else _gradients
+        return None, *gradients(call, needs, saved, y, *cotangents, *arguments)
 
 
 class _Backward(torch.autograd.Function):

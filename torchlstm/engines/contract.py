@@ -24,6 +24,11 @@ class Ragged(NamedTuple):
 
     batch_sizes: Tensor  # (T,) CPU int64, non-increasing: how many sequences are alive at each step
 
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.batch_sizes)
+
 
 Rows: TypeAlias = Dense | Ragged
 

@@ -93,8 +93,7 @@ class _CPU:
             return y, h_n.copy_(h_0), c_n.copy_(c_0), saved
         starts = _starts(problem)
         sizes = _sizes(problem, starts)
-        room = _kernel.scratch(*sizes, 0)
-        scratch = _buffer(x, room // x.itemsize) if room else None
+        scratch = None if _is_step(problem) else _buffer(x, _kernel.scratch(*sizes, 0) // x.itemsize)
         _kernel.forward(
             *sizes,
             *map(_address, (y, h_n, c_n, *(saved or (None, None)), x, h_0, c_0, scratch)),
@@ -133,7 +132,7 @@ class _CPU:
         starts = _starts(problem)
         sizes = _sizes(problem, starts)
         first_rows = starts.tolist() if starts is not None else None
-        steps = problem.rows.steps if isinstance(problem.rows, Dense) else len(problem.rows.batch_sizes)
+        steps = problem.rows.steps
 
         def row(step: int) -> int:
             return step * batch if first_rows is None else first_rows[step]
@@ -145,7 +144,7 @@ class _CPU:
         dh, raw = (_buffer(y, directions, room, k) if projected else None for k in (size, hidden))
         scratch = _buffer(y, _kernel.scratch(*sizes, 1) // y.itemsize)
         # For one step, dh_0 is one product, which torch does from unpacked weights.
-        single = steps == 1 and not projected
+        single = _is_step(problem)
         fixed = (
             *sizes,
             *map(_address, (dgates, before, dh, raw, None if single else dh_0, dc_0, db, gates, cells, y, h_0, c_0)),
@@ -196,6 +195,11 @@ def _starts(problem: Problem) -> Tensor | None:
     return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
+def _is_step(problem: Problem) -> bool:
+    """Whether this is one step on the weights as they are: the kernel packs nothing."""
+    return problem.rows.steps == 1 and not problem.proj_size
+
+
 def _sizes(problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
     """The first arguments of every call of the kernel.  `starts` has to outlive it."""
     rows = problem.rows
@@ -203,7 +207,7 @@ def _sizes(problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
         ISAS[_isa],
         1 if _forked else torch.get_num_threads(),
         problem.dtype.itemsize,
-        rows.steps if isinstance(rows, Dense) else len(rows.batch_sizes),
+        rows.steps,
         problem.batch,
         problem.input_size,
         problem.hidden_size,

@@ -76,11 +76,12 @@ static void (*const FN(tiles)[COLS][6])(const FN(product_t) *) = {
 #endif
 };
 
-/* Rows are worked on in tiles of nearly equal height, none above 6 (16 = 6 + 5 + 5). */
-INLINE long FN(tile_height)(long rows) {
-    long tiles = (rows + 5) / 6;
+/* Rows are worked on in tiles of nearly equal height, none above `most` (16 = 6 + 5 + 5). */
+INLINE long FN(even)(long rows, long most) {
+    long tiles = (rows + most - 1) / most;
     return (rows + tiles - 1) / tiles;
 }
+INLINE long FN(tile_height)(long rows) { return FN(even)(rows, 6); }
 
 /* The same for any number of rows. */
 INLINE void FN(multiply)(FN(product_t) m, long rows, long cols) {

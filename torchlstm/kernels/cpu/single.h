@@ -4,20 +4,37 @@
  * gate of every row is summed in the same order, whatever the other rows.
  */
 
-/* sums[r][g] += a (rows, K) . w (4 gates, K), row strides lda and ldw; `tail[r][g]` takes the last K % LANES terms. */
+/* All ones in the last n of LANES lanes, read from n elements on. */
+static const INTEGER FN(last)[2 * LANES] = { [LANES ... 2 * LANES - 1] = -1 };
+
+/* sums[r][g] += LANES terms of a . w, row strides lda and ldw; without those that `keep`, if given, has zeros for.
+ * (Zeros in both operands: 0 times inf is NaN.) */
+INLINE void FN(dot)(int rows, const REAL *a, long lda, const REAL *w, long ldw, const ivec *keep, vec sums[DOTS][4]) {
+    vec x[DOTS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        x[r] = *(const vec *)(a + r * lda);
+        if (keep) x[r] = (vec)(*keep & (ivec)x[r]);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        vec y = *(const vec *)(w + g * ldw);
+        if (keep) y = (vec)(*keep & (ivec)y);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) sums[r][g] += x[r] * y;
+    }
+}
+
+/* The same for all K terms; `tail[r][g]` takes those of K < LANES. */
 INLINE void FN(dots)(int rows, const REAL *a, long lda, const REAL *w, long ldw, long K, vec sums[DOTS][4], REAL tail[DOTS][4]) {
     long k = 0;
 #pragma GCC unroll 1
-    for (; k + LANES <= K; k += LANES) {
-        vec x[DOTS];
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) x[r] = *(const vec *)(a + r * lda + k);
-#pragma GCC unroll 4
-        for (int g = 0; g < 4; g++) {
-            vec y = *(const vec *)(w + g * ldw + k);
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) sums[r][g] += x[r] * y;
-        }
+    for (; k + LANES <= K; k += LANES) FN(dot)(rows, a + k, lda, w + k, ldw, NULL, sums);
+    if (k && k < K) {
+        /* The last LANES terms, of which the first are counted already. */
+        const ivec keep = *(const ivec *)(FN(last) + K - k);
+        FN(dot)(rows, a + K - LANES, lda, w + K - LANES, ldw, &keep, sums);
+        return;
     }
     for (; k < K; k++)
         for (int r = 0; r < rows; r++)
@@ -40,11 +57,12 @@ INLINE void FN(single_tile)(int rows, const FN(single_t) *l, long r, long j, REA
         for (int g = 0; g < 4; g++) sums[i][g] = (vec){0}, tail[i][g] = 0;
     FN(dots)(rows, l->x + r * l->I, l->I, l->w_x + j * l->I, l->H * l->I, l->I, sums, tail);
     FN(dots)(rows, l->h + r * l->R, l->R, l->w_h + j * l->R, l->H * l->R, l->R, sums, tail);
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        REAL b = (l->b_x ? l->b_x[g * l->H + j] : 0) + (l->b_h ? l->b_h[g * l->H + j] : 0);
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) out[(i * 4 + g) * LANES] = FN(sum)(sums[i][g]) + tail[i][g] + b;
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++)
+            out[(i * 4 + g) * LANES] = tail[i][g] + (l->b_x ? l->b_x[g * l->H + j] : 0) + (l->b_h ? l->b_h[g * l->H + j] : 0);
+        FN(add_sums)(sums[i], out + i * 4 * LANES, LANES);
     }
 }
 #define SINGLE(rows)                                                                                  \
@@ -86,11 +104,13 @@ TARGET static void FN(single_step)(const forward_t *job, part_t *p) {
                     c_n[r * H + j] = c_0[r * H + j];
                     if (r >= n) h_n[r * H + j] = h_0[r * H + j];
                 }
-            for (long r = 0; r < n; r += HIGH) {
-                long rows = n - r < HIGH ? n - r : HIGH;
+            for (long r = 0, rows; r < n; r += rows) {
+                rows = FN(even)(n - r, HIGH);
                 for (long j = 0; j < real; j++)
-                    for (long i = 0; i < rows; i += DOTS)
-                        FN(singles)[(rows - i < DOTS ? rows - i : DOTS) - 1](&l, r + i, unit + j, acc + i * 4 * LANES + j);
+                    for (long i = 0, high; i < rows; i += high) {
+                        high = FN(even)(rows - i, DOTS);
+                        FN(singles)[high - 1](&l, r + i, unit + j, acc + i * 4 * LANES + j);
+                    }
                 FN(run_cells)((FN(cells_t)){ .acc = acc, .c = c_n + r * H + unit, .h = h_n + r * H + unit,
                                              .gates = job->gates ? (REAL *)job->gates + (d * n + r) * 4 * H + unit : NULL,
                                              .cells = job->gates ? (REAL *)job->cells + (d * n + r) * H + unit : NULL,

@@ -60,12 +60,26 @@ INLINE vec FN(pick)(ivec where, vec yes, vec no) {
 INLINE vec FN(min)(vec a, vec b) { return VECTOR_MIN(a, b); }
 INLINE vec FN(max)(vec a, vec b) { return VECTOR_MAX(a, b); }
 
-INLINE REAL FN(sum)(vec v) {
-    REAL s = 0;
-    for (int step = 1; step < LANES; step *= 2)
-        for (int j = 0; j + step < LANES; j += 2 * step) v[j] += v[j + step];
-    s = v[0];
-    return s;
+/* out[g * step] += the sum of the lanes of v[g], for four vectors. */
+INLINE void FN(add_sums)(const vec v[4], REAL *out, long step) {
+    quad part[4], turned[QUAD];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        part[g] = ((const quad *)&v[g])[0];
+#pragma GCC unroll 8
+        for (int i = 1; i < LANES / QUAD; i++) part[g] += ((const quad *)&v[g])[i];
+    }
+#pragma GCC unroll 2
+    for (int g = 0; g < 4; g += QUAD) {
+        const REAL *row[QUAD];
+#pragma GCC unroll 4
+        for (int j = 0; j < QUAD; j++) row[j] = (const REAL *)&part[g + j];
+        FN(transpose)(turned, row, 0);
+#pragma GCC unroll 4
+        for (int j = 1; j < QUAD; j++) turned[0] += turned[j];
+#pragma GCC unroll 4
+        for (int j = 0; j < QUAD; j++) out[(g + j) * step] += turned[0][j];
+    }
 }
 
 /* e^(kx) + plus, where plus is -1 (to a few ulp also near 0) or 1; |kx| is clamped to `most`.  NaN stays NaN.
