@@ -127,7 +127,9 @@ def _losses() -> Iterator[Case]:
 
 def _values() -> Iterator[Case]:
     for dtype in (torch.float64, torch.float32):
-        yield Case(f"saturated-{_short(dtype)}", scale=1e4, dtype=dtype)
+        # A size at which no gate of the draw happens to be near 0: there, products of 1e4 would leave their rounding
+        # errors to be compared, which are another machine's luck.
+        yield Case(f"saturated-{_short(dtype)}", batch=2, hidden_size=4, scale=1e4, dtype=dtype)
     for value in (float("nan"), float("inf"), float("-inf")):
         yield Case(f"{value}-in-one-row", poison=value, dtype=torch.float32, loss=("output",), frozen=("input", "hx"))
     yield Case("nan-in-one-row-packed", poison=float("nan"), form="unsorted", dtype=torch.float32)

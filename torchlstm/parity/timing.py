@@ -17,24 +17,35 @@ class Pairs(NamedTuple):
     low: float  # its 20th and 80th percentile
     high: float
     pairs: int
+    calls: int = 1  # in one measurement
 
 
 def interleave(
-    first: Callable[[], Any], second: Callable[[], Any], device: str = "cpu", seconds: float = 1.0, least: int = 5
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    device: str = "cpu",
+    seconds: float = 1.0,
+    least: int = 5,
+    shortest: float = 0.0,
 ) -> Pairs:
     """Time two computations in turns, at least `least` pairs and for about so many seconds.
 
-    Each runs once before, unmeasured; which of a pair goes first alternates.
+    Each runs once before, unmeasured; which of a pair goes first alternates.  A measurement makes as many calls, the
+    same number of both, as the faster one fits into `shortest` seconds: what the clock itself takes then does not count.
     """
+    calls = 1
 
     def measure(run: Callable[[], Any]) -> float:
         _wait(device)
         start = time.perf_counter()
-        run()
+        for _ in range(calls):
+            run()
         _wait(device)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / calls
 
     measure(first), measure(second)
+    while shortest and calls * min(measure(first), measure(second)) < shortest:
+        calls *= 2
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < least or time.perf_counter() < end:
@@ -51,6 +62,7 @@ def interleave(
         ratios[len(ratios) // 5],
         ratios[len(ratios) - 1 - len(ratios) // 5],
         len(pairs),
+        calls,
     )
 
 
