@@ -108,18 +108,35 @@ def test_bit_identical_run_after_run(options: Any, count: int, threads: Any) -> 
         assert all(torch.equal(a, b) for a, b in zip(first, everything(ours, x), strict=True))
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("shape", [(20, 16, 8, 40, 1), (20, 16, 40, 33, 2), (1, 16, 12, 24, 1)], ids=str)
-def test_a_row_does_not_depend_on_the_rows_beside_it(shape: Any, count: int, threads: Any) -> None:
-    """Bit for bit, in a batch of given size, as long as no tile has one or two rows: see kernels/cpu/product.h."""
-    _, ours, x = twins(shape, torch.float32)
-    threads(count)
+INVARIANT = {
+    "dense": ((20, 70, 8, 40, 1), {}),
+    "bidirectional": ((20, 70, 40, 33, 2), {}),
+    "large": ((7, 70, 300, 520, 1), {}),
+    "projected": ((12, 70, 64, 128, 1), {"proj_size": 20}),
+    "one-step": ((1, 70, 12, 24, 1), {}),
+}
+
+
+@pytest.mark.parametrize("isa", ["portable", "best"])
+@pytest.mark.parametrize("name", INVARIANT)
+def test_output_does_not_depend_on_the_rest_of_the_batch(name: str, isa: str, threads: Any, monkeypatch: Any) -> None:
+    """Bit for bit, with three sequences or more, on any number of threads.
+
+    Rows in tiles of one or two are summed in another order: see kernels/cpu/product.h.
+    """
+    monkeypatch.setattr(cpu, "_isa", isa)
+    shape, options = INVARIANT[name]
+    _, ours, x = twins(shape, torch.float32, **options)
     other = torch.randn_like(x)
     other[:, 5] = x[:, 5]
     with torch.no_grad():
-        assert torch.equal(ours(x)[0][:, 5], ours(other)[0][:, 5])
-        shuffled = torch.randperm(16)
-        assert torch.equal(ours(x[:, shuffled])[0], ours(x)[0][:, shuffled])
+        threads(1)
+        alone = ours(x)[0]
+        for count in (1, 2, 3):
+            threads(count)
+            assert torch.equal(ours(other)[0][:, 5], alone[:, 5])
+            for batch in (3, 4, 5, 7, 8, 13, 24, 25, 26, 49, 50, 69):
+                assert torch.equal(ours(x[:, :batch])[0], alone[:, :batch]), f"{batch} sequences, {count} threads"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)

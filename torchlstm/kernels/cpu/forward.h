@@ -126,8 +126,8 @@ NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
     enum { HIGH = 24 };
     REAL acc[HIGH * COLS * LANES];
     long H = s->hidden, r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
-    for (long r = 0; r < n; r += HIGH) {
-        long rows = n - r < HIGH ? n - r : HIGH;
+    for (long r = 0, rows; r < n; r += rows) {
+        rows = FN(even)(n - r, HIGH);
         const REAL *a = FN(pack_left)(l->raw + (r0 + r) * H, H, rows, H, l->left);
         for (long o = l->o0; o < l->o1; o += COLS) {
             long cols = l->o1 - o < COLS ? l->o1 - o : COLS;
