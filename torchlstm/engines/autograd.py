@@ -48,6 +48,9 @@ class Kernel(Protocol):
         `saved` is not written: a graph may be kept and run again.
         """
 
+    def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
+        """Write left @ right to `out`, or add it."""
+
 
 class Call(NamedTuple):
     """What a forward and its backward have in common besides tensors."""
@@ -133,8 +136,10 @@ def _gradients(
     weights = _directions(flat)
     # One direction writes every row of dx once, a second one adds to it.
     single = len(weights) == 1
-    dx = None if not needs[0] else torch.empty_like(x) if single else torch.zeros_like(x)
+    dx = None if not needs[0] else x.new_empty(x.shape) if single else x.new_zeros(x.shape)
     dweights: list[Tensor | None] = [None] * len(flat)
+
+    multiply = call.kernel.multiply
 
     def add(index: int, left: Tensor, right: Tensor) -> None:
         """dweights[index] += left^T right."""
@@ -142,16 +147,14 @@ def _gradients(
             return
         total = dweights[index]
         if total is None:
-            dweights[index] = left.t() @ right
+            total = dweights[index] = left.new_empty(left.shape[1], right.shape[1])
+            multiply(total, left.t(), right, False)
         else:
-            total.addmm_(left.t(), right)
+            multiply(total, left.t(), right, True)
 
     def accumulate(d: int, rows: slice, dgates: Tensor, before: Tensor, dh: Tensor | None, raw: Tensor | None) -> None:
         if dx is not None:
-            if single:
-                torch.mm(dgates, weights[d][0], out=dx[rows])
-            else:
-                dx[rows].addmm_(dgates, weights[d][0])
+            multiply(dx[rows], dgates, weights[d][0], not single)
         add(5 * d, dgates, x[rows])
         add(5 * d + 1, dgates, before)
         if dh is not None and raw is not None:

@@ -31,7 +31,7 @@ def interleave(
     """Time two computations in turns, at least `least` pairs and for about so many seconds.
 
     Each runs once before, unmeasured; which of a pair goes first alternates.  A measurement makes as many calls, the
-    same number of both, as the faster one fits into `shortest` seconds: what the clock itself takes then does not count.
+    same number of both, as the faster one needs to last `shortest` seconds: the clock's own time then does not count.
     """
     calls = 1
 

@@ -16,8 +16,8 @@ int torchlstm_isa(int wanted) {
     return PORTABLE;
 }
 
-static const kernels_t *kernels(const sizes_t *s, int isa) {
-    int type = s->element == 8;
+static const kernels_t *kernels_of(int element, int isa) {
+    int type = element == 8;
 #if defined __x86_64__
     switch (torchlstm_isa(isa)) {
     case AVX512: return &torchlstm_avx512[type];
@@ -26,6 +26,8 @@ static const kernels_t *kernels(const sizes_t *s, int isa) {
 #endif
     return &torchlstm_portable[type];
 }
+
+static const kernels_t *kernels(const sizes_t *s, int isa) { return kernels_of(s->element, isa); }
 
 /* Recurrent weights up to this size are read from a core's own cache: each thread may then take rows of its own,
  * and read all of them, instead of waiting for the others every step. */
@@ -161,4 +163,36 @@ void torchlstm_backward(const backward_t *b, int threads, int isa) {
     c.plan = &plan;
     run(&c);
     if (b->to == b->sizes.steps) c.kernels->sum_biases(b, &plan, c.threads);
+}
+
+typedef struct { const kernels_t *kernels; const gemm_t *gemm; flag_t *all; } product_call_t;
+
+static void multiply(product_call_t *c, int rank, int threads) {
+    unsigned old = flush_denormals();
+    c->kernels->gemm(c->gemm, rank, threads, c->all);
+    restore_denormals(old);
+}
+static void multiply_member(void *data) { multiply(data, omp_get_thread_num(), omp_get_num_threads()); }
+
+static int useful_product(const gemm_t *g, int threads) {
+    double most = 1 + (double)g->M * (double)g->N * (double)g->K / WORK;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (threads > g->M) threads = (int)g->M;
+    return threads > most ? (int)most : threads;
+}
+
+size_t torchlstm_gemm_scratch(const gemm_t *g, int threads, int isa) {
+    long width = kernels_of(g->element, isa)->width, parts = (g->K + GEMM_DEPTH - 1) / GEMM_DEPTH;
+    long depth = (g->K + parts - 1) / parts;
+    long elements = blocks(g->N, (int)width) * width * depth + useful_product(g, threads) * (GEMM_ROWS * depth + GEMM_SLACK);
+    return (size_t)elements * (size_t)g->element;
+}
+
+void torchlstm_gemm(const gemm_t *g, int threads, int isa) {
+    flag_t all[MAX_THREADS];
+    product_call_t c = { kernels_of(g->element, isa), g, all };
+    threads = useful_product(g, threads);
+    for (int i = 0; i < threads; i++) atomic_init(&all[i].finished, 0);
+    if (threads > 1 && have_openmp()) GOMP_parallel(multiply_member, &c, (unsigned)threads, 0);
+    else multiply(&c, 0, 1);
 }

@@ -52,6 +52,15 @@ typedef struct {
     void *scratch;                               /* torchlstm_backward_scratch bytes, kept between the calls       */
 } backward_t;
 
+/* out (M, N) = a b, or += if `add`; a (M, K), or (K, M) if `turned`, b (K, N); each with a row stride.  K at least 1. */
+typedef struct {
+    void *out;
+    const void *a, *b;
+    long M, N, K, ldo, lda, ldb;
+    int turned, add, element;
+    void *scratch;                               /* torchlstm_gemm_scratch bytes, left undefined                   */
+} gemm_t;
+
 /* Instruction sets: a number above what the machine has means the best it has. */
 enum { PORTABLE, AVX2, AVX512, BEST };
 
@@ -59,5 +68,7 @@ enum { PORTABLE, AVX2, AVX512, BEST };
 int torchlstm_isa(int wanted);
 size_t torchlstm_forward_scratch(const forward_t *, int threads, int isa);
 size_t torchlstm_backward_scratch(const backward_t *, int threads, int isa);
+size_t torchlstm_gemm_scratch(const gemm_t *, int threads, int isa);
 void torchlstm_forward(const forward_t *, int threads, int isa);
 void torchlstm_backward(const backward_t *, int threads, int isa);
+void torchlstm_gemm(const gemm_t *, int threads, int isa);

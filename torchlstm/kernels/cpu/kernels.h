@@ -5,9 +5,11 @@
 #include "forward.h"
 #include "backward.h"
 #include "single.h"
+#include "gemm.h"
 
 static const kernels_t FN(kernels) = {
-    LANES, FN(pack_forward), FN(forward), FN(single_step), FN(pack_backward), FN(backward), FN(sum_biases),
+    LANES, COLS * LANES, FN(pack_forward), FN(forward), FN(single_step), FN(pack_backward), FN(backward), FN(sum_biases),
+    FN(gemm),
 };
 
 #undef FN

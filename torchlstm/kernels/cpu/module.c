@@ -75,6 +75,40 @@ static PyObject *backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
+/* isa, threads, element, turned, add, M, N, K, ldo, lda, ldb */
+static int product(PyObject *const *args, Py_ssize_t n, int more, long long *v, gemm_t *g) {
+    if (n != 11 + more) { PyErr_Format(PyExc_TypeError, "%d arguments expected, not %zd", 11 + more, n); return -1; }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        v[i] = PyLong_AsLongLong(args[i]);
+        if (v[i] == -1 && PyErr_Occurred()) return -1;
+    }
+    *g = (gemm_t){ .element = (int)v[2], .turned = (int)v[3], .add = (int)v[4], .M = (long)v[5], .N = (long)v[6],
+                   .K = (long)v[7], .ldo = (long)v[8], .lda = (long)v[9], .ldb = (long)v[10] };
+    return 0;
+}
+
+/* gemm_scratch(isa..., ldb) -> bytes */
+static PyObject *gemm_scratch(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    (void)self;
+    long long v[MOST];
+    gemm_t g;
+    if (product(args, n, 0, v, &g)) return NULL;
+    return PyLong_FromSize_t(torchlstm_gemm_scratch(&g, (int)v[1], (int)v[0]));
+}
+
+/* gemm(isa..., ldb, out, a, b, scratch) */
+static PyObject *gemm(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    (void)self;
+    long long v[MOST];
+    gemm_t g;
+    if (product(args, n, 4, v, &g)) return NULL;
+    g.out = AT(11), g.a = AT(12), g.b = AT(13), g.scratch = AT(14);
+    Py_BEGIN_ALLOW_THREADS
+    torchlstm_gemm(&g, (int)v[1], (int)v[0]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* huge(address, bytes): asks for large pages, of which a fresh large buffer costs fewer faults; a hint only. */
 static PyObject *huge(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     (void)self;
@@ -101,7 +135,7 @@ static PyObject *isa(PyObject *self, PyObject *wanted) {
 
 #define FAST(name) { #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL }
 static PyMethodDef methods[] = {
-    FAST(scratch), FAST(forward), FAST(backward), FAST(huge), { "isa", isa, METH_O, NULL }, { 0 },
+    FAST(scratch), FAST(forward), FAST(backward), FAST(gemm_scratch), FAST(gemm), FAST(huge), { "isa", isa, METH_O, NULL }, { 0 },
 };
 static int start(PyObject *m) { return PyModule_AddIntConstant(m, "openmp", have_openmp()); }
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };

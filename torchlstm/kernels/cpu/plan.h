@@ -40,6 +40,9 @@ enum { GATES_BYTES = 192 << 10 };
  * cache while the columns change.  But at least LEFT_LEAST terms: starting a sum costs too. */
 enum { LEFT_BYTES = 256 << 10, LEFT_LEAST = 256 };
 
+/* A product of matrices: terms and rows that are packed at a time, and slack after the rows, in elements. */
+enum { GEMM_DEPTH = 512, GEMM_ROWS = 48, GEMM_SLACK = 64 };
+
 /* Elements for the packed rows of a step, with slack. */
 static inline long left_room(const sizes_t *s) {
     long most = LEFT_BYTES / s->element, least = s->batch * LEFT_LEAST;

@@ -1,0 +1,71 @@
+/* A product of whole matrices, by the microkernel: what is left of the gradients after the time loop.
+ *
+ * GEMM_DEPTH terms at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
+ * stay packed in its own cache while the columns change.  Each element is one sum in the order of its terms, whatever
+ * the number of threads.
+ */
+
+/* Columns of a, as pack_left leaves rows: for each tile its columns side by side, term after term. */
+NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long room, long K, REAL *to) {
+    const REAL *start = to;
+    for (long n; columns > 0; columns -= n, room -= n, a += n, to += n * K) {
+        n = FN(tile_height)(columns);
+        long k = 0;
+        /* What a store leaves beyond the n-th is overwritten by the next term's. */
+        if (room >= 8)
+            for (; k < K; k++)
+                for (long i = 0; i < 8; i += QUAD) *(quad *)(to + k * n + i) = *(const quad *)(a + k * lda + i);
+        for (; k < K; k++)
+            for (long r = 0; r < n; r++) to[k * n + r] = a[k * lda + r];
+    }
+    return start;
+}
+
+/* Adds packed rows times a panel of b to whole vectors of out, or with `fresh` writes them; a part of a vector goes
+ * through a buffer. */
+INLINE void FN(gemm_panel)(const REAL *a, long rows, const REAL *b, long K, REAL *out, long ldo, long columns, int fresh) {
+    enum { WIDTH = COLS * LANES };
+    long whole = columns >= WIDTH ? COLS : columns / LANES;
+    FN(product_t) m = { .a = a, .b = b, .from = fresh ? NULL : out, .acc = out, .K = K,
+                        .bk = WIDTH, .bv = LANES, .fr = ldo, .fv = LANES, .ar = ldo, .av = LANES };
+    if (whole) FN(multiply)(m, rows, whole);
+    if (whole == COLS || columns == whole * LANES) return;
+    REAL part[GEMM_ROWS * LANES];
+    m.b += whole * LANES, m.from = NULL, m.acc = part, m.ar = LANES;
+    FN(multiply)(m, rows, 1);
+    for (long r = 0; r < rows; r++)
+        for (long j = whole * LANES; j < columns; j++) {
+            REAL sum = part[r * LANES + j - whole * LANES];
+            out[r * ldo + j] = fresh ? sum : out[r * ldo + j] + sum;
+        }
+}
+
+TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flags) {
+    enum { WIDTH = COLS * LANES };
+    const REAL *a = g->a, *b = g->b;
+    REAL *out = g->out, *panels = g->scratch;
+    long count = blocks(g->N, WIDTH), p0, p1, m0, m1, met = 0;
+    long depth = FN(even)(g->K, GEMM_DEPTH);
+    REAL *left = panels + count * WIDTH * depth + rank * (GEMM_ROWS * depth + GEMM_SLACK);
+    share(count, rank, threads, &p0, &p1);
+    share(g->M, rank, threads, &m0, &m1);
+    for (long k = 0, K; k < g->K; k += K) {
+        K = depth < g->K - k ? depth : g->K - k;
+        for (long p = p0; p < p1; p++)
+            for (long v = 0; v < COLS; v++) {
+                long column = p * WIDTH + v * LANES;
+                if (column < g->N)
+                    FN(pack_rows)(b + k * g->ldb + column, K, g->ldb, g->N - column, panels + p * WIDTH * K + v * LANES, WIDTH);
+            }
+        meet(flags, threads, rank, ++met);
+        for (long m = m0, rows; m < m1; m += rows) {
+            rows = FN(even)(m1 - m, GEMM_ROWS);
+            const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
+                                           : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left);
+            for (long p = 0; p < count; p++)
+                FN(gemm_panel)(packed, rows, panels + p * WIDTH * K, K, out + m * g->ldo + p * WIDTH, g->ldo,
+                               g->N - p * WIDTH, !g->add && !k);
+        }
+        meet(flags, threads, rank, ++met);
+    }
+}
