@@ -96,6 +96,9 @@ class PythonKernel:
                 accumulate(d, step, dgates, previous[d, step], *((None, None) if w_hr is None else (dh_t, o * tanh_c)))
         return dh, dc, db
 
+    def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
+        out.copy_(out + left @ right if add else left @ right)
+
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> PythonKernel:

@@ -1,8 +1,8 @@
 /* A product of whole matrices, by the microkernel: what is left of the gradients after the time loop.
  *
  * GEMM_DEPTH terms at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
- * stay packed in its own cache while the columns change.  Each element is one sum in the order of its terms, whatever
- * the number of threads.
+ * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH terms: a single one,
+ * of as many terms as a batch has rows, would lose digits.  The number of threads changes nothing.
  */
 
 /* Columns of a, as pack_left leaves rows: for each tile its columns side by side, term after term. */
@@ -26,12 +26,11 @@ NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long
 INLINE void FN(gemm_panel)(const REAL *a, long rows, const REAL *b, long K, REAL *out, long ldo, long columns, int fresh) {
     enum { WIDTH = COLS * LANES };
     long whole = columns >= WIDTH ? COLS : columns / LANES;
-    FN(product_t) m = { .a = a, .b = b, .from = fresh ? NULL : out, .acc = out, .K = K,
-                        .bk = WIDTH, .bv = LANES, .fr = ldo, .fv = LANES, .ar = ldo, .av = LANES };
+    FN(product_t) m = { .a = a, .b = b, .acc = out, .K = K, .bk = WIDTH, .bv = LANES, .ar = ldo, .av = LANES, .add = !fresh };
     if (whole) FN(multiply)(m, rows, whole);
     if (whole == COLS || columns == whole * LANES) return;
     REAL part[GEMM_ROWS * LANES];
-    m.b += whole * LANES, m.from = NULL, m.acc = part, m.ar = LANES;
+    m.b += whole * LANES, m.acc = part, m.ar = LANES, m.add = 0;
     FN(multiply)(m, rows, 1);
     for (long r = 0; r < rows; r++)
         for (long j = whole * LANES; j < columns; j++) {

@@ -4,11 +4,13 @@
  *   a      (rows, K) as pack_left leaves it
  *   b      term k of column v at b + k * bk + v * bv, LANES wide
  *   from   what the sums start with, (rows, columns) vectors at strides fr, fv; NULL: 0.  May be acc.
- *   acc    the sums, (rows, columns) vectors at strides ar, av */
+ *   acc    the sums, (rows, columns) vectors at strides ar, av
+ *   add    add the sums to acc when they are complete, which is more exact than to start with it if acc is a long sum */
 typedef struct {
     const REAL *a, *b, *from;
     REAL *acc;
     long K, bk, bv, fr, fv, ar, av;
+    int add;
 } FN(product_t);
 
 /* One tile, in registers.  Rows of their own sum in one chain along K, whatever the height of the tile, from 3 rows
@@ -52,6 +54,7 @@ INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
             vec sum = s[0][r][v];
 #pragma GCC unroll 8
             for (int f = 1; f < phases; f++) sum += s[f][r][v];
+            if (m->add) sum += *(const vec *)(acc + r * ar + v * av);
             *(vec *)(acc + r * ar + v * av) = sum;
         }
 }
