@@ -1,0 +1,1 @@
+"""The benchmark suite: torchlstm against torch.nn.LSTM and others, `python -m benchmarks` in the repository's root."""

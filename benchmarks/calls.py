@@ -1,0 +1,88 @@
+"""What is timed: one call of a module in inference, or one training step, as a function without arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from torchlstm import LSTM, LSTMCell
+from torchlstm.parity.observe import Inputs, build
+
+from .workloads import Workload
+
+Call = Callable[[], Any]
+
+
+def module_of(workload: Workload, ours: bool, device: str = "cpu") -> nn.Module:
+    """The workload's module, torchlstm's or torch.nn's, both with the same weights."""
+    kinds: tuple[type[nn.Module], type[nn.Module]] = (LSTM, LSTMCell) if ours else (nn.LSTM, nn.LSTMCell)
+    return build(workload.case, *kinds, workload.case.dtype).to(device)
+
+
+def arguments(inputs: Inputs, grad: bool) -> tuple[Any, Any, list[Tensor]]:
+    """Input (packed if the batch is ragged), states or None, and those of them that get a gradient, as new leaves."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(grad)
+
+    hx = None if inputs.h_0 is None or inputs.c_0 is None else (leaf(inputs.h_0), leaf(inputs.c_0))
+    data = inputs.data
+    packed = None
+    if inputs.lengths is not None:
+        packed = pack_padded_sequence(data, torch.tensor(inputs.lengths), enforce_sorted=False)
+        data = packed.data
+    data = leaf(data)
+    # Packing is not part of what is measured, nor is its gradient.
+    input = data if packed is None else PackedSequence(data, *packed[1:])
+    return input, hx, [data, *(hx or ())]
+
+
+def tensors(result: Any) -> dict[str, Tensor]:
+    """The results of a call by name; a cell has no output."""
+    if isinstance(result[1], Tensor):
+        return {"h_n": result[0], "c_n": result[1]}
+    output, (h_n, c_n) = result
+    return {"output": output.data if isinstance(output, PackedSequence) else output, "h_n": h_n, "c_n": c_n}
+
+
+def results(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """What one call in eval mode and without gradients returns."""
+    input, hx, _ = arguments(inputs, grad=False)
+    with torch.no_grad():
+        return tensors(module.eval()(input, hx))
+
+
+def inference(module: nn.Module, inputs: Inputs) -> Call:
+    """One call, to be run under `torch.no_grad()`; where states are given, the next call gets those of this one."""
+    module.eval()
+    input, hx, _ = arguments(inputs, grad=False)
+    if hx is None:
+        return lambda: module(input)
+    state = hx
+
+    def step() -> None:
+        nonlocal state
+        result = module(input, state)
+        state = result if isinstance(result[1], Tensor) else result[1]
+
+    return step
+
+
+def training(module: nn.Module, inputs: Inputs) -> Call:
+    """Forward, and the gradients of input, given states and all parameters from fixed cotangents of all results."""
+    module.train()
+    input, hx, leaves = arguments(inputs, grad=True)
+    leaves += module.parameters()
+
+    def step() -> tuple[Tensor, ...]:
+        seen = tensors(module(input, hx))
+        return torch.autograd.grad(list(seen.values()), leaves, [inputs.cotangents[name] for name in seen])
+
+    return step
+
+
+def call_of(mode: str, module: nn.Module, inputs: Inputs) -> Call:
+    """The call of one of the modes."""
+    return training(module, inputs) if mode == "training" else inference(module, inputs)

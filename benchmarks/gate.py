@@ -1,0 +1,51 @@
+"""The gate before the stopwatch: a workload is timed only if torchlstm computes on it what nn.LSTM computes."""
+
+import torch
+from torch import nn
+
+from torchlstm import LSTM, EngineRefusal, LSTMCell
+from torchlstm.parity import Verdict, judge
+from torchlstm.parity.observe import Observation, build, observe
+
+from .calls import results
+from .unfit import first_line
+from .workloads import Workload
+
+
+def judge_workload(workload: Workload, device: str) -> list[Verdict]:
+    """Results and all gradients of a training step, and the results in eval mode, by the parity package's rule.
+
+    Raises EngineRefusal where a forced engine does not run the workload.
+    """
+    case, inputs = workload.case, workload.inputs()
+    place = torch.device(device)
+
+    def see(lstm: type[nn.Module], cell: type[nn.Module], dtype: torch.dtype) -> Observation:
+        module = build(case, lstm, cell, dtype).to(place)
+        seen = observe(module, case, inputs.to(place, dtype))
+        # Engines keep nothing for a backward pass here, which may be another path through them.
+        for name, tensor in results(module, inputs.to(place, dtype)).items():
+            seen[f"{name} without gradients"] = tensor
+        return seen
+
+    ours = see(LSTM, LSTMCell, case.dtype)
+    truth = see(nn.LSTM, nn.LSTMCell, torch.float64)
+    try:
+        rival = see(nn.LSTM, nn.LSTMCell, case.dtype)
+    except RuntimeError:  # oneDNN has no half precision on some processors: float64 alone judges then
+        rival = None
+    return judge(ours, rival, truth, case.dtype)
+
+
+def outcome(workload: Workload, device: str) -> tuple[str, str]:
+    """Measured, red or refused, and the reason or the tensor that came closest to its bound."""
+    try:
+        verdicts = judge_workload(workload, device)
+    except EngineRefusal as refusal:
+        return "refused", str(refusal)
+    except Exception as error:  # a crash on one workload is that workload's failure
+        return "red", first_line(error)
+    worst = max(verdicts, key=lambda verdict: (verdict.reason is not None, verdict.used))
+    if worst.reason is not None:
+        return "red", f"{worst.name}: {worst.reason}"
+    return "measured", f"{worst.name}: {worst.used:.0%} of the bound"

@@ -1,0 +1,181 @@
+"""A run as text: the table of the terminal, the same as Markdown, and what both say below it."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from .peers import PEERS
+from .record import Mode, Row, Run
+from .workloads import MODES, WORKLOADS, is_averaged, is_sweep
+
+START, END = "<!-- table -->", "<!-- end table -->"
+
+# Below this a ratio is slower; between it and 1 is what two runs of the same program differ by.
+_TIE = 0.97
+
+_NAME_WIDTH = max(len(name) for name in WORKLOADS if not is_sweep(WORKLOADS[name].group))
+
+
+class Table:
+    """The rows of one run as cells; notes are numbered as they come up and stand below the table."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.notes: list[str] = []
+        self.columns: list[tuple[str, int]] = [("workload", _NAME_WIDTH), ("engine", 9)]
+        for mode in MODES:
+            self.columns += [(f"{mode} ms", 12), ("nn/ours (p20-p80)", 18), ("peak", 5)]
+        self.columns += [("MB", 6), ("nn MB", 6)]
+        self.others = [(peer, mode) for peer, mode in _columns(run) if peer != "nn"]
+        self.columns += [(f"{peer}/ours {mode}", 18) for peer, mode in self.others]
+
+    def cells(self, row: Row) -> list[str]:
+        """A row's cells, as many as there are columns; one that has no figures says why in the second."""
+        if row["outcome"] != "measured":
+            what = "PARITY FAILS" if row["outcome"] == "red" else "refused"
+            return [row["workload"], f"{what}: {row['parity']}"] + [""] * (len(self.columns) - 2)
+        found = [row["workload"], row["engine"]]
+        for name in MODES:
+            mode = row["modes"][name]
+            peak = "" if mode["peak"] is None else f"{mode['peak']:.0%}"
+            found += [number(mode["ours_ms"]), self._ratio(mode, "nn"), peak]
+        memory = row["memory"]
+        if memory is None:
+            found += ["", ""]
+        else:
+            mark = self._mark(f"memory: {memory['note']}") if memory["note"] else ""
+            found += [number(memory["ours_mb"]) or mark, number(memory["nn_mb"]) or mark]
+        return found + [self._ratio(row["modes"][mode], peer) for peer, mode in self.others]
+
+    def _ratio(self, mode: Mode, peer: str) -> str:
+        timing = mode["peers"][peer]
+        mark = self._mark(timing["note"]) if timing["note"] else ""
+        if timing["ratio"] is None:
+            return f"- {mark}".rstrip()
+        return f"{timing['ratio']:.2f} ({timing['low']:.2f}-{timing['high']:.2f}) {mark}".rstrip()
+
+    def _mark(self, note: str) -> str:
+        if note not in self.notes:
+            self.notes.append(note)
+        return f"[{self.notes.index(note) + 1}]"
+
+    def title(self) -> list[str]:
+        """What was measured where."""
+        environment, settings = self.run["environment"], self.run["settings"]
+        dirty = ", with changes" if environment["dirty"] else ""
+        peaks = ", ".join(f"{dtype} {peak:.0f}" for dtype, peak in environment["product_gflops"].items())
+        lines = [
+            f"torchlstm {environment['torchlstm']} ({environment['commit']}{dirty}), engine {settings['engine']}, "
+            f"against torch {environment['torch']}",
+            f"{environment['machine']}, {threads(self.run)}, {environment['date'][:10]}; "
+            f"peak of a matrix product in GF/s: {peaks}",
+        ]
+        if settings["quick"]:
+            lines.append("QUICK: shrunk workloads, to see that it runs; the figures say nothing")
+        return lines
+
+    def header(self) -> str:
+        """The names of the columns, for the terminal."""
+        return self._pad([name for name, _ in self.columns])
+
+    def line(self, row: Row) -> str:
+        """A row, for the terminal."""
+        cells = self.cells(row)
+        if row["outcome"] != "measured":
+            return f"{cells[0]:<{_NAME_WIDTH}}  {cells[1]}"
+        return self._pad(cells)
+
+    def _pad(self, cells: list[str]) -> str:
+        wide = [cell.ljust(max(len(name), width)) for cell, (name, width) in zip(cells, self.columns, strict=True)]
+        return "  ".join(wide).rstrip()
+
+    def below(self) -> list[str]:
+        """Means, where ours is slower, who was left out, and the notes."""
+        lines = list(_means(self.run))
+        slow = [
+            f"{row['workload']} {name} {timing['ratio']:.2f}"
+            for row in rows_of(self.run)
+            for name, mode in row["modes"].items()
+            if (timing := mode["peers"]["nn"])["ratio"] is not None and timing["ratio"] < _TIE
+        ]
+        lines.append(f"slower than nn.LSTM (ratio below {_TIE}): {', '.join(slow) or 'none'}")
+        if points := len(self.run["rows"]) - len(rows_of(self.run)):
+            lines.append(f"and {points} points of the sweeps against T, B and H, which the plots show")
+        failed = [row["workload"] for row in self.run["rows"] if row["outcome"] == "red"]
+        if failed:
+            lines.append(f"PARITY FAILS, and so no figures: {', '.join(failed)}")
+        lines += [f"left out: {peer}: {reason}" for peer, reason in self.run["left_out"].items()]
+        return lines + [f"[{index}] {note}" for index, note in enumerate(self.notes, 1)]
+
+
+def _columns(run: Run) -> list[tuple[str, str]]:
+    """The peers of a run, each with the modes it is measured in."""
+    return [(peer, mode) for peer in run["settings"]["peers"] for mode in PEERS[peer].modes]
+
+
+def rows_of(run: Run) -> list[Row]:
+    """The rows of the table: all but the sweeps' points, which are there for a plot."""
+    return [row for row in run["rows"] if not is_sweep(row["group"])]
+
+
+def threads(run: Run) -> str:
+    """How many threads a run had, in words."""
+    count: int = run["environment"]["threads"]
+    return f"{count} thread" + "s" * (count != 1)
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return ""
+    places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{min(places, 5)}f}"
+
+
+def geometric_mean(values: list[float]) -> float:
+    """The mean of ratios."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _means(run: Run) -> Iterator[str]:
+    groups = dict.fromkeys(row["group"] for row in rows_of(run) if is_averaged(row["group"]))
+    for group in groups:
+        rows = [row for row in rows_of(run) if row["group"] == group]
+        parts = []
+        for peer, name in _columns(run):
+            timings = [row["modes"][name]["peers"][peer] for row in rows if row["outcome"] == "measured"]
+            ratios = [timing["ratio"] for timing in timings if timing["ratio"] is not None]
+            if ratios:
+                of = "" if len(ratios) == len(rows) else f" ({len(ratios)} of them)"
+                parts.append(f"{peer}/ours {name} {geometric_mean(ratios):.2f}{of}")
+        if parts:
+            yield f"geometric mean of {group} ({len(rows)} workloads): {', '.join(parts)}"
+
+
+def text(run: Run) -> str:
+    """The whole report for the terminal."""
+    table = Table(run)
+    lines = [*table.title(), "", table.header(), *map(table.line, rows_of(run))]
+    return "\n".join([*lines, "", *table.below()])
+
+
+def markdown(run: Run) -> str:
+    """The whole report as Markdown."""
+    table = Table(run)
+    names = [name for name, _ in table.columns]
+    lines = ["| " + " | ".join(names) + " |", "|---|---" + "|---:" * (len(names) - 2) + "|"]
+    for row in rows_of(run):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in table.cells(row)) + " |")
+    return "\n\n".join(["\n".join(table.title()), "\n".join(lines), "\n".join(f"- {line}" for line in table.below())])
+
+
+def write_markdown(runs: list[Run], path: str | Path) -> None:
+    """Write the tables to a file; one with a marked place keeps everything around it."""
+    file, tables = Path(path), "\n\n".join(map(markdown, runs))
+    old = file.read_text(encoding="utf-8") if file.exists() else ""
+    if START in old and END in old.split(START, 1)[1]:
+        before, rest = old.split(START, 1)
+        after = rest.split(END, 1)[1]
+        file.write_text(f"{before}{START}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    else:
+        file.write_text(tables + "\n", encoding="utf-8")
