@@ -51,6 +51,9 @@ class Kernel(Protocol):
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
         """Write left @ right to `out`, or add it."""
 
+    def empty(self, like: Tensor, *shape: int) -> Tensor:
+        """Make a tensor that is not initialised yet, of the dtype and on the device of another."""
+
 
 class Call(NamedTuple):
     """What a forward and its backward have in common besides tensors."""
@@ -134,12 +137,13 @@ def _gradients(
     """The gradients of x, h_0, c_0 and all weights, those that are needed: the loop's, and products of its parts."""
     x, h_0, c_0, *flat = arguments
     weights = _directions(flat)
+    multiply, empty = call.kernel.multiply, call.kernel.empty
     # One direction writes every row of dx once, a second one adds to it.
     single = len(weights) == 1
-    dx = None if not needs[0] else x.new_empty(x.shape) if single else x.new_zeros(x.shape)
+    dx = empty(x, *x.shape) if needs[0] else None
+    if dx is not None and not single:
+        dx.zero_()
     dweights: list[Tensor | None] = [None] * len(flat)
-
-    multiply = call.kernel.multiply
 
     def add(index: int, left: Tensor, right: Tensor) -> None:
         """dweights[index] += left^T right."""
@@ -147,7 +151,7 @@ def _gradients(
             return
         total = dweights[index]
         if total is None:
-            total = dweights[index] = left.new_empty(left.shape[1], right.shape[1])
+            total = dweights[index] = empty(left, left.shape[1], right.shape[1])
             multiply(total, left.t(), right, False)
         else:
             multiply(total, left.t(), right, True)

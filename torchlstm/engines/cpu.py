@@ -38,12 +38,12 @@ _isa = os.environ.get("TORCHLSTM_ISA") or "best"
 _WIDE = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
 
-# Buffers of this many bytes and more ask for large pages: a fresh buffer of 42 MB costs 14 ms in page faults of 4 KiB.
+# Tensors of this many bytes and more ask for large pages: a fresh one of 42 MB costs 14 ms in page faults of 4 KiB.
 _HUGE = 4 << 20
 
-# Bytes of dgates that a part of the backward makes before the weight products consume it: small enough to be in the
-# cache still.  Measured at 1, 2, 4, 8 and 16 MB: 4 is the fastest or within 2 % of it on every workload of
-# `python -m benchmarks`.
+# Bytes of dgates that a part of the backward makes before the weight products consume it.  Measured at 1, 2, 4, 8, 16 and
+# 64 MB on eight workloads of `python -m benchmarks` (AMD Zen 4, two threads): 8 is within 5 % of the best on all of them,
+# 1 is 38 % behind on the largest, 64 saves nothing and takes memory.
 _PART = 8 << 20
 
 # Elements between two rows of dgates, besides the row: rows a power of two apart would share few sets of the cache.
@@ -79,6 +79,14 @@ def _refuses(problem: Problem) -> str | None:
     return problem.wrapped
 
 
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    """As `autograd.Kernel`: with large pages if it is large."""
+    tensor = like.new_empty(shape)
+    if tensor.nbytes >= _HUGE:
+        _kernel.huge(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
 class _CPU:
     """See `autograd.Kernel`; float32 and float64."""
 
@@ -90,14 +98,14 @@ class _CPU:
         x, h_0, c_0 = x.contiguous(), h_0.contiguous(), c_0.contiguous()
         flat = [None if tensor is None else tensor.contiguous() for direction in weights for tensor in direction]
         rows = x.shape[0]
-        y = x.new_empty(rows, directions * size)
+        y = _empty(x, rows, directions * size)
         h_n, c_n = x.new_empty(directions, batch, size), x.new_empty(directions, batch, hidden)
-        saved = (_buffer(x, directions, rows, 4 * hidden), _buffer(x, directions, rows, hidden)) if save else ()
+        saved = (_empty(x, directions, rows, 4 * hidden), _empty(x, directions, rows, hidden)) if save else ()
         if not rows:
             return y, h_n.copy_(h_0), c_n.copy_(c_0), saved
         starts = _starts(problem)
         sizes = _sizes(problem, starts)
-        scratch = None if _is_step(problem) else _buffer(x, _kernel.scratch(*sizes, 0) // x.itemsize)
+        scratch = None if _is_step(problem) else _empty(x, _kernel.scratch(*sizes, 0) // x.itemsize)
         _kernel.forward(
             *sizes,
             *map(_address, (y, h_n, c_n, *(saved or (None, None)), x, h_0, c_0, scratch)),
@@ -135,6 +143,20 @@ class _CPU:
         projected = problem.proj_size > 0
         starts = _starts(problem)
         sizes = _sizes(problem, starts)
+        scratch = _empty(y, _kernel.scratch(*sizes, 1) // y.itemsize)
+        last = (_address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
+        given = tuple(map(_address, (dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n)))
+        if _is_step(problem):
+            # No part to wait for; h of the step before is h_0, and dh_0 one product.
+            n = y.shape[0]
+            dgates = y.new_empty(directions, n, 4 * hidden)
+            _kernel.backward(*sizes, dgates.data_ptr(), 0, 0, 0, 0, *given, 0, 1, n, 4 * hidden, *last)
+            for d, (w_hh, _) in enumerate(recurrent):
+                accumulate(d, slice(0, n), dgates[d], h_0[d, :n], None, None)
+                self.multiply(dh_0[d, :n], dgates[d], w_hh, False)
+                if n < batch:
+                    dh_0[d, n:] = 0 if dh_n is None else dh_n[d, n:]
+            return dh_0, dc_0, db
         first_rows = starts.tolist() if starts is not None else None
         steps = problem.rows.steps
 
@@ -143,23 +165,15 @@ class _CPU:
 
         per_part = max(1, min(steps, _PART // (4 * hidden * directions * y.itemsize * max(row(1), 1))))
         room, stride = row(per_part), 4 * hidden + _PAD
-        dgates = _buffer(y, directions, room, stride)[..., : 4 * hidden]
-        before = _buffer(y, directions, room, size)
-        dh, raw = (_buffer(y, directions, room, k) if projected else None for k in (size, hidden))
-        scratch = _buffer(y, _kernel.scratch(*sizes, 1) // y.itemsize)
-        # For one step, dh_0 is one product, and needs no packed weights.
-        single = _is_step(problem)
-        fixed = (
-            *sizes,
-            *map(_address, (dgates, before, dh, raw, None if single else dh_0, dc_0, db, gates, cells, y, h_0, c_0)),
-            *map(_address, (dy, dh_n, dc_n)),
-        )
-        rest = (room, stride, _address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
+        dgates = _empty(y, directions, room, stride)[..., : 4 * hidden]
+        before = _empty(y, directions, room, size)
+        dh, raw = (_empty(y, directions, room, k) if projected else None for k in (size, hidden))
+        fixed = (*sizes, *map(_address, (dgates, before, dh, raw, dh_0)), *given)
         for first in range(0, steps, per_part):
-            last = min(steps, first + per_part)
-            _kernel.backward(*fixed, first, last, *rest)
+            end = min(steps, first + per_part)
+            _kernel.backward(*fixed, first, end, room, stride, *last)
             for d in range(directions):
-                low, high = (first, last) if d else (steps - last, steps - first)
+                low, high = (first, end) if d else (steps - end, steps - first)
                 part = slice(row(low), row(high))
                 n = part.stop - part.start
                 accumulate(
@@ -170,13 +184,9 @@ class _CPU:
                     None if dh is None else dh[d, :n],
                     None if raw is None else raw[d, :n],
                 )
-        if single:
-            n = row(1)
-            for d, (w_hh, _) in enumerate(recurrent):
-                self.multiply(dh_0[d, :n], dgates[d, :n], w_hh, False)
-                if n < batch:
-                    dh_0[d, n:] = 0 if dh_n is None else dh_n[d, n:]
         return dh_0, dc_0, db
+
+    empty = staticmethod(_empty)
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
         """As `autograd.Kernel`.
@@ -202,20 +212,12 @@ class _CPU:
             left.stride(1 if turned else 0),
             right.stride(0),
         )
-        scratch = _buffer(out, _kernel.gemm_scratch(*sizes) // out.itemsize)
+        scratch = _empty(out, _kernel.gemm_scratch(*sizes) // out.itemsize)
         _kernel.gemm(*sizes, *map(_address, (out, left, right, scratch)))
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _buffer(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor; with large pages if it is large."""
-    buffer = like.new_empty(shape)
-    if buffer.nbytes >= _HUGE:
-        _kernel.huge(buffer.data_ptr(), buffer.nbytes)
-    return buffer
 
 
 def _starts(problem: Problem) -> Tensor | None:

@@ -119,7 +119,7 @@ NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row) {
                 .dy = l->dy && !l->raw ? l->dy + (at + r) * l->y_step + unit : NULL,
                 .H = H, .dy_step = l->y_step, .step = l->step }, rows, H - unit);
         }
-    FN(gather_before)(l, before, old, n, row);
+    if (l->before) FN(gather_before)(l, before, old, n, row);
 }
 
 TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward_plan_t *plan) {
@@ -133,7 +133,7 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
                          .db = scratch + plan->threads + p->rank * plan->thread + d * 4 * width,
                          .left = scratch + plan->threads + p->rank * plan->thread + plan->left,
                          .dgates = (REAL *)job->dgates + d * job->room * job->step, .step = job->step,
-                         .before = (REAL *)job->before + d * job->room * R,
+                         .before = job->before ? (REAL *)job->before + d * job->room * R : NULL,
                          .dh = s->projected ? (REAL *)job->dh + d * job->room * R : NULL,
                          .raw = s->projected ? (REAL *)job->raw + d * job->room * H : NULL,
                          .dc = (REAL *)job->dc_0 + d * B * H,
@@ -149,12 +149,12 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
             long t = d ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
             if (l.raw) FN(project_back)(&l, t, row);
             FN(cell_step)(&l, t, row);
-            if (i == T - 1 && !job->dh_0) break;
+            if (single(s)) break;
             meet_mine(p);
             FN(multiply_back)(l.dgates + row * l.step, l.step, mine(s, p, t), l.w_h, 4 * H, l.dh_state, B, p->r0,
                               l.o0, l.o1, t & 1, l.left);
         }
-        if (job->to == T && job->dh_0) FN(end_states)(&l, (REAL *)job->dh_0 + d * B * R);
+        if (job->to == T && !single(s)) FN(end_states)(&l, (REAL *)job->dh_0 + d * B * R);
     }
 }
 

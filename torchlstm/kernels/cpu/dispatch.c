@@ -119,7 +119,7 @@ static void work(call_t *c, int rank, int threads) {
             for (long i = rank; i < c->threads; i += threads)
                 __builtin_memset((char *)c->backward->scratch + (size_t)((plan->threads + i * plan->thread) * s->element), 0,
                                  (size_t)(plan->left * s->element));
-            if (s->steps > 1 || c->backward->dh_0 || s->projected) c->kernels->pack_backward(c->backward, &p, plan);
+            if (!single(s)) c->kernels->pack_backward(c->backward, &p, plan);
             meet(c->all, threads, rank, 1);
         }
         c->kernels->backward(c->backward, &p, c->plan);
@@ -136,9 +136,6 @@ static void run(call_t *c) {
     if (c->threads > 1 && have_openmp()) GOMP_parallel(member, c, (unsigned)c->threads, 0);
     else work(c, 0, 1);
 }
-
-/* One step is too little to pack the weights for. */
-static int single(const sizes_t *s) { return s->steps == 1 && !s->projected; }
 
 size_t torchlstm_forward_scratch(const forward_t *f, int threads, int isa) {
     if (single(&f->sizes)) return 0;
@@ -167,31 +164,33 @@ void torchlstm_backward(const backward_t *b, int threads, int isa) {
 
 typedef struct { const kernels_t *kernels; const gemm_t *gemm; flag_t *all; } product_call_t;
 
+/* Denormals stay: an input of 1e-39 has gradients of weights of 1e-39. */
 static void multiply(product_call_t *c, int rank, int threads) {
-    unsigned old = flush_denormals();
-    c->kernels->gemm(c->gemm, rank, threads, c->all);
-    restore_denormals(old);
+    if (is_thin(c->gemm)) c->kernels->gemm_thin(c->gemm, rank, threads);
+    else c->kernels->gemm(c->gemm, rank, threads, c->all);
 }
 static void multiply_member(void *data) { multiply(data, omp_get_thread_num(), omp_get_num_threads()); }
 
-static int useful_product(const gemm_t *g, int threads) {
+static int useful_product(const gemm_t *g, int threads, long width) {
     double most = 1 + (double)g->M * (double)g->N * (double)g->K / WORK;
+    long parts = is_thin(g) && g->M <= g->N ? blocks(g->N, (int)width) : g->M;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
-    if (threads > g->M) threads = (int)g->M;
+    if (threads > parts) threads = (int)parts;
     return threads > most ? (int)most : threads;
 }
 
 size_t torchlstm_gemm_scratch(const gemm_t *g, int threads, int isa) {
-    long width = kernels_of(g->element, isa)->width, parts = (g->K + GEMM_DEPTH - 1) / GEMM_DEPTH;
-    long depth = (g->K + parts - 1) / parts;
-    long elements = blocks(g->N, (int)width) * width * depth + useful_product(g, threads) * (GEMM_ROWS * depth + GEMM_SLACK);
+    const kernels_t *k = kernels_of(g->element, isa);
+    long parts = blocks(g->K, GEMM_DEPTH), depth = blocks(g->K, (int)parts), panels = blocks(g->N, k->width) * k->width * depth;
+    threads = useful_product(g, threads, k->width);
+    long elements = is_thin(g) ? threads * thin_room(depth, k->lanes) : panels + threads * (GEMM_ROWS * depth + GEMM_SLACK);
     return (size_t)elements * (size_t)g->element;
 }
 
 void torchlstm_gemm(const gemm_t *g, int threads, int isa) {
     flag_t all[MAX_THREADS];
     product_call_t c = { kernels_of(g->element, isa), g, all };
-    threads = useful_product(g, threads);
+    threads = useful_product(g, threads, c.kernels->width);
     for (int i = 0; i < threads; i++) atomic_init(&all[i].finished, 0);
     if (threads > 1 && have_openmp()) GOMP_parallel(multiply_member, &c, (unsigned)threads, 0);
     else multiply(&c, 0, 1);

@@ -11,6 +11,7 @@ typedef struct {
     void (*backward)(const backward_t *, part_t *, const backward_plan_t *);
     void (*sum_biases)(const backward_t *, const backward_plan_t *, int threads);
     void (*gemm)(const gemm_t *, int rank, int threads, flag_t *);
+    void (*gemm_thin)(const gemm_t *, int rank, int threads);
 } kernels_t;
 
 /* [0] float, [1] double. */

@@ -21,16 +21,16 @@ NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long
     return start;
 }
 
-/* Adds packed rows times a panel of b to whole vectors of out, or with `fresh` writes them; a part of a vector goes
- * through a buffer. */
-INLINE void FN(gemm_panel)(const REAL *a, long rows, const REAL *b, long K, REAL *out, long ldo, long columns, int fresh) {
-    enum { WIDTH = COLS * LANES };
-    long whole = columns >= WIDTH ? COLS : columns / LANES;
-    FN(product_t) m = { .a = a, .b = b, .acc = out, .K = K, .bk = WIDTH, .bv = LANES, .ar = ldo, .av = LANES, .add = !fresh };
+/* Packed rows times up to COLS vectors of columns of b, term k of vector v at b + k * bk + v * LANES; of a last one that
+ * is not whole, at edge + k * ek.  Added to out, or with `fresh` written. */
+INLINE void FN(gemm_panel)(const REAL *a, long rows, const REAL *b, long bk, const REAL *edge, long ek, long K, REAL *out,
+                           long ldo, long columns, int fresh) {
+    long whole = columns >= COLS * LANES ? COLS : columns / LANES;
+    FN(product_t) m = { .a = a, .b = b, .acc = out, .K = K, .bk = bk, .bv = LANES, .ar = ldo, .av = LANES, .add = !fresh };
     if (whole) FN(multiply)(m, rows, whole);
     if (whole == COLS || columns == whole * LANES) return;
     REAL part[GEMM_ROWS * LANES];
-    m.b += whole * LANES, m.acc = part, m.ar = LANES, m.add = 0;
+    m.b = edge, m.bk = ek, m.acc = part, m.ar = LANES, m.add = 0;
     FN(multiply)(m, rows, 1);
     for (long r = 0; r < rows; r++)
         for (long j = whole * LANES; j < columns; j++) {
@@ -61,10 +61,40 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
             rows = FN(even)(m1 - m, GEMM_ROWS);
             const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
                                            : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left);
-            for (long p = 0; p < count; p++)
-                FN(gemm_panel)(packed, rows, panels + p * WIDTH * K, K, out + m * g->ldo + p * WIDTH, g->ldo,
-                               g->N - p * WIDTH, !g->add && !k);
+            for (long p = 0; p < count; p++) {
+                const REAL *panel = panels + p * WIDTH * K;
+                long columns = g->N - p * WIDTH < WIDTH ? g->N - p * WIDTH : WIDTH;
+                FN(gemm_panel)(packed, rows, panel, WIDTH, panel + columns / LANES * LANES, WIDTH, K,
+                               out + m * g->ldo + p * WIDTH, g->ldo, columns, !g->add && !k);
+            }
         }
         meet(flags, threads, rank, ++met);
+    }
+}
+
+/* A thin product.  The threads share the longer side of the result, and wait for nobody. */
+TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
+    enum { WIDTH = COLS * LANES };
+    const REAL *a = g->a, *b = g->b;
+    long depth = FN(even)(g->K, GEMM_DEPTH), n0 = 0, n1 = g->N, m0 = 0, m1 = g->M;
+    REAL *left = (REAL *)g->scratch + rank * thin_room(depth, LANES), *edge = left + GEMM_ROWS * depth + GEMM_SLACK;
+    if (g->M > g->N) {
+        share(g->M, rank, threads, &m0, &m1);
+    } else {
+        share(blocks(g->N, WIDTH), rank, threads, &n0, &n1);
+        n0 *= WIDTH, n1 = n1 * WIDTH < g->N ? n1 * WIDTH : g->N;
+    }
+    for (long k = 0, K; k < g->K; k += K) {
+        K = depth < g->K - k ? depth : g->K - k;
+        const REAL *at = b + k * g->ldb;
+        if (n1 % LANES) FN(pack_rows)(at + n1 / LANES * LANES, K, g->ldb, n1 % LANES, edge, LANES);
+        for (long m = m0, rows; m < m1; m += rows) {
+            rows = FN(even)(m1 - m, GEMM_ROWS);
+            const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
+                                           : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left);
+            for (long n = n0; n < n1; n += WIDTH)
+                FN(gemm_panel)(packed, rows, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo, n1 - n,
+                               !g->add && !k);
+        }
     }
 }

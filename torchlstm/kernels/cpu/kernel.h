@@ -21,6 +21,9 @@ static inline long active(const sizes_t *s, long t) {
     return t < 0 || t >= s->steps ? 0 : s->starts ? (long)(s->starts[t + 1] - s->starts[t]) : s->batch;
 }
 
+/* One step is too little to pack the weights for; forward and backward have short paths. */
+static inline int single(const sizes_t *s) { return s->steps == 1 && !s->projected; }
+
 /* One direction's parameters: (4H, I), (4H, R), (4H,) or NULL, (4H,) or NULL, (R, H) or NULL.  Read only. */
 typedef struct { const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr; } weights_t;
 
@@ -39,9 +42,10 @@ typedef struct {
  * Each direction's slice of `dgates` and its companions holds the rows of that direction's steps of the range, in
  * packed order, from `room` rows on that the buffer has for each direction. */
 typedef struct {
-    void *dgates, *before;                       /* (D, room, step), (D, room, R) written; before: h of the step before */
+    void *dgates, *before;                       /* (D, room, step), (D, room, R) written; before: h of the step before, or NULL */
     void *dh, *raw;                              /* (D, room, R) d h_t, (D, room, H) o tanh c, written; NULL unless projected */
-    void *dh_0, *dc_0;                           /* (D, B, R), (D, B, H) written; dc_0 carries over between calls  */
+    void *dh_0, *dc_0;                           /* (D, B, R), (D, B, H) written; dc_0 carries over between calls;
+                                                    of a single step NULL: dh_0 is dgates W_hh, the caller's product */
     void *db;                                    /* (D, 4H) written by the last call: sum of dgates over all rows  */
     const void *gates, *cells, *y;               /* as forward left them                                           */
     const void *h_0, *c_0;

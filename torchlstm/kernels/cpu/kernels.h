@@ -9,7 +9,7 @@
 
 static const kernels_t FN(kernels) = {
     LANES, COLS * LANES, FN(pack_forward), FN(forward), FN(single_step), FN(pack_backward), FN(backward), FN(sum_biases),
-    FN(gemm),
+    FN(gemm), FN(gemm_thin),
 };
 
 #undef FN
