@@ -146,33 +146,36 @@ def _gradients(
     dweights: list[Tensor | None] = [None] * len(flat)
 
     def add(index: int, left: Tensor, right: Tensor) -> None:
-        """dweights[index] += left^T right."""
+        """dweights[index] += left right."""
         if not needs[3 + index]:
             return
         total = dweights[index]
         if total is None:
-            total = dweights[index] = empty(left, left.shape[1], right.shape[1])
-            multiply(total, left.t(), right, False)
+            total = dweights[index] = empty(left, left.shape[0], right.shape[1])
+            multiply(total, left, right, False)
         else:
-            multiply(total, left.t(), right, True)
+            multiply(total, left, right, True)
 
     def accumulate(d: int, rows: slice, dgates: Tensor, before: Tensor, dh: Tensor | None, raw: Tensor | None) -> None:
+        whole = dgates.shape[0] == x.shape[0]  # a slice costs as much as a small product
         if dx is not None:
-            multiply(dx[rows], dgates, weights[d][0], not single)
-        add(5 * d, dgates, x[rows])
-        add(5 * d + 1, dgates, before)
+            multiply(dx if whole else dx[rows], dgates, weights[d][0], not single)
+        turned = dgates.t()
+        add(5 * d, turned, x if whole else x[rows])
+        add(5 * d + 1, turned, before)
         if dh is not None and raw is not None:
-            add(5 * d + 4, dh, raw)
+            add(5 * d + 4, dh.t(), raw)
 
     dh_0, dc_0, db = call.kernel.backward(call.problem, saved, h_0, c_0, weights, y, dy, dh_n, dc_n, accumulate)
     if not x.shape[0]:
         # No rows, no parts: nothing was added to anything.
         dweights = [torch.zeros_like(w) if needed else None for w, needed in zip(flat, needs[3:], strict=True)]
     for d, (_, _, b_ih, b_hh, _) in enumerate(weights):
-        for index, bias in ((5 * d + 2, b_ih), (5 * d + 3, b_hh)):
-            if bias is not None and needs[3 + index]:
-                # Two tensors: whoever owns one gradient may write into it.
-                dweights[index] = db[d].clone()
+        if b_ih is not None and needs[5 * d + 5]:
+            dweights[5 * d + 2] = db[d]
+        if b_hh is not None and needs[5 * d + 6]:
+            # A tensor of its own: whoever has one gradient may write into it.
+            dweights[5 * d + 3] = db[d].clone()
     return dx, dh_0 if needs[1] else None, dc_0 if needs[2] else None, *dweights
 
 

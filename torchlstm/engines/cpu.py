@@ -41,9 +41,9 @@ _HALF = (torch.float16, torch.bfloat16)
 # Tensors of this many bytes and more ask for large pages: a fresh one of 42 MB costs 14 ms in page faults of 4 KiB.
 _HUGE = 4 << 20
 
-# Bytes of dgates that a part of the backward makes before the weight products consume it.  Measured at 1, 2, 4, 8, 16 and
-# 64 MB on eight workloads of `python -m benchmarks` (AMD Zen 4, two threads): 8 is within 5 % of the best on all of them,
-# 1 is 38 % behind on the largest, 64 saves nothing and takes memory.
+# Bytes of dgates that a part of the backward makes before the weight products consume it.  Measured at 1, 2, 4, 8, 16
+# and 64 MB on eight workloads of `python -m benchmarks` (AMD Zen 4, two threads): 8 is within 5 % of the best on all of
+# them, 1 is 38 % behind on the largest, 64 saves nothing and takes memory.
 _PART = 8 << 20
 
 # Elements between two rows of dgates, besides the row: rows a power of two apart would share few sets of the cache.
@@ -176,14 +176,7 @@ class _CPU:
                 low, high = (first, end) if d else (steps - end, steps - first)
                 part = slice(row(low), row(high))
                 n = part.stop - part.start
-                accumulate(
-                    d,
-                    part,
-                    dgates[d, :n],
-                    before[d, :n],
-                    None if dh is None else dh[d, :n],
-                    None if raw is None else raw[d, :n],
-                )
+                accumulate(d, part, *(_first(tensor, d, n) for tensor in (dgates, before, dh, raw)))
         return dh_0, dc_0, db
 
     empty = staticmethod(_empty)
@@ -194,11 +187,12 @@ class _CPU:
         By the kernel's own microkernel: on large products 10 % faster than torch.mm on an AMD Zen 4 (one thread,
         2560 x 4096 x 1024: 105 against 94 GFLOP/s), and on no threads that a fork has lost.
         """
-        turned = left.stride(1) != 1
-        if turned and left.stride(0) != 1:
-            left, turned = left.contiguous(), False
-        if right.stride(1) != 1:
-            right = right.contiguous()
+        (row, column), (right_row, right_column) = left.stride(), right.stride()
+        turned = column != 1
+        if turned and row != 1:
+            return self.multiply(out, left.contiguous(), right, add)
+        if right_column != 1:
+            return self.multiply(out, left, right.contiguous(), add)
         # isa, threads, element, turned, add, M, N, K, and the strides of rows
         sizes = (
             ISAS[_isa],
@@ -209,15 +203,23 @@ class _CPU:
             *out.shape,
             left.shape[1],
             out.stride(0),
-            left.stride(1 if turned else 0),
-            right.stride(0),
+            column if turned else row,
+            right_row,
         )
-        scratch = _empty(out, _kernel.gemm_scratch(*sizes) // out.itemsize)
-        _kernel.gemm(*sizes, *map(_address, (out, left, right, scratch)))
+        need = _kernel.gemm_scratch(*sizes)
+        scratch = _empty(out, need // out.itemsize) if need else None
+        _kernel.gemm(*sizes, out.data_ptr(), left.data_ptr(), right.data_ptr(), _address(scratch))
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _first(tensor: Tensor | None, direction: int, rows: int) -> Any:
+    """The first rows of one direction; of None, None."""
+    if tensor is None:
+        return None
+    return tensor[direction] if rows == tensor.shape[1] else tensor[direction, :rows]
 
 
 def _starts(problem: Problem) -> Tensor | None:

@@ -179,7 +179,7 @@ static int useful_product(const gemm_t *g, int threads, long width) {
     return threads > most ? (int)most : threads;
 }
 
-size_t torchlstm_gemm_scratch(const gemm_t *g, int threads, int isa) {
+static size_t product_scratch(const gemm_t *g, int threads, int isa) {
     const kernels_t *k = kernels_of(g->element, isa);
     long parts = blocks(g->K, GEMM_DEPTH), depth = blocks(g->K, (int)parts), panels = blocks(g->N, k->width) * k->width * depth;
     threads = useful_product(g, threads, k->width);
@@ -187,8 +187,18 @@ size_t torchlstm_gemm_scratch(const gemm_t *g, int threads, int isa) {
     return (size_t)elements * (size_t)g->element;
 }
 
-void torchlstm_gemm(const gemm_t *g, int threads, int isa) {
+/* A small product takes its scratch from the stack. */
+enum { STACK_BYTES = 64 << 10 };
+size_t torchlstm_gemm_scratch(const gemm_t *g, int threads, int isa) {
+    size_t bytes = product_scratch(g, threads, isa);
+    return bytes <= STACK_BYTES ? 0 : bytes;
+}
+
+void torchlstm_gemm(const gemm_t *given, int threads, int isa) {
     flag_t all[MAX_THREADS];
+    _Alignas(64) char room[STACK_BYTES];
+    gemm_t job = *given, *g = &job;
+    if (!torchlstm_gemm_scratch(g, threads, isa)) g->scratch = room;
     product_call_t c = { kernels_of(g->element, isa), g, all };
     threads = useful_product(g, threads, c.kernels->width);
     for (int i = 0; i < threads; i++) atomic_init(&all[i].finished, 0);

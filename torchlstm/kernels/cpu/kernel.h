@@ -62,7 +62,7 @@ typedef struct {
     const void *a, *b;
     long M, N, K, ldo, lda, ldb;
     int turned, add, element;
-    void *scratch;                               /* torchlstm_gemm_scratch bytes, left undefined                   */
+    void *scratch;                               /* torchlstm_gemm_scratch bytes, left undefined; not used if 0    */
 } gemm_t;
 
 /* Instruction sets: a number above what the machine has means the best it has. */
