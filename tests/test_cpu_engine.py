@@ -117,16 +117,20 @@ INVARIANT = {
 }
 
 
-@pytest.mark.parametrize("isa", ["portable", "best"])
+@pytest.mark.parametrize(
+    ("isa", "dtype"), [("portable", torch.float32), ("best", torch.float32), ("best", torch.bfloat16)]
+)
 @pytest.mark.parametrize("name", INVARIANT)
-def test_output_does_not_depend_on_the_rest_of_the_batch(name: str, isa: str, threads: Any, monkeypatch: Any) -> None:
+def test_output_does_not_depend_on_the_rest_of_the_batch(
+    name: str, isa: str, dtype: torch.dtype, threads: Any, monkeypatch: Any
+) -> None:
     """Bit for bit, with three sequences or more, on any number of threads.
 
     Rows in tiles of one or two are summed in another order: see kernels/cpu/product.h.
     """
     monkeypatch.setattr(cpu, "_isa", isa)
     shape, options = INVARIANT[name]
-    _, ours, x = twins(shape, torch.float32, **options)
+    _, ours, x = twins(shape, dtype, **options)
     other = torch.randn_like(x)
     other[:, 5] = x[:, 5]
     with torch.no_grad():

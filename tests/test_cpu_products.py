@@ -26,6 +26,7 @@ SIZES = [
     (32, 48, 33),
     (150, 200, 100),
 ]
+THIN = 32  # at most so many rows, or terms: GEMM_THIN in plan.h
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def threads() -> Any:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def operands_of(size: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns, terms = size
+    torch.manual_seed(0)
+    return tuple(torch.randn(shape, dtype=dtype) for shape in ((rows, terms), (terms, columns), (rows, columns)))  # type: ignore[return-value]
 
 
 def inside(value: Tensor, right: int) -> Tensor:
@@ -47,22 +54,36 @@ def inside(value: Tensor, right: int) -> Tensor:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_product(size: Any, isa: str, dtype: torch.dtype, threads: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(cpu, "_isa", isa)
-    rows, columns, terms = size
-    torch.manual_seed(0)
-    left, right, old = (torch.randn(shape, dtype=dtype) for shape in ((rows, terms), (terms, columns), (rows, columns)))
-    truth = left.double() @ right.double()
-    tolerance = 50 * torch.finfo(dtype).eps * max(1.0, truth.abs().max().item())
+    left, right, old = operands_of(size, dtype)
+    compare(cpu._CPU(), left, right, old, left.double() @ right.double(), threads)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_product_of_operands_rounded_to_bfloat16(size: Any, threads: Any) -> None:
+    """Sums are float32 and exact products of bfloat16; a thin product rounds nothing."""
+    left, right, old = operands_of(size, torch.float32)
+    rounded = cpu._kernel.isa(cpu._BFLOAT16) == cpu._BFLOAT16 and min(size[0], size[2]) > THIN
+    truth = left.bfloat16().double() @ right.bfloat16().double() if rounded else left.double() @ right.double()
+    compare(cpu._CPU(bfloat16=True), left, right, old, truth, threads)
+
+
+def compare(kernel: Any, left: Tensor, right: Tensor, old: Tensor, truth: Tensor, threads: Any) -> None:
+    """Every layout of the left operand, added or not, on some numbers of threads, within 50 roundings of the truth."""
+    columns = right.shape[1]
+    tolerance = 50 * torch.finfo(left.dtype).eps * max(1.0, truth.abs().max().item())
     lefts = {"rows": left, "window": inside(left, 3), "turned": left.t().contiguous().t()}
     for count in (1, 2, 5):
         threads(count)
         for name, operand in lefts.items():
             for add in (False, True):
                 out = inside(old if add else torch.full_like(old, torch.nan), 5)
-                cpu._CPU().multiply(out, operand, inside(right, 2), add)
+                kernel.multiply(out, operand, inside(right, 2), add)
                 expected = truth + old if add else truth
                 error = (out.double() - expected).abs().max().item()
                 assert error <= tolerance, f"{name}, add={add}, {count} threads: {error}"
-                assert (out.as_strided((rows, 5), (columns + 5, 1), columns) == 777).all(), "wrote beyond the columns"
+                assert (out.as_strided((old.shape[0], 5), (columns + 5, 1), columns) == 777).all(), (
+                    "wrote beyond the columns"
+                )
 
 
 @pytest.mark.parametrize("stride", [(2, 1), (1, 2), (0, 1), (0, 0)], ids=str)

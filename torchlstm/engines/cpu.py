@@ -33,6 +33,7 @@ _kernel, _missing = _load()
 
 # What the kernel calls its instruction sets.  A set that the machine has not means the best that it has.
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "best": 3}
+_BFLOAT16 = 4  # the best for products of bfloat16; without AVX512-BF16 the best for float32
 _isa = os.environ.get("TORCHLSTM_ISA") or "best"
 
 _WIDE = (torch.float32, torch.float64)
@@ -88,7 +89,17 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 
 class _CPU:
-    """See `autograd.Kernel`; float32 and float64."""
+    """See `autograd.Kernel`; float32 and float64.
+
+    bfloat16  round the operands of products to bfloat16, on a processor that has instructions for it
+    """
+
+    def __init__(self, bfloat16: bool = False) -> None:
+        self.bfloat16 = bfloat16
+
+    @property
+    def _isa(self) -> int:
+        return _BFLOAT16 if self.bfloat16 and _isa in ("avx512", "best") else ISAS[_isa]
 
     def forward(
         self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
@@ -104,7 +115,7 @@ class _CPU:
         if not rows:
             return y, h_n.copy_(h_0), c_n.copy_(c_0), saved
         starts = _starts(problem)
-        sizes = _sizes(problem, starts)
+        sizes = _sizes(self._isa, problem, starts)
         scratch = None if _is_step(problem) else _empty(x, _kernel.scratch(*sizes, 0) // x.itemsize)
         _kernel.forward(
             *sizes,
@@ -142,7 +153,7 @@ class _CPU:
         ]
         projected = problem.proj_size > 0
         starts = _starts(problem)
-        sizes = _sizes(problem, starts)
+        sizes = _sizes(self._isa, problem, starts)
         scratch = _empty(y, _kernel.scratch(*sizes, 1) // y.itemsize)
         last = (_address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
         given = tuple(map(_address, (dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n)))
@@ -195,7 +206,7 @@ class _CPU:
             return self.multiply(out, left, right.contiguous(), add)
         # isa, threads, element, turned, add, M, N, K, and the strides of rows
         sizes = (
-            ISAS[_isa],
+            self._isa,
             _threads(),
             out.itemsize,
             int(turned),
@@ -235,11 +246,11 @@ def _is_step(problem: Problem) -> bool:
     return problem.rows.steps == 1 and not problem.proj_size
 
 
-def _sizes(problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
+def _sizes(isa: int, problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
     """The first arguments of every call of the kernel.  `starts` has to outlive it."""
     rows = problem.rows
     return (
-        ISAS[_isa],
+        isa,
         _threads(),
         problem.dtype.itemsize,
         rows.steps,
@@ -253,18 +264,19 @@ def _sizes(problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
     )
 
 
-_wide_layer = layer_of(_CPU())
+_layers = {dtype: layer_of(_CPU(dtype == torch.bfloat16)) for dtype in _WIDE + _HALF}
 
 
 def _layer(
     problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `contract.Layer`; half precision is computed in float32, and rounded once at the end."""
+    """See `contract.Layer`; half precision is float32 inside, and rounded at the end."""
+    run = _layers[problem.dtype]
     if problem.dtype in _WIDE:
-        return _wide_layer(problem, x, h_0, c_0, weights)
+        return run(problem, x, h_0, c_0, weights)
     wide = tuple(tuple(None if tensor is None else tensor.float() for tensor in direction) for direction in weights)
     problem = problem._replace(dtype=torch.float32)
-    y, h_n, c_n = _wide_layer(problem, x.float(), h_0.float(), c_0.float(), wide)  # type: ignore[arg-type]
+    y, h_n, c_n = run(problem, x.float(), h_0.float(), c_0.float(), wide)  # type: ignore[arg-type]
     return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
 
 

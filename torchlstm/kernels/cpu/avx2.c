@@ -10,5 +10,6 @@
 #define MAX_float(a, b) (vec)_mm256_max_ps((__m256)(a), (__m256)(b))
 #define MIN_double(a, b) (vec)_mm256_min_pd((__m256d)(a), (__m256d)(b))
 #define MAX_double(a, b) (vec)_mm256_max_pd((__m256d)(a), (__m256d)(b))
+#define PER_SLOT 1
 #include "isa.h"
 #endif

@@ -19,5 +19,6 @@
 #define MIN_double(a, b) (vec)_mm512_min_pd((__m512d)(a), (__m512d)(b))
 #define MAX_double(a, b) (vec)_mm512_max_pd((__m512d)(a), (__m512d)(b))
 #endif
+#define PER_SLOT 1
 #include "isa.h"
 #endif

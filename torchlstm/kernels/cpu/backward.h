@@ -19,7 +19,7 @@ typedef struct {
     long y_step, step;                  /* row strides of y and dy, and of dgates                     */
 } FN(back_t);
 
-/* Packed weights of a block of columns: (K, LANES). */
+/* Packed weights of a block of columns: (SLOTS(K), LANES). */
 NOINLINE void FN(pack_backward)(const backward_t *job, const part_t *p, const backward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
     long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
@@ -27,14 +27,14 @@ NOINLINE void FN(pack_backward)(const backward_t *job, const part_t *p, const ba
     for (long i = from; i < to; i++) {
         long o = i % Rb * LANES;
         FN(pack_rows)((const REAL *)job->weights[i / Rb].w_hh + o, 4 * H, R, R - o,
-                      (REAL *)job->scratch + i / Rb * plan->direction + plan->h + o * 4 * H, LANES);
+                      (REAL *)job->scratch + i / Rb * plan->direction + plan->h + o * SLOTS(4 * H), LANES);
     }
     if (!s->projected) return;
     share(s->directions * Hb, p->rank, p->threads, &from, &to);
     for (long i = from; i < to; i++) {
         long u = i % Hb * LANES;
         FN(pack_rows)((const REAL *)job->weights[i / Hb].w_hr + u, R, H, H - u,
-                      (REAL *)job->scratch + i / Hb * plan->direction + plan->r + u * R, LANES);
+                      (REAL *)job->scratch + i / Hb * plan->direction + plan->r + u * SLOTS(R), LANES);
     }
 }
 
@@ -57,13 +57,14 @@ NOINLINE void FN(end_states)(const FN(back_t) *l, REAL *dh_0) {
             FN(store)(dh_0 + r * R + o * LANES, *(const vec *)(l->dh_state + (o * B + r) * LANES), R - o * LANES);
 }
 
-/* out (column blocks [from, to), B, LANES) = a (rows, K) times packed columns, rows at r0 of out. */
-INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long K, REAL *out, long B, long r0,
+/* out (column blocks [from, to), B, LANES) = a (rows, n) times packed columns, rows at r0 of out. */
+INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long n, REAL *out, long B, long r0,
                               long from, long to, int flip, REAL *left) {
-    long depth = FN(depth)(rows, K), panels = (to - from + COLS - 1) / COLS;
+    long K = SLOTS(n), depth = FN(depth)(rows, K), panels = (to - from + COLS - 1) / COLS;
     for (long k0 = 0, k1; k0 < K; k0 = k1) {
         k1 = k0 + depth < K ? k0 + depth : K;
-        const REAL *packed = rows && panels ? FN(pack_left)(a + k0, lda, rows, k1 - k0, left) : NULL;
+        const REAL *packed =
+            rows && panels ? FN(pack_left)(a + k0 * PER_SLOT, lda, rows, FN(terms)(k0, k1, n), left) : NULL;
         for (long i = 0; i < panels; i++) {
             long o = from + (flip ? panels - 1 - i : i) * COLS, cols = to - o < COLS ? to - o : COLS;
             REAL *acc = out + (o * B + r0) * LANES;

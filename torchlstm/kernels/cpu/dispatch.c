@@ -1,17 +1,31 @@
 /* Which instruction set, how many threads, and who does what. */
 #include "dispatch.h"
 
+#if defined __x86_64__
+#if defined EMULATE_AVX512
+static int have_avx512(void) { return 1; }
+static int have_bfloat16(void) { return 1; }
+#else
+static int have_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+static int have_bfloat16(void) {
+#if HAVE_BFLOAT16
+    return have_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+    return 0;
+#endif
+}
+#endif
+#endif
+
 int torchlstm_isa(int wanted) {
 #if defined __x86_64__
     __builtin_cpu_init();
-    int fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#if defined EMULATE_AVX512
-    if (wanted >= AVX512 && fma) return AVX512;
-#else
-    if (wanted >= AVX512 && fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("avx512vl")) return AVX512;
-#endif
-    if (wanted >= AVX2 && fma) return AVX2;
+    if (wanted >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        if (wanted == BFLOAT16 && have_bfloat16()) return BFLOAT16;
+        return wanted >= AVX512 && have_avx512() ? AVX512 : AVX2;
+    }
 #endif
     return PORTABLE;
 }
@@ -20,11 +34,14 @@ static const kernels_t *kernels_of(int element, int isa) {
     int type = element == 8;
 #if defined __x86_64__
     switch (torchlstm_isa(isa)) {
-    case AVX512: return &torchlstm_avx512[type];
-    case AVX2: return &torchlstm_avx2[type];
+#if HAVE_BFLOAT16
+    case BFLOAT16: if (!type) return torchlstm_bfloat16[0]; /* fall through */
+#endif
+    case AVX512: return torchlstm_avx512[type];
+    case AVX2: return torchlstm_avx2[type];
     }
 #endif
-    return &torchlstm_portable[type];
+    return torchlstm_portable[type];
 }
 
 static const kernels_t *kernels(const sizes_t *s, int isa) { return kernels_of(s->element, isa); }
@@ -171,6 +188,10 @@ static void multiply(product_call_t *c, int rank, int threads) {
 }
 static void multiply_member(void *data) { multiply(data, omp_get_thread_num(), omp_get_num_threads()); }
 
+static const kernels_t *product_kernels(const gemm_t *g, int isa) {
+    return kernels_of(g->element, is_thin(g) && isa == BFLOAT16 ? BEST : isa);
+}
+
 static int useful_product(const gemm_t *g, int threads, long width) {
     double most = 1 + (double)g->M * (double)g->N * (double)g->K / WORK;
     long parts = is_thin(g) && g->M <= g->N ? blocks(g->N, (int)width) : g->M;
@@ -180,7 +201,7 @@ static int useful_product(const gemm_t *g, int threads, long width) {
 }
 
 static size_t product_scratch(const gemm_t *g, int threads, int isa) {
-    const kernels_t *k = kernels_of(g->element, isa);
+    const kernels_t *k = product_kernels(g, isa);
     long parts = blocks(g->K, GEMM_DEPTH), depth = blocks(g->K, (int)parts), panels = blocks(g->N, k->width) * k->width * depth;
     threads = useful_product(g, threads, k->width);
     long elements = is_thin(g) ? threads * thin_room(depth, k->lanes) : panels + threads * (GEMM_ROWS * depth + GEMM_SLACK);
@@ -199,7 +220,7 @@ void torchlstm_gemm(const gemm_t *given, int threads, int isa) {
     _Alignas(64) char room[STACK_BYTES];
     gemm_t job = *given, *g = &job;
     if (!torchlstm_gemm_scratch(g, threads, isa)) g->scratch = room;
-    product_call_t c = { kernels_of(g->element, isa), g, all };
+    product_call_t c = { product_kernels(g, isa), g, all };
     threads = useful_product(g, threads, c.kernels->width);
     for (int i = 0; i < threads; i++) atomic_init(&all[i].finished, 0);
     if (threads > 1 && have_openmp()) GOMP_parallel(multiply_member, &c, (unsigned)threads, 0);

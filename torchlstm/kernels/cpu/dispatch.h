@@ -11,8 +11,14 @@ typedef struct {
     void (*backward)(const backward_t *, part_t *, const backward_plan_t *);
     void (*sum_biases)(const backward_t *, const backward_plan_t *, int threads);
     void (*gemm)(const gemm_t *, int rank, int threads, flag_t *);
-    void (*gemm_thin)(const gemm_t *, int rank, int threads);
+    void (*gemm_thin)(const gemm_t *, int rank, int threads); /* NULL of bfloat16 */
 } kernels_t;
 
 /* [0] float, [1] double. */
-extern const kernels_t torchlstm_avx512[2], torchlstm_avx2[2], torchlstm_portable[2];
+extern const kernels_t *const torchlstm_avx512[2], *const torchlstm_avx2[2], *const torchlstm_portable[2];
+extern const kernels_t *const torchlstm_bfloat16[1];
+
+/* Does the compiler know AVX512-BF16? */
+#if defined __x86_64__ && (defined __clang__ || __GNUC__ >= 10)
+#define HAVE_BFLOAT16 1
+#endif

@@ -29,7 +29,7 @@ INLINE REAL *FN(at)(const FN(layer_t) *l, FN(span_t) span, long u, long row) {
 
 INLINE long FN(steps_ahead)(const FN(layer_t) *l, long step) { return l->reverse ? l->s->steps - 1 - step : step; }
 
-/* Packed weights of a block of units: 4 / COLS panels of (K, COLS, LANES). */
+/* Packed weights of a block of units: 4 / COLS panels of (SLOTS(K), COLS, LANES). */
 NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
     long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
@@ -39,11 +39,11 @@ NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forw
         REAL *base = (REAL *)job->scratch + i / Hb * plan->direction;
         long u = i % Hb, n = H - u * LANES;
         for (int side = 0; side < 2; side++) {
-            long K = side ? R : s->input;
+            long K = side ? R : s->input, slots = SLOTS(K);
             for (int g = 0; g < 4; g++)
                 FN(pack_transposed)((const REAL *)(side ? w->w_hh : w->w_ih) + (g * H + u * LANES) * K, K, K, n,
-                                    base + (side ? plan->h : plan->x) + u * 4 * LANES * K
-                                        + g / COLS * K * COLS * LANES + g % COLS * LANES, COLS * LANES);
+                                    base + (side ? plan->h : plan->x) + u * 4 * LANES * slots
+                                        + g / COLS * slots * COLS * LANES + g % COLS * LANES, COLS * LANES);
         }
         for (int g = 0; g < 4; g++) {
             long at = g * H + u * LANES;
@@ -57,10 +57,10 @@ NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forw
     share(s->directions * Rb, p->rank, p->threads, &from, &to);
     for (long i = from; i < to; i++)
         FN(pack_transposed)((const REAL *)job->weights[i / Rb].w_hr + i % Rb * LANES * H, H, H, R - i % Rb * LANES,
-                            (REAL *)job->scratch + i / Rb * plan->direction + plan->r + i % Rb * LANES * H, LANES);
+                            (REAL *)job->scratch + i / Rb * plan->direction + plan->r + i % Rb * LANES * SLOTS(H), LANES);
 }
 
-/* Gates of one block of units: acc = from + packed rows times terms [k0, k1) of its panels. */
+/* Gates of one block of units: acc = from + packed rows times slots [k0, k1) of its panels. */
 INLINE void FN(add_gates)(const REAL *a, long rows, const REAL *panels, long K, long k0, long k1,
                           const REAL *from, long from_step, REAL *acc) {
     for (long q = 0; q < 4 / COLS; q++)
@@ -72,17 +72,17 @@ INLINE void FN(add_gates)(const REAL *a, long rows, const REAL *panels, long K, 
 
 /* The input's part, both biases included, of `rows` packed rows from x on; they go to `row` of the buffer. */
 NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const REAL *x, long rows, long row) {
-    long I = l->s->input, depth = FN(depth)(rows, I), k0 = 0;
+    long I = l->s->input, K = SLOTS(I), depth = FN(depth)(rows, K), k0 = 0;
     do {
-        long k1 = k0 + depth < I ? k0 + depth : I;
-        const REAL *a = FN(pack_left)(x + k0, I, rows, k1 - k0, l->left);
+        long k1 = k0 + depth < K ? k0 + depth : K;
+        const REAL *a = FN(pack_left)(x + k0 * PER_SLOT, I, rows, FN(terms)(k0, k1, I), l->left);
         for (long u = span.from; u < span.to; u++) {
             REAL *acc = FN(at)(l, span, u, row);
-            FN(add_gates)(a, rows, l->w_x + u * 4 * LANES * I, I, k0, k1,
+            FN(add_gates)(a, rows, l->w_x + u * 4 * LANES * K, K, k0, k1,
                           k0 ? acc : l->bias + u * 4 * LANES, k0 ? 4 * LANES : 0, acc);
         }
         k0 = k1;
-    } while (k0 < I);
+    } while (k0 < K);
 }
 
 /* The recurrence's part and the cell, at step t; this thread's rows of the step are from `row` on in the buffer.
@@ -90,25 +90,25 @@ NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const RE
 NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row) {
     const sizes_t *s = l->s;
     long H = s->hidden, R = s->output, r0 = l->p->r0, n = mine(s, l->p, t), before = l->reverse ? t + 1 : t - 1;
-    long old = mine(s, l->p, before), depth = FN(depth)(n, R), k0 = 0, at = first_row(s, t) + r0;
+    long old = mine(s, l->p, before), K = SLOTS(R), depth = FN(depth)(n, K), k0 = 0, at = first_row(s, t) + r0;
     if (old > n) old = n;
     const REAL *h = old ? l->y + (first_row(s, before) + r0) * l->y_step : NULL;
     const REAL *h_0 = l->h_0 + (r0 + old) * R;
     do {
-        long k1 = k0 + depth < R ? k0 + depth : R;
-        const REAL *a = old ? FN(pack_left)(h + k0, l->y_step, old, k1 - k0, l->left) : NULL;
-        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + k0, R, n - old, k1 - k0, l->left + old * (k1 - k0)) : NULL;
+        long k1 = k0 + depth < K ? k0 + depth : K, first = k0 * PER_SLOT, terms = FN(terms)(k0, k1, R);
+        const REAL *a = old ? FN(pack_left)(h + first, l->y_step, old, terms, l->left) : NULL;
+        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + old * (k1 - k0)) : NULL;
         for (long i = 0; i < span.to - span.from; i++) {
             /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
             long u = t & 1 ? span.to - 1 - i : span.from + i;
             REAL *acc = FN(at)(l, span, u, row);
-            const REAL *panels = l->w_h + u * 4 * LANES * R;
-            if (old) FN(add_gates)(a, old, panels, R, k0, k1, acc, 4 * LANES, acc);
+            const REAL *panels = l->w_h + u * 4 * LANES * K;
+            if (old) FN(add_gates)(a, old, panels, K, k0, k1, acc, 4 * LANES, acc);
             if (old < n) {
                 REAL *rest = acc + old * 4 * LANES;
-                FN(add_gates)(a_0, n - old, panels, R, k0, k1, rest, 4 * LANES, rest);
+                FN(add_gates)(a_0, n - old, panels, K, k0, k1, rest, 4 * LANES, rest);
             }
-            if (k1 < R) continue;
+            if (k1 < K) continue;
             long unit = u * LANES;
             FN(run_cells)((FN(cells_t)){ .acc = acc, .c = l->c + r0 * H + unit,
                                          .h = l->raw ? l->raw + r0 * H + unit : l->y + at * l->y_step + unit,
@@ -117,7 +117,7 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
                                          .H = H, .h_step = l->raw ? H : l->y_step }, n, H - unit);
         }
         k0 = k1;
-    } while (k0 < R);
+    } while (k0 < K);
 }
 
 /* h_t = W_hr (o tanh c) for this thread's outputs. */
@@ -125,14 +125,14 @@ NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
     const sizes_t *s = l->s;
     enum { HIGH = 24 };
     REAL acc[HIGH * COLS * LANES];
-    long H = s->hidden, r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
+    long H = s->hidden, K = SLOTS(H), r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
     for (long r = 0, rows; r < n; r += rows) {
         rows = FN(even)(n - r, HIGH);
         const REAL *a = FN(pack_left)(l->raw + (r0 + r) * H, H, rows, H, l->left);
         for (long o = l->o0; o < l->o1; o += COLS) {
             long cols = l->o1 - o < COLS ? l->o1 - o : COLS;
-            FN(multiply)((FN(product_t)){ .a = a, .b = l->w_r + o * LANES * H, .acc = acc, .K = H, .bk = LANES,
-                                          .bv = LANES * H, .ar = COLS * LANES, .av = LANES }, rows, cols);
+            FN(multiply)((FN(product_t)){ .a = a, .b = l->w_r + o * LANES * K, .acc = acc, .K = K, .bk = LANES,
+                                          .bv = LANES * K, .ar = COLS * LANES, .av = LANES }, rows, cols);
             for (long i = 0; i < rows; i++)
                 for (long v = 0; v < cols; v++)
                     FN(store)(l->y + (at + r + i) * l->y_step + (o + v) * LANES,

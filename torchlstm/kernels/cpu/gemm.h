@@ -1,27 +1,27 @@
 /* A product of whole matrices, by the microkernel: what is left of the gradients after the time loop.
  *
- * GEMM_DEPTH terms at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
- * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH terms: a single one,
+ * GEMM_DEPTH slots at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
+ * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH slots: a single one,
  * of as many terms as a batch has rows, would lose digits.  The number of threads changes nothing.
  */
 
-/* Columns of a, as pack_left leaves rows: for each tile its columns side by side, term after term. */
+/* Columns of a, as pack_left leaves rows: for each tile its columns side by side, slot after slot. */
 NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long room, long K, REAL *to) {
     const REAL *start = to;
-    for (long n; columns > 0; columns -= n, room -= n, a += n, to += n * K) {
+    for (long n; columns > 0; columns -= n, room -= n, a += n, to += n * SLOTS(K)) {
         n = FN(tile_height)(columns);
         long k = 0;
-        /* What a store leaves beyond the n-th is overwritten by the next term's. */
+        /* What a store leaves beyond the n-th is overwritten by the next slot's. */
         if (room >= 8)
-            for (; k < K; k++)
-                for (long i = 0; i < 8; i += QUAD) *(quad *)(to + k * n + i) = *(const quad *)(a + k * lda + i);
-        for (; k < K; k++)
-            for (long r = 0; r < n; r++) to[k * n + r] = a[k * lda + r];
+            for (; k < SLOTS(K); k++)
+                for (long i = 0; i < 8; i += QUAD) *(quad *)(to + k * n + i) = FN(slot_quad)(a + i, lda, k, K);
+        for (; k < SLOTS(K); k++)
+            for (long r = 0; r < n; r++) to[k * n + r] = FN(slot)(a + r, lda, k, K);
     }
     return start;
 }
 
-/* Packed rows times up to COLS vectors of columns of b, term k of vector v at b + k * bk + v * LANES; of a last one that
+/* Packed rows times up to COLS vectors of columns of b, slot k of vector v at b + k * bk + v * LANES; of a last one that
  * is not whole, at edge + k * ek.  Added to out, or with `fresh` written. */
 INLINE void FN(gemm_panel)(const REAL *a, long rows, const REAL *b, long bk, const REAL *edge, long ek, long K, REAL *out,
                            long ldo, long columns, int fresh) {
@@ -44,23 +44,25 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
     const REAL *a = g->a, *b = g->b;
     REAL *out = g->out, *panels = g->scratch;
     long count = blocks(g->N, WIDTH), p0, p1, m0, m1, met = 0;
-    long depth = FN(even)(g->K, GEMM_DEPTH);
+    long S = SLOTS(g->K), depth = FN(even)(S, GEMM_DEPTH);
     REAL *left = panels + count * WIDTH * depth + rank * (GEMM_ROWS * depth + GEMM_SLACK);
     share(count, rank, threads, &p0, &p1);
     share(g->M, rank, threads, &m0, &m1);
-    for (long k = 0, K; k < g->K; k += K) {
-        K = depth < g->K - k ? depth : g->K - k;
+    for (long k = 0, K; k < S; k += K) {
+        K = depth < S - k ? depth : S - k;
+        long first = k * PER_SLOT, terms = FN(terms)(k, k + K, g->K);
         for (long p = p0; p < p1; p++)
             for (long v = 0; v < COLS; v++) {
                 long column = p * WIDTH + v * LANES;
                 if (column < g->N)
-                    FN(pack_rows)(b + k * g->ldb + column, K, g->ldb, g->N - column, panels + p * WIDTH * K + v * LANES, WIDTH);
+                    FN(pack_rows)(b + first * g->ldb + column, terms, g->ldb, g->N - column,
+                                  panels + p * WIDTH * K + v * LANES, WIDTH);
             }
         meet(flags, threads, rank, ++met);
         for (long m = m0, rows; m < m1; m += rows) {
             rows = FN(even)(m1 - m, GEMM_ROWS);
-            const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
-                                           : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left);
+            const REAL *packed = g->turned ? FN(pack_turned)(a + first * g->lda + m, g->lda, rows, g->M - m, terms, left)
+                                           : FN(pack_left)(a + m * g->lda + first, g->lda, rows, terms, left);
             for (long p = 0; p < count; p++) {
                 const REAL *panel = panels + p * WIDTH * K;
                 long columns = g->N - p * WIDTH < WIDTH ? g->N - p * WIDTH : WIDTH;
@@ -72,6 +74,7 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
     }
 }
 
+#if PER_SLOT == 1
 /* A thin product.  The threads share the longer side of the result, and wait for nobody. */
 TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
     enum { WIDTH = COLS * LANES };
@@ -98,3 +101,7 @@ TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
         }
     }
 }
+#define GEMM_THIN_KERNEL FN(gemm_thin)
+#else
+#define GEMM_THIN_KERNEL NULL /* who reads in place reads elements */
+#endif

@@ -5,6 +5,9 @@
  *   BYTES           of a vector register
  *   COLS            vectors of columns of a tile of 6 rows: 4 with 32 registers, 2 with 16
  *   DOTS            rows of a tile of dot products: 6 with 32 registers, 3 with 16
+ *   PER_SLOT        terms of a product in the place of one: 1, or 2 for bfloat16 in the place of a float.  For 2 also
+ *                   PAIR_NEIGHBOURS(a, b): of two quads, a0 a1, a2 a3, b0 b1, b2 b3; PAIR_QUADS(a, b), PAIR_VECS(a, b):
+ *                   a0 b0, a1 b1, ..; MULTIPLY_ADD_PAIRS(sum, a, b) of a vector, one pair and a vector of pairs
  *   MIN_float, MAX_float, MIN_double, MAX_double (a, b) on vectors, b where either is NaN
  */
 #include "plan.h"
@@ -30,6 +33,7 @@
 #define EXP_TERMS 0.000154035122f, 0.00133907353f, 0.00961823761f, 0.0555035733f, 0.240226492f, 0.693147182f
 #include "kernels.h"
 
+#if PER_SLOT == 1
 #define REAL double
 #define INTEGER int64_t
 #define QUAD 2
@@ -46,7 +50,9 @@
     1.01780860092397e-07, 1.321548679014431e-06, 1.5252733804059841e-05, 0.00015403530393381609, 0.0013333558146428443, \
     0.0096181291076284769, 0.055504108664821583, 0.24022650695910072, 0.69314718055994529
 #include "kernels.h"
-
-#define TABLE_(isa) const kernels_t torchlstm_##isa[2] = { kernels_float_##isa, kernels_double_##isa }
+#define TABLE_(isa) const kernels_t *const torchlstm_##isa[2] = { &kernels_float_##isa, &kernels_double_##isa }
+#else
+#define TABLE_(isa) const kernels_t *const torchlstm_##isa[1] = { &kernels_float_##isa }
+#endif
 #define TABLE(isa) TABLE_(isa)
 TABLE(ISA);

@@ -65,8 +65,9 @@ typedef struct {
     void *scratch;                               /* torchlstm_gemm_scratch bytes, left undefined; not used if 0    */
 } gemm_t;
 
-/* Instruction sets: a number above what the machine has means the best it has. */
-enum { PORTABLE, AVX2, AVX512, BEST };
+/* Instruction sets: a number above what the machine has means the best it has.  BFLOAT16 is the only one that rounds:
+ * the operands of products of float, to bfloat16; where there is none of it, it means BEST. */
+enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
 
 /* `threads` is how many to use at most; results are right with fewer. A backward must be asked with one number. */
 int torchlstm_isa(int wanted);

@@ -1,5 +1,6 @@
 /* The kernels of one instruction set and element type; see isa.h.  No guard: included once for each. */
 #include "vector.h"
+#include "slot.h"
 #include "product.h"
 #include "cell.h"
 #include "forward.h"
@@ -9,7 +10,7 @@
 
 static const kernels_t FN(kernels) = {
     LANES, COLS * LANES, FN(pack_forward), FN(forward), FN(single_step), FN(pack_backward), FN(backward), FN(sum_biases),
-    FN(gemm), FN(gemm_thin),
+    FN(gemm), GEMM_THIN_KERNEL,
 };
 
 #undef FN
@@ -26,6 +27,8 @@ static const kernels_t FN(kernels) = {
 #undef TILES
 #undef TILE_NAMES
 #undef SINGLE
+#undef SLOTS
+#undef GEMM_THIN_KERNEL
 #undef REAL
 #undef INTEGER
 #undef LANES

@@ -13,4 +13,5 @@
 #define MAX_float(a, b) FN(pick)((a) > (b), a, b)
 #define MIN_double(a, b) FN(pick)((a) < (b), a, b)
 #define MAX_double(a, b) FN(pick)((a) > (b), a, b)
+#define PER_SLOT 1
 #include "isa.h"

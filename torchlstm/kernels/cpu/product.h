@@ -1,8 +1,8 @@
 /* The microkernel: a tile of rows times panels of packed weights, and the packing. */
 
-/* acc = from + a b for `rows` rows and up to COLS vectors of columns, K terms.
+/* acc = from + a b for `rows` rows and up to COLS vectors of columns, K slots.
  *   a      (rows, K) as pack_left leaves it
- *   b      term k of column v at b + k * bk + v * bv, LANES wide
+ *   b      slot k of column v at b + k * bk + v * bv, LANES wide
  *   from   what the sums start with, (rows, columns) vectors at strides fr, fv; NULL: 0.  May be acc.
  *   acc    the sums, (rows, columns) vectors at strides ar, av
  *   add    add the sums to acc when they are complete, which is more exact than to start with it if acc is a long sum */
@@ -38,7 +38,7 @@ INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-                for (int v = 0; v < cols; v++) s[f][r][v] += a[(k + f) * rows + r] * w[v];
+                for (int v = 0; v < cols; v++) s[f][r][v] = FN(multiply_add)(s[f][r][v], a[(k + f) * rows + r], w[v]);
         }
     if (phases > 1)
 #pragma GCC unroll 1
@@ -46,7 +46,8 @@ INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-                for (int v = 0; v < cols; v++) s[0][r][v] += a[k * rows + r] * *(const vec *)(b + v * bv);
+                for (int v = 0; v < cols; v++)
+                    s[0][r][v] = FN(multiply_add)(s[0][r][v], a[k * rows + r], *(const vec *)(b + v * bv));
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -96,7 +97,7 @@ INLINE void FN(multiply)(FN(product_t) m, long rows, long cols) {
     }
 }
 
-/* How many terms to sum before going on to the next columns: all, or as many as keep the rows in the cache. */
+/* How many slots to sum before going on to the next columns: all, or as many as keep the rows in the cache. */
 INLINE long FN(depth)(long rows, long K) {
     long most = LEFT_BYTES / (long)sizeof(REAL) / (rows ? rows : 1);
     if (most >= K) return K;
@@ -105,46 +106,48 @@ INLINE long FN(depth)(long rows, long K) {
     return (K + parts - 1) / parts;
 }
 
-/* Rows of the left operand as the tiles read them: for each tile its rows side by side, term after term.  (Read in
+/* Rows of K terms of the left operand as the tiles read them: for each tile its rows side by side, slot after slot.  (Read in
  * place, rows that lie a power of two apart would evict each other.)  `to` needs QUAD elements of slack.  Returns
- * where the packed rows are: one row is so already. */
+ * where the packed rows are: one row of elements is so already. */
 INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to) {
-    if (rows == 1) return a;
+    if (rows == 1 && PER_SLOT == 1) return a;
     const REAL *start = to;
-    for (long n; rows > 0; rows -= n, a += n * lda, to += n * K) {
+    for (long n; rows > 0; rows -= n, a += n * lda, to += n * SLOTS(K)) {
         n = FN(tile_height)(rows);
         const REAL *row[8];
         for (long r = 0; r < 8; r++) row[r] = a + (r < n ? r : n - 1) * lda;
         long k = 0;
-        /* What a store leaves beyond the n-th row is overwritten by the next term's. */
-        for (; k + QUAD <= K; k += QUAD) {
-            quad q[8 / QUAD][QUAD];
-            for (long i = 0; i * QUAD < n; i++) FN(transpose)(q[i], row + i * QUAD, k);
+        /* What a store leaves beyond the n-th row is overwritten by the next slot's. */
+        for (; (k + QUAD) * PER_SLOT <= K; k += QUAD) {
+            quad in[QUAD], q[8 / QUAD][QUAD];
+            for (long i = 0; i * QUAD < n; i++) {
+                for (long j = 0; j < QUAD; j++) in[j] = FN(slots)(row[i * QUAD + j], k);
+                FN(transpose)(q[i], in);
+            }
             for (long j = 0; j < QUAD; j++)
                 for (long i = 0; i * QUAD < n; i++) *(quad *)(to + (k + j) * n + i * QUAD) = q[i][j];
         }
-        for (; k < K; k++)
-            for (long r = 0; r < n; r++) to[k * n + r] = row[r][k];
+        for (; k < SLOTS(K); k++)
+            for (long r = 0; r < n; r++) to[k * n + r] = FN(slot)(row[r], 1, k, K);
     }
     return start;
 }
 
-/* A packed column of a product with w (K, n): LANES of its columns, term k at to + k * step. */
+/* A packed column of a product with w (K, n): LANES of its columns, slot k at to + k * step. */
 INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
-    for (long k = 0; k < K; k++) *(vec *)(to + k * step) = FN(load)(w + k * stride, n);
+    for (long k = 0; k < SLOTS(K); k++) *(vec *)(to + k * step) = FN(slot_vec)(w, stride, k, K, n);
 }
 
 /* The same for a product with the transpose of w (n, K). */
 INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
     long k = 0;
-    for (; n >= LANES && k + QUAD <= K; k += QUAD)
+    for (; n >= LANES && (k + QUAD) * PER_SLOT <= K; k += QUAD)
         for (long i = 0; i < LANES; i += QUAD) {
-            const REAL *row[QUAD];
-            quad q[QUAD];
-            for (long j = 0; j < QUAD; j++) row[j] = w + (i + j) * stride;
-            FN(transpose)(q, row, k);
+            quad in[QUAD], q[QUAD];
+            for (long j = 0; j < QUAD; j++) in[j] = FN(slots)(w + (i + j) * stride, k);
+            FN(transpose)(q, in);
             for (long j = 0; j < QUAD; j++) *(quad *)(to + (k + j) * step + i) = q[j];
         }
-    for (; k < K; k++)
-        for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? w[j * stride + k] : 0;
+    for (; k < SLOTS(K); k++)
+        for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? FN(slot)(w + j * stride, 1, k, K) : 0;
 }

@@ -1,6 +1,6 @@
 /* Vectors of LANES elements of type REAL for one instruction set ISA, in GCC/Clang vector extensions.
  *
- * This header and the ones after it (product.h, cell.h, forward.h, backward.h, single.h) are one text, included once
+ * This header and the ones after it (slot.h, product.h, cell.h, forward.h, backward.h, single.h, gemm.h) are one text, included once
  * for every instruction set and element type by kernels.h; FN(name) makes the names differ.
  */
 
@@ -35,19 +35,18 @@ INLINE void FN(store)(REAL *p, vec v, long n) {
     else FN(store_part)(p, v, n);
 }
 
-/* out[j][r] = element k + j of row r, for QUAD x QUAD elements: 16 bytes a row. */
+/* out[j][r] = in[r][j], for QUAD x QUAD elements: 16 bytes a row. */
 typedef REAL quad __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER iquad __attribute__((vector_size(16)));
-INLINE void FN(transpose)(quad out[QUAD], const REAL *const row[QUAD], long k) {
+INLINE void FN(transpose)(quad out[QUAD], const quad in[QUAD]) {
+    quad a = in[0], b = in[1];
 #if QUAD == 4
-    quad a = *(const quad *)(row[0] + k), b = *(const quad *)(row[1] + k);
-    quad c = *(const quad *)(row[2] + k), d = *(const quad *)(row[3] + k);
+    quad c = in[2], d = in[3];
     quad ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
     out[0] = SHUFFLE(ab, cd, 0, 1, 4, 5), out[1] = SHUFFLE(ab, cd, 2, 3, 6, 7);
     ab = SHUFFLE(a, b, 2, 6, 3, 7), cd = SHUFFLE(c, d, 2, 6, 3, 7);
     out[2] = SHUFFLE(ab, cd, 0, 1, 4, 5), out[3] = SHUFFLE(ab, cd, 2, 3, 6, 7);
 #else
-    quad a = *(const quad *)(row[0] + k), b = *(const quad *)(row[1] + k);
     out[0] = SHUFFLE(a, b, 0, 2), out[1] = SHUFFLE(a, b, 1, 3);
 #endif
 }
@@ -71,10 +70,7 @@ INLINE void FN(add_sums)(const vec v[4], REAL *out, long step) {
     }
 #pragma GCC unroll 2
     for (int g = 0; g < 4; g += QUAD) {
-        const REAL *row[QUAD];
-#pragma GCC unroll 4
-        for (int j = 0; j < QUAD; j++) row[j] = (const REAL *)&part[g + j];
-        FN(transpose)(turned, row, 0);
+        FN(transpose)(turned, part + g);
 #pragma GCC unroll 4
         for (int j = 1; j < QUAD; j++) turned[0] += turned[j];
 #pragma GCC unroll 4

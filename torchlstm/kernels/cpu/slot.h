@@ -1,0 +1,38 @@
+/* What one term of a product is to the microkernel: an element, or a pair of bfloat16 in the place of a float.
+ *
+ * K terms take SLOTS(K) slots; slot k holds the terms from k * PER_SLOT on.  A last slot that is not full is filled
+ * with zeros.
+ */
+#define SLOTS(K) (((K) + PER_SLOT - 1) / PER_SLOT)
+
+/* How many of K terms are in slots [k0, k1). */
+INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1 * PER_SLOT : K) - k0 * PER_SLOT; }
+
+/* multiply_add  sum + the products of the terms of two slots
+ * slots         slots k .. k + QUAD - 1 of terms side by side, all of them full
+ * slot, slot_quad, slot_vec
+ *               slot k of K terms that lie `stride` apart: of one column, of QUAD, of n out of LANES */
+#if PER_SLOT == 1
+INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return sum + a * b; }
+INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }
+INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) { (void)K; return p[k * stride]; }
+INLINE quad FN(slot_quad)(const REAL *p, long stride, long k, long K) { (void)K; return *(const quad *)(p + k * stride); }
+INLINE vec FN(slot_vec)(const REAL *p, long stride, long k, long K, long n) { (void)K; return FN(load)(p + k * stride, n); }
+#else
+INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return MULTIPLY_ADD_PAIRS(sum, a, b); }
+INLINE quad FN(slots)(const REAL *p, long k) {
+    return PAIR_NEIGHBOURS(*(const quad *)(p + 2 * k), *(const quad *)(p + 2 * k + 4));
+}
+INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) {
+    quad first = { p[2 * k * stride] }, second = { 2 * k + 1 < K ? p[(2 * k + 1) * stride] : 0 };
+    return (PAIR_QUADS(first, second))[0];
+}
+INLINE quad FN(slot_quad)(const REAL *p, long stride, long k, long K) {
+    const REAL *next = p + (2 * k + 1) * stride;
+    return PAIR_QUADS(*(const quad *)(p + 2 * k * stride), 2 * k + 1 < K ? *(const quad *)next : (quad){0});
+}
+INLINE vec FN(slot_vec)(const REAL *p, long stride, long k, long K, long n) {
+    const REAL *next = p + (2 * k + 1) * stride;
+    return PAIR_VECS(FN(load)(p + 2 * k * stride, n), 2 * k + 1 < K ? FN(load)(next, n) : (vec){0});
+}
+#endif
