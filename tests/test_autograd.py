@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils.rnn import PackedSequence
 
 import torchlstm
 from torchlstm.engines import ENGINES
-from torchlstm.engines.autograd import Accumulate, layer_of
+from torchlstm.engines.autograd import layer_of
 from torchlstm.engines.contract import Dense, Engine, Problem, Weights
+from torchlstm.engines.kernel import Accumulate
+from torchlstm.engines.plain import reach
 from torchlstm.parity import CASES, run_case
 
 PART = 3  # steps that the backward hands over at a time
@@ -19,6 +22,8 @@ PART = 3  # steps that the backward hands over at a time
 
 class PythonKernel:
     """The time loop in torch operations, forward and backward, with the bookkeeping of a kernel."""
+
+    name = "python"
 
     def __init__(self) -> None:
         self.forwards: list[bool] = []
@@ -40,8 +45,7 @@ class PythonKernel:
         h_n, c_n, rows = h_0.clone(), c_0.clone(), x.shape[0]
         size, hidden = h_0.shape[2], c_0.shape[2]
         y = x.new_empty(rows, len(weights) * size)
-        acts, before, after = (x.new_empty(len(weights), rows, k * hidden) for k in (4, 1, 1))
-        previous = x.new_empty(len(weights), rows, size)
+        acts, after = (x.new_empty(len(weights), rows, k * hidden) for k in (4, 1))
         for d, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
             for step in self._steps(problem, d == 1):
                 n = step.stop - step.start
@@ -51,13 +55,13 @@ class PythonKernel:
                 i, f, g, o = gates.chunk(4, -1)
                 act = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], -1)
                 i, f, g, o = act.chunk(4, -1)
-                acts[d, step], before[d, step], previous[d, step] = act, c_n[d, :n], h_n[d, :n]
+                acts[d, step] = act
                 c_n[d, :n] = f * c_n[d, :n] + i * g
                 h = o * c_n[d, :n].tanh()
                 h_n[d, :n] = h if w_hr is None else h @ w_hr.t()
                 after[d, step] = c_n[d, :n]
                 y[step, d * size : (d + 1) * size] = h_n[d, :n]
-        return y, h_n, c_n, (acts, before, after, previous) if save else ()
+        return y, h_n, c_n, (acts, after) if save else ()
 
     def backward(
         self,
@@ -73,14 +77,21 @@ class PythonKernel:
         accumulate: Accumulate,
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.backwards += 1
-        acts, before, after, previous = saved
+        acts, after = saved
         size = h_0.shape[2]
         dh = torch.zeros_like(h_0) if dh_n is None else dh_n.clone()
         dc = torch.zeros_like(c_0) if dc_n is None else dc_n.clone()
         db = acts.new_zeros(len(weights), acts.shape[2])
         for d, (_, w_hh, _, _, w_hr) in enumerate(weights):
-            for step in self._steps(problem, d == 1)[::-1]:
+            steps = self._steps(problem, d == 1)
+            for index, step in reversed(list(enumerate(steps))):
                 n = step.stop - step.start
+                h, c = h_0[d, :n].clone(), c_0[d, :n].clone()
+                if index > 0:
+                    earlier = steps[index - 1]
+                    alive = slice(earlier.start, min(earlier.stop, earlier.start + n))
+                    h[: alive.stop - alive.start] = y[alive, d * size : (d + 1) * size]
+                    c[: alive.stop - alive.start] = after[d, alive]
                 i, f, g, o = acts[d, step].chunk(4, -1)
                 tanh_c = after[d, step].tanh()
                 dh_t = dh[d, :n].clone()
@@ -88,12 +99,12 @@ class PythonKernel:
                     dh_t += dy[step, d * size : (d + 1) * size]
                 draw = dh_t if w_hr is None else dh_t @ w_hr
                 dc[d, :n] += draw * o * (1 - tanh_c**2)
-                slopes = dc[d, :n] * g, dc[d, :n] * before[d, step], dc[d, :n] * i, draw * tanh_c
+                slopes = dc[d, :n] * g, dc[d, :n] * c, dc[d, :n] * i, draw * tanh_c
                 dgates = torch.cat([slopes[0] * i * (1 - i), slopes[1] * f * (1 - f), slopes[2] * (1 - g * g),
                                     slopes[3] * o * (1 - o)], -1)  # fmt: skip
                 db[d] += dgates.sum(0)
                 dh[d, :n], dc[d, :n] = dgates @ w_hh, dc[d, :n] * f
-                accumulate(d, step, dgates, previous[d, step], *((None, None) if w_hr is None else (dh_t, o * tanh_c)))
+                accumulate(d, step, dgates, h, *((None, None) if w_hr is None else (dh_t, o * tanh_c)))
         return dh, dc, db
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
@@ -107,7 +118,7 @@ class PythonKernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> PythonKernel:
     """A kernel behind the engine `python`, in force."""
     python = PythonKernel()
-    engine = Engine("python", layer_of(python), refuses=lambda problem: problem.wrapped)
+    engine = Engine("python", layer_of(python), refuses=lambda problem: problem.reach.refusal)
     monkeypatch.setattr("torchlstm.dispatch.ENGINES", {"python": engine, "reference": ENGINES["reference"]})
     return python
 
@@ -192,6 +203,83 @@ def test_a_batch_of_cotangents(kernel: PythonKernel) -> None:
     torch.testing.assert_close(*jacobians)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_per_sample_gradients_are_one_call_of_each_kernel(
+    options: dict[str, Any], packed: bool, kernel: PythonKernel
+) -> None:
+    torch.manual_seed(0)
+    module = torchlstm.LSTM(2, 3, dtype=torch.float64, **options)
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    layers, sizes = module.num_layers, torch.tensor([2, 2, 1])
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        input = PackedSequence(x, sizes) if packed else x.unsqueeze(1)
+        output, (h_n, c_n) = functional_call(module, weights, (input,))
+        return (output.data if packed else output).pow(2).sum() + h_n.sum() + c_n.pow(2).sum()
+
+    x = torch.randn(4, 5, 2, dtype=torch.float64)
+    together = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    assert (len(kernel.forwards), kernel.backwards) == (layers, layers)
+    for index, sample in enumerate(x):
+        alone = grad(loss)(weights, sample)
+        torch.testing.assert_close({name: value[index] for name, value in together.items()}, alone)
+
+
+def test_transforms_of_transforms(kernel: PythonKernel) -> None:
+    module = torchlstm.LSTM(2, 3, dtype=torch.float64)
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    x = torch.randn(2, 3, 4, 1, 2, dtype=torch.float64)
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, weights, (x,))[0].pow(2).sum()
+
+    alone = [[grad(loss)(weights, sample) for sample in row] for row in x]
+    twice = vmap(vmap(grad(loss), in_dims=(None, 0)), in_dims=(None, 0))(weights, x)
+    total = grad(lambda weights: vmap(lambda row: vmap(lambda each: loss(weights, each))(row).sum())(x).sum())(weights)
+    for name in weights:
+        expected = torch.stack([torch.stack([gradients[name] for gradients in row]) for row in alone])
+        torch.testing.assert_close(twice[name], expected)
+        torch.testing.assert_close(total[name], expected.sum((0, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+def test_second_derivatives_by_torch_func(kernel: PythonKernel) -> None:
+    module, x = torchlstm.LSTM(2, 3, dtype=torch.float64), torch.randn(3, 1, 2, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return module(x)[0].pow(2).sum()
+
+    expected = torch.autograd.functional.hessian(loss, x)
+    torch.testing.assert_close(torch.func.hessian(loss)(x), expected)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(loss))(x), expected)
+
+
+def test_an_ensemble_has_gradients_of_its_own(kernel: PythonKernel) -> None:
+    members = [torchlstm.LSTM(2, 3, bidirectional=True) for _ in range(3)]
+    weights, _ = torch.func.stack_module_state(members)  # type: ignore[arg-type]
+    x = torch.randn(4, 2, 2)
+    found = vmap(grad(lambda weights: functional_call(members[0], weights, (x,))[0].pow(2).sum()))(weights)
+    for index, member in enumerate(members):
+        member(x)[0].pow(2).sum().backward()
+        for name, parameter in member.named_parameters():
+            torch.testing.assert_close(found[name][index], parameter.grad)
+
+
+def test_a_batch_of_cotangents_under_vmap(kernel: PythonKernel) -> None:
+    call, arguments = functional()
+    output, *_ = call(*arguments)
+    rows = torch.randn(5, *output.shape, dtype=torch.float64)
+
+    def pull(row: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, arguments, row, retain_graph=True)
+
+    together = vmap(pull)(rows)
+    assert kernel.backwards == 1
+    for index, row in enumerate(rows):
+        torch.testing.assert_close([g[index] for g in together], list(pull(row)))
+
+
 def test_only_what_is_needed_is_saved_and_computed(kernel: PythonKernel) -> None:
     module = torchlstm.LSTM(2, 3)
     x = torch.randn(4, 2, 2)
@@ -234,22 +322,34 @@ class Wrapper(Tensor):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
-def test_tensors_that_are_not_plain_memory_go_elsewhere(kernel: PythonKernel) -> None:
-    """Their addresses would be null, or another number's."""
+def test_tensors_that_are_not_plain_memory(kernel: PythonKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their addresses would be null, or another number's: the kernel sees memory, as an operator, or nothing."""
     module, x = torchlstm.LSTM(2, 3), torch.randn(4, 2, 2)
     expected = module(x)[0]
-    assert kernel.forwards
-    kernel.forwards.clear()
+    run = kernel.forward
+
+    def checked(problem: Problem, *tensors: Any) -> Any:
+        flat = [
+            tensors[0],
+            tensors[1],
+            tensors[2],
+            *(t for direction in tensors[3] for t in direction if t is not None),
+        ]
+        assert reach(flat).direct
+        return run(problem, *tensors)
+
+    monkeypatch.setattr(kernel, "forward", checked)
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
     torch.testing.assert_close(vmap(lambda each: module(each)[0])(x[None])[0], expected)
     grad(lambda weights: functional_call(module, weights, (x,))[0].sum())(weights)
     torch.testing.assert_close(torch.compile(module, backend="eager")(x)[0], expected)
-    torch.testing.assert_close(module(x.as_subclass(Wrapper))[0].as_subclass(Tensor), expected)
     torch.testing.assert_close(module(torch._neg_view(-x))[0], expected)
-    torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
     with torch.utils.flop_counter.FlopCounterMode(display=False) as flops:
         module(x)
     assert flops.get_total_flops() > 0
-    assert kernel.forwards == []
+    assert len(kernel.forwards) == 6
+    torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
+    torch.testing.assert_close(module(x.as_subclass(Wrapper))[0].as_subclass(Tensor), expected)
+    assert len(kernel.forwards) == 6
     with torchlstm.use_engine("python"), pytest.raises(torchlstm.EngineRefusal, match="a tensor is a Wrapper"):
         module(x.as_subclass(Wrapper))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchlstm
 
@@ -234,3 +235,19 @@ def test_dtypes_under_autocast(options: dict[str, Any], lengths: list[int] | Non
     assert tuple(str(tensor.dtype).removeprefix("torch.") for tensor in (output, h_n, c_n)) == dtypes
     output.float().sum().backward()
     assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_flops_are_those_of_the_products(options: dict[str, Any]) -> None:
+    module, x = double(**options), torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    states = torch.randn(4, 3 if options.get("batch_first") else 5, 3, dtype=torch.float64)
+    given = states[: module.num_layers * (1 + module.bidirectional)]
+    hx = given[..., : module.proj_size or 3].clone().requires_grad_(), given.clone().requires_grad_()
+    counts = []
+    for engine in ("auto", "reference"):
+        with torchlstm.use_engine(engine), FlopCounterMode(display=False) as counter:
+            module(x, hx)[0].sum().backward()
+        counts.append(counter.get_total_flops())
+    rows, matrices = 15, [parameter for parameter in module.parameters() if parameter.dim() == 2]
+    # Forward, the gradient of the other operand, and that of the matrix: each row 2 operations for an element.
+    assert counts == [3 * 2 * rows * sum(matrix.numel() for matrix in matrices)] * 2

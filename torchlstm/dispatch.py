@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .engines import ENGINES
 from .engines.contract import Dense, Engine, Problem, Rows, Weights
-from .engines.plain import not_plain
+from .engines.plain import reach
 
 _AUTOMATIC = "auto"
 
@@ -106,7 +106,7 @@ def problem_of(x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
         bias=b_ih is not None,
         dtype=x.dtype,
         device=x.device,
-        wrapped=not_plain((x, h_0, c_0, *chain.from_iterable(weights))),
+        reach=reach((x, h_0, c_0, *chain.from_iterable(weights))),
     )
 
 

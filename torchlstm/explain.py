@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .cell import LSTMCell
 from .dispatch import choose, forced_engine, standings
 from .engines.contract import Dense, Problem
-from .engines.plain import not_plain
+from .engines.plain import reach
 from .lstm import LSTM
 from .packing import pack
 from .precision import autocast_precision
@@ -73,7 +73,7 @@ def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> lis
     fused = packed.form is None and not module.proj_size
     precision = autocast_precision(x, None if hx is None else hx[1], module.proj_size > 0, fused)
     directions = 2 if module.bidirectional else 1
-    wrapped = not_plain((x, *module.parameters()))
+    found = reach((x, *module.parameters()))
     return [
         Problem(
             rows=packed.rows,
@@ -85,7 +85,7 @@ def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> lis
             bias=module.bias,
             dtype=x.dtype if precision is None else precision.compute,
             device=x.device,
-            wrapped=wrapped,
+            reach=found,
         )
         for k in range(module.num_layers)
     ]
@@ -104,5 +104,5 @@ def _cell_problem(module: LSTMCell, input: Any, hx: Any) -> Problem:
         bias=module.bias_ih is not None,
         dtype=input.dtype if precision is None else precision.compute,
         device=input.device,
-        wrapped=not_plain((input, *module.parameters())),
+        reach=reach((input, *module.parameters())),
     )

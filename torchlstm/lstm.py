@@ -55,7 +55,7 @@ class LSTM(nn.RNNBase):
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
         """See the class."""
         self._check(input, hx)
-        packed = pack(input, self.batch_first)
+        packed = pack(input, self.batch_first, hx)
         x, rows = packed.data, packed.rows
         layers = self._layers(x)
         if hx is None:
@@ -129,6 +129,15 @@ class LSTM(nn.RNNBase):
             raise RuntimeError(
                 f"For {what}, hx and cx should also be {rank}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
+        if batch_sizes is not None and torch.compiler.is_compiling():
+            # Batch sizes are not known to a compiler, B is what hx says; see `packing.batch_of`.
+            self.check_input(data, batch_sizes)
+            batch = hx[0].shape[1]
+            for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+                expected = (self.num_layers * (2 if self.bidirectional else 1), batch, size)
+                self.check_hidden_size(hx[index], expected, f"Expected hidden[{index}] size {{}}, got {{}}")
+            checks.check_states(data, hx)
+            return
         if rank == 2:
             data = data.unsqueeze(0 if self.batch_first else 1)
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))

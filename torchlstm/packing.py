@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .engines.contract import Dense, Ragged, Rows
+from .engines.contract import Dense, Ragged, Rows, check_batch_sizes
 
 
 class Packed(NamedTuple):
@@ -20,16 +20,18 @@ class Packed(NamedTuple):
     unbatched: bool
 
 
-def pack(input: Tensor | PackedSequence, batch_first: bool) -> Packed:
+def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, Tensor] | None = None) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
 
     input    (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
+    hx       the states that came with it
     returns  its rows, step by step
     """
     if isinstance(input, PackedSequence):
-        sizes = input.batch_sizes
-        steps, batch = sizes.shape[0], int(sizes[0])
-        dense = int(sizes[-1]) == batch  # sizes never rise: sequences are equally long
+        sizes, batch = input.batch_sizes, batch_of(input, hx)
+        steps = sizes.shape[0]
+        # Sizes never rise: these sequences are equally long.
+        dense = not torch.compiler.is_compiling() and int(sizes[-1]) == batch
         rows = Dense(steps, batch) if dense else Ragged(sizes)
         return Packed(input.data, rows, batch, input, batch_first, unbatched=False)
     if input.dim() == 2:
@@ -79,10 +81,16 @@ def check_packed(input: PackedSequence) -> None:
         )
     if sizes.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if int(sizes[-1]) < 0 or bool((sizes[1:] > sizes[:-1]).any()):
-        raise RuntimeError(f"batch_sizes of a PackedSequence must not rise nor be negative, got {sizes.tolist()}")
-    if int(sizes.sum()) != input.data.shape[0]:
-        raise RuntimeError(
-            f"a PackedSequence whose batch_sizes sum to {int(sizes.sum())} must have as many rows of data, "
-            f"got {input.data.shape[0]}"
-        )
+    # What is in a tensor is not known to a compiler; the operator checks it when it runs.
+    if not torch.compiler.is_compiling():
+        check_batch_sizes(sizes, input.data.shape[0])
+
+
+def batch_of(input: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> int:
+    """B, from a shape where a compiler is tracing and there is one."""
+    if torch.compiler.is_compiling():
+        if input.sorted_indices is not None:
+            return input.sorted_indices.shape[0]
+        if hx is not None:
+            return hx[0].shape[1]
+    return int(input.batch_sizes[0])

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from .plain import DIRECT, Reach
+
 
 class Dense(NamedTuple):
     """Rows of a batch whose sequences are equally long: row t * batch + b is step t of sequence b."""
@@ -32,6 +34,17 @@ class Ragged(NamedTuple):
 
 Rows: TypeAlias = Dense | Ragged
 
+
+def check_batch_sizes(sizes: Tensor, rows: int) -> None:
+    """Raise RuntimeError unless these are the batch sizes (T,) of so many packed rows."""
+    if int(sizes[-1]) < 0 or bool((sizes[1:] > sizes[:-1]).any()):
+        raise RuntimeError(f"batch_sizes of a PackedSequence must not rise nor be negative, got {sizes.tolist()}")
+    if int(sizes.sum()) != rows:
+        raise RuntimeError(
+            f"a PackedSequence whose batch_sizes sum to {int(sizes.sum())} must have as many rows of data, got {rows}"
+        )
+
+
 # One direction of one layer: w_ih (4H, I), w_hh (4H, R), b_ih (4H,), b_hh (4H,), w_hr (R, H).
 Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -48,7 +61,7 @@ class Problem(NamedTuple):
     bias: bool
     dtype: torch.dtype
     device: torch.device
-    wrapped: str | None = None  # why the tensors are more than memory in this call; see `plain.not_plain`
+    reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
 
 
 # layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n

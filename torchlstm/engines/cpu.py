@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import Accumulate, layer_of
+from .autograd import layer_of
 from .contract import Dense, Engine, Problem, Weights
+from .kernel import Accumulate
 
 _kernel: Any
 _missing: str | None
@@ -77,11 +78,11 @@ def _refuses(problem: Problem) -> str | None:
         return f"it runs on cpu, not on {problem.device.type}"
     if problem.dtype not in _WIDE + _HALF:
         return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
-    return problem.wrapped
+    return problem.reach.refusal
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
-    """As `autograd.Kernel`: with large pages if it is large."""
+    """As `kernel.Kernel`: with large pages if it is large."""
     tensor = like.new_empty(shape)
     if tensor.nbytes >= _HUGE:
         _kernel.huge(tensor.data_ptr(), tensor.nbytes)
@@ -89,13 +90,14 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 
 class _CPU:
-    """See `autograd.Kernel`; float32 and float64.
+    """See `kernel.Kernel`; float32 and float64.
 
     bfloat16  round the operands of products to bfloat16, on a processor that has instructions for it
     """
 
     def __init__(self, bfloat16: bool = False) -> None:
         self.bfloat16 = bfloat16
+        self.name = "cpu_bfloat16" if bfloat16 else "cpu"
 
     @property
     def _isa(self) -> int:
@@ -104,7 +106,7 @@ class _CPU:
     def forward(
         self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """As `autograd.Kernel`; saved are the activated gates (D, P, 4H) and c (D, P, H) of every row."""
+        """As `kernel.Kernel`."""
         directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
         x, h_0, c_0 = x.contiguous(), h_0.contiguous(), c_0.contiguous()
         flat = [None if tensor is None else tensor.contiguous() for direction in weights for tensor in direction]
@@ -137,7 +139,7 @@ class _CPU:
         dc_n: Tensor | None,
         accumulate: Accumulate,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `autograd.Kernel`; parts of a few steps at a time."""
+        """As `kernel.Kernel`; parts of a few steps at a time."""
         gates, cells = saved
         directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
         dh_0, dc_0 = y.new_empty(directions, batch, size), y.new_empty(directions, batch, hidden)
@@ -193,7 +195,7 @@ class _CPU:
     empty = staticmethod(_empty)
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
-        """As `autograd.Kernel`.
+        """As `kernel.Kernel`.
 
         By the kernel's own microkernel: on large products 10 % faster than torch.mm on an AMD Zen 4 (one thread,
         2560 x 4096 x 1024: 105 against 94 GFLOP/s), and on no threads that a fork has lost.
@@ -264,14 +266,15 @@ def _sizes(isa: int, problem: Problem, starts: Tensor | None) -> tuple[int, ...]
     )
 
 
-_layers = {dtype: layer_of(_CPU(dtype == torch.bfloat16)) for dtype in _WIDE + _HALF}
+_layer_of_floats = layer_of(_CPU())
+_layer_of_bfloat16 = layer_of(_CPU(bfloat16=True))
 
 
 def _layer(
     problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `contract.Layer`; half precision is float32 inside, and rounded at the end."""
-    run = _layers[problem.dtype]
+    run = _layer_of_bfloat16 if problem.dtype == torch.bfloat16 else _layer_of_floats
     if problem.dtype in _WIDE:
         return run(problem, x, h_0, c_0, weights)
     wide = tuple(tuple(None if tensor is None else tensor.float() for tensor in direction) for direction in weights)

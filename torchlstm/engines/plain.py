@@ -1,38 +1,61 @@
-"""Whether a call's tensors may be read through their addresses, as a kernel does."""
+"""How a kernel may get at the tensors of a call: through their addresses, as an operator, or not at all."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 
-def not_plain(tensors: Iterable[Tensor | None]) -> str | None:
-    """Why these tensors are more than memory in this call, or None where they are not.
+class Reach(NamedTuple):
+    """How a kernel gets at tensors.
+
+    direct       through their addresses
+    transformed  a torch.func transform is active; what it differentiates need not say `requires_grad`
+    refusal      why a kernel cannot run even as an operator, or None
+    """
+
+    direct: bool
+    transformed: bool = False
+    refusal: str | None = None
+
+
+DIRECT = Reach(direct=True)
+OPERATOR = Reach(direct=False)
+TRANSFORM = Reach(direct=False, transformed=True)
+
+
+def reach(tensors: Iterable[Tensor | None]) -> Reach:
+    """Say how a kernel gets at these tensors.
 
     Inside a transform, a trace or a mode, what looks like a tensor stands for something else: its address is null or
-    holds other numbers, and a kernel called on it would be silently wrong.
+    holds other numbers, and a kernel called on it would be silently wrong.  An operator is told what it stands for.
     """
     if torch.compiler.is_compiling():
-        return "torch.compile is tracing this call"
+        return OPERATOR
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return "torch.jit is tracing this call"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform is active"
+        return Reach(direct=False, refusal="torch.jit is tracing this call")
     if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    if torch._C._len_torch_dispatch_stack():
-        return "a torch dispatch mode is active"
+        return Reach(direct=False, refusal="forward-mode differentiation is active")
+    found = DIRECT
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        found = TRANSFORM
+    elif torch._C._len_torch_dispatch_stack():
+        found = OPERATOR
     for tensor in tensors:
         kind = type(tensor)
         if tensor is None or kind is Parameter:
             continue
-        if kind is not Tensor:
-            return f"a tensor is a {kind.__name__}"
-        if not torch._C._has_storage(tensor):
-            # As inside the vmap by which autograd differentiates a batch of cotangents.
-            return "a tensor has no memory of its own"
-        if tensor.is_neg() or tensor.is_conj():
-            return "a tensor is a lazy negation or conjugation"
-    return None
+        if kind is FakeTensor:
+            found = OPERATOR if found is DIRECT else found
+        elif kind is not Tensor:
+            return Reach(direct=False, refusal=f"a tensor is a {kind.__name__}")
+        elif found is DIRECT and (tensor.is_neg() or tensor.is_conj()):
+            found = OPERATOR  # it negates what is only marked as negated
+        elif found is DIRECT and not torch._C._has_storage(tensor):
+            # As in autograd's own vmap (`is_grads_batched`), which knows no operators but torch's.
+            return Reach(direct=False, refusal="a tensor has no memory of its own")
+    return found

@@ -1,0 +1,285 @@
+"""Kernels as operators of torch.library: what compile, export, vmap and dispatch modes see, never a time loop."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .contract import Dense, Problem, Ragged, check_batch_sizes
+from .kernel import Call, Kernel, gradients, unflatten
+
+# Every operator begins with the seven arguments that make an `Arguments`.
+#   lstm                the layer; gates and cells are what a backward needs, empty unless `save`
+#   lstm_backward       the gradients of x, h_0, c_0 and the weights, those that are needed
+#   lstm_backward_loop  what the loop hands over: dgates (D, P, 4H), h before each row (D, P, R), with a projection the
+#                       gradient at h (D, P, R) and o * tanh(c) (D, P, H), else both empty; dh_0 and dc_0
+_ARGUMENTS = "str kernel, Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, SymInt steps"
+_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor y, Tensor dy, Tensor dh_n, Tensor dc_n"
+
+_library = torch.library.Library("torchlstm", "DEF")
+_library.define(f"lstm({_ARGUMENTS}, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)")
+_library.define(f"lstm_backward({_BACKWARD}, bool[] needs) -> Tensor[]")
+_library.define(f"lstm_backward_loop({_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+
+lstm: Any = torch.ops.torchlstm.lstm.default
+lstm_backward: Any = torch.ops.torchlstm.lstm_backward.default
+lstm_backward_loop: Any = torch.ops.torchlstm.lstm_backward_loop.default
+
+
+class Arguments(NamedTuple):
+    """What a layer is given, in the types that operators take; letters and shapes as in `contract.Layer`."""
+
+    kernel: str  # its name
+    x: Tensor
+    h_0: Tensor
+    c_0: Tensor
+    weights: Sequence[Tensor]  # by `kernel.flatten`
+    batch_sizes: Tensor | None  # None: dense
+    steps: int
+
+    def check(self) -> None:
+        """Raise RuntimeError for rows that a kernel would look for beyond the memory that there is.
+
+        The module has checked shapes; what is in batch_sizes was hidden from it while it was being compiled.
+        """
+        rows, batch = self.x.shape[0], self.h_0.shape[1]
+        if self.batch_sizes is None:
+            if rows != self.steps * batch:
+                raise RuntimeError(f"Expected {self.steps} steps of {batch} sequences, got {rows} rows")
+            return
+        check_batch_sizes(self.batch_sizes, rows)
+        if int(self.batch_sizes[0]) > batch:
+            raise RuntimeError(f"Expected states of {int(self.batch_sizes[0])} sequences, got {batch}")
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that these arguments pose."""
+        directions, batch, size = self.h_0.shape
+        each = len(self.weights) // directions
+        return Problem(
+            rows=Dense(self.steps, batch) if self.batch_sizes is None else Ragged(self.batch_sizes),
+            batch=batch,
+            input_size=self.x.shape[1],
+            hidden_size=self.c_0.shape[2],
+            proj_size=size if each % 2 else 0,
+            directions=directions,
+            bias=each >= 4,
+            dtype=self.x.dtype,
+            device=self.x.device,
+        )
+
+
+_COUNT = len(Arguments._fields)
+_Decorator: TypeAlias = Callable[[Callable[..., Any]], Any]
+_kernels: dict[str, Kernel] = {}
+
+
+def register(kernel: Kernel) -> None:
+    """Let the operators find a kernel by its name."""
+    _kernels[kernel.name] = kernel
+
+
+def _impl(name: str) -> _Decorator:
+    decorator: _Decorator = torch.library.impl(f"torchlstm::{name}", "default", lib=_library)
+    return decorator
+
+
+def _fake(name: str) -> _Decorator:
+    decorator: _Decorator = torch.library.register_fake(f"torchlstm::{name}", lib=_library)
+    return decorator
+
+
+def _vmap(name: str) -> _Decorator:
+    decorator: _Decorator = torch.library.register_vmap(f"torchlstm::{name}", lib=_library)
+    return decorator
+
+
+@_impl("lstm")
+def _lstm(*given: Any) -> tuple[Tensor, ...]:
+    call, (save,) = Arguments(*given[:_COUNT]), given[_COUNT:]
+    call.check()
+    weights = unflatten(call.weights, call.h_0.shape[0])
+    y, h_n, c_n, saved = _kernels[call.kernel].forward(call.problem, call.x, call.h_0, call.c_0, weights, save)
+    return y, h_n, c_n, *(saved or (call.x.new_empty(0), call.x.new_empty(0)))
+
+
+@_fake("lstm")
+def _lstm_fake(*given: Any) -> tuple[Tensor, ...]:
+    (_, x, h_0, c_0, *_), (save,) = given[:_COUNT], given[_COUNT:]
+    (directions, _, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
+    saved = ((directions, rows, 4 * hidden), (directions, rows, hidden)) if save else ((0,), (0,))
+    return tuple(x.new_empty(shape) for shape in ((rows, directions * size), h_0.shape, c_0.shape, *saved))
+
+
+@_impl("lstm_backward")
+def _lstm_backward(*given: Any) -> list[Tensor]:
+    call, (gates, cells, y, *cotangents, needs) = Arguments(*given[:_COUNT]), given[_COUNT:]
+    kernel, arguments = _kernels[call.kernel], (call.x, call.h_0, call.c_0, *call.weights)
+    found = gradients(Call(kernel, call.problem), needs, (gates, cells), y, *cotangents, *arguments)
+    return [gradient for gradient in found if gradient is not None]
+
+
+@_fake("lstm_backward")
+def _lstm_backward_fake(*given: Any) -> list[Tensor]:
+    call, needs = Arguments(*given[:_COUNT]), given[-1]
+    arguments = (call.x, call.h_0, call.c_0, *call.weights)
+    return [call.x.new_empty(t.shape) for t, needed in zip(arguments, needs, strict=True) if needed]
+
+
+@_impl("lstm_backward_loop")
+def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
+    call, (gates, cells, y, *cotangents) = Arguments(*given[:_COUNT]), given[_COUNT:]
+    *parts, _, _ = _lstm_backward_loop_fake(*given)
+
+    def accumulate(d: int, rows: slice, dgates: Tensor, before: Tensor, dh: Tensor | None, raw: Tensor | None) -> None:
+        for whole, part in zip(parts, (dgates, before, dh, raw), strict=True):
+            if part is not None:
+                whole[d, rows] = part
+
+    weights = unflatten(call.weights, call.h_0.shape[0])
+    arguments = (call.h_0, call.c_0, weights, y, *cotangents, accumulate)
+    dh_0, dc_0, _ = _kernels[call.kernel].backward(call.problem, (gates, cells), *arguments)
+    return *parts, dh_0, dc_0
+
+
+@_fake("lstm_backward_loop")
+def _lstm_backward_loop_fake(*given: Any) -> tuple[Tensor, ...]:
+    _, x, h_0, c_0, weights, *_ = given
+    (directions, _, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
+    projected = len(weights) // directions % 2 == 1
+    sizes = (4 * hidden, size, size if projected else 0, hidden if projected else 0)
+    parts = [x.new_empty(directions, rows, size) for size in sizes]
+    return *parts, x.new_empty(h_0.shape), x.new_empty(c_0.shape)
+
+
+# Under vmap.  A mapped axis goes into the batch, right behind the axis of rows or sequences: mapped sequences lie side
+# by side, and ragged ones stay sorted by falling length.  Members with weights of their own run one after another.
+# These are the axes of x, h_0, c_0 and of gates, cells, y, dy, dh_n, dc_n.
+_AXES = (0, 1, 1)
+_BACKWARD_AXES = (1, 1, 0, 0, 1, 1)
+
+
+def _fold(tensor: Tensor, dim: int | None, axis: int, count: int) -> Tensor:
+    """A tensor whose mapped axis `dim`, or `count` times the tensor itself, is merged into `axis`."""
+    if dim is None:
+        before, after = tensor.shape[: axis + 1], tensor.shape[axis + 1 :]
+        mapped = tensor.unsqueeze(axis + 1).expand(*before, count, *after)
+    else:
+        mapped = tensor.movedim(dim, axis + 1)
+    folded: Tensor = mapped.flatten(axis, axis + 1)
+    return folded
+
+
+def _unfold(tensor: Tensor, axis: int, count: int) -> Tensor:
+    """The inverse of `_fold`: the mapped axis is `axis` + 1."""
+    unfolded: Tensor = tensor.unflatten(axis, (tensor.shape[axis] // count, count))
+    return unfolded
+
+
+def _folded(info: Any, dims: Sequence[Any], given: Sequence[Any]) -> list[Any] | None:
+    """The arguments of one call for all members, or None if they have weights of their own."""
+    if any(dim is not None for dim in dims[4]):
+        return None
+    folded, call = list(given), Arguments(*given[:_COUNT])
+    axes = dict(enumerate(_AXES, 1))
+    if len(given) >= _COUNT + len(_BACKWARD_AXES):
+        axes.update(enumerate(_BACKWARD_AXES, _COUNT))
+    for index, axis in axes.items():
+        folded[index] = _fold(given[index], dims[index], axis, info.batch_size)
+    if call.batch_sizes is not None:
+        folded[5] = call.batch_sizes * info.batch_size
+    return folded
+
+
+def _one_by_one(operator: Any, info: Any, dims: Sequence[Any], given: Sequence[Any]) -> Any:
+    """The results of an operator called for one member after another, stacked."""
+
+    def of(member: int, value: Any, dim: Any) -> Any:
+        if isinstance(value, (list, tuple)) and isinstance(dim, (list, tuple)):
+            return [of(member, each, d) for each, d in zip(value, dim, strict=True)]
+        return value if dim is None else value.select(dim, member)
+
+    results = [operator(*(of(i, v, d) for v, d in zip(given, dims, strict=True))) for i in range(info.batch_size)]
+    stacked = type(results[0])(torch.stack(each) for each in zip(*results, strict=True))
+    return stacked, type(results[0])([0] * len(stacked))
+
+
+@_vmap("lstm")
+def _lstm_vmap(info: Any, dims: Any, *given: Any) -> Any:
+    folded = _folded(info, dims, given)
+    if folded is None:
+        return _one_by_one(lstm, info, dims, given)
+    y, h_n, c_n, *saved = lstm(*folded)
+    results = [_unfold(t, axis, info.batch_size) for t, axis in ((y, 0), (h_n, 1), (c_n, 1))]
+    if not given[-1]:
+        return (*results, *saved), (1, 2, 2, None, None)
+    return (*results, *(_unfold(t, 1, info.batch_size) for t in saved)), (1, 2, 2, 2, 2)
+
+
+@_vmap("lstm_backward_loop")
+def _lstm_backward_loop_vmap(info: Any, dims: Any, *given: Any) -> Any:
+    folded = _folded(info, dims, given)
+    if folded is None:
+        return _one_by_one(lstm_backward_loop, info, dims, given)
+    results = lstm_backward_loop(*folded)
+    return tuple(_unfold(t, 1, info.batch_size) for t in results), (2,) * len(results)
+
+
+@_vmap("lstm_backward")
+def _lstm_backward_vmap(info: Any, dims: Any, *given: Any) -> Any:
+    """One loop for all members, and for each the products that make its own gradients of the weights."""
+    folded = _folded(info, dims, given)
+    if folded is None:
+        return _one_by_one(lstm_backward, info, dims, given)
+    *arguments, needs = folded
+    call, count = Arguments(*arguments[:_COUNT]), info.batch_size
+    dgates, before, dh, raw, dh_0, dc_0 = lstm_backward_loop(*arguments)
+    found: list[Tensor | None] = [None] * len(needs)
+    weights = unflatten(call.weights, call.h_0.shape[0])
+    if needs[0]:
+        dx = sum(dgates[d] @ w_ih for d, (w_ih, *_) in enumerate(weights))
+        found[0] = _unfold(dx, 0, count)
+    found[1], found[2] = _unfold(dh_0, 1, count), _unfold(dc_0, 1, count)
+    x = _unfold(call.x, 0, count)
+    each = len(call.weights) // len(weights)
+    for d in range(len(weights)):
+        g, b, at = _unfold(dgates[d], 0, count), _unfold(before[d], 0, count), 3 + each * d
+        found[at], found[at + 1] = torch.einsum("pmg,pmi->mgi", g, x), torch.einsum("pmg,pmh->mgh", g, b)
+        if each >= 4:
+            found[at + 2] = found[at + 3] = g.sum(0)
+        if each % 2:
+            u, r = _unfold(dh[d], 0, count), _unfold(raw[d], 0, count)
+            found[at + each - 1] = torch.einsum("pmr,pmh->mrh", u, r)
+    dims_of = [1, 2, 2, *([0] * len(call.weights))]
+    wanted = [index for index, needed in enumerate(needs) if needed]
+    return [found[index] for index in wanted], [dims_of[index] for index in wanted]
+
+
+# For torch.utils.flop_counter: a row's product with a matrix is 2 operations for each element of the matrix.
+def _products(h_0: Sequence[int], weights: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Operations a row with each weight, 0 for a bias; and of these only the ones with w_hh and w_hr."""
+    each = len(weights) // h_0[0]
+    all_of_them = [2 * math.prod(shape) if len(shape) == 2 else 0 for shape in weights]
+    return all_of_them, [0 if index % each == 0 else count for index, count in enumerate(all_of_them)]
+
+
+@register_flop_formula(torch.ops.torchlstm.lstm)
+def _lstm_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *___: Any, **____: Any) -> int:
+    return x[0] * sum(_products(h_0, weights)[0])
+
+
+@register_flop_formula(torch.ops.torchlstm.lstm_backward_loop)
+def _lstm_backward_loop_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *___: Any, **____: Any) -> int:
+    return x[0] * sum(_products(h_0, weights)[1])
+
+
+@register_flop_formula(torch.ops.torchlstm.lstm_backward)
+def _lstm_backward_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *rest: Any, **___: Any) -> int:
+    needs = rest[-1]
+    products, recurrent = _products(h_0, weights)
+    of_x = sum(products) - sum(recurrent) if needs[0] else 0
+    of_weights = sum(count for count, needed in zip(products, needs[3:], strict=True) if needed)
+    return x[0] * (sum(recurrent) + of_x + of_weights)
