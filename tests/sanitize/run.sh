@@ -25,11 +25,12 @@ build() {
 
 # run NAME SEED LAYERS PRODUCTS
 run() {
-    local start=$SECONDS
-    echo "$1: $("$work/$1/driver" "$2" "$3" "$4"), $((SECONDS - start)) s"
+    local start=$SECONDS found
+    found=$("$work/$1/driver" "$2" "$3" "$4")  # on a line of its own, or its exit status were lost
+    echo "$1: $found, $((SECONDS - start)) s"
 }
 
-export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
+export UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
 memory=(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 build memory "${memory[@]}"
 run memory 1 500 600
