@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cell": {"checks", "precision", "stack"},
     "checks": {"engines.contract", "precision"},
     "demo": {"explain", "lstm", "progress", "swap"},
-    "dispatch": {"engines", "engines.contract", "engines.plain"},
+    "dispatch": {"engines", "engines.contract", "engines.onnx", "engines.plain"},
     "engines.__init__": {"engines.contract", "engines.cpu", "engines.reference"},
     "kernels": set(),
     "engines.autograd": {
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engines.reference",
     },
     "engines.kernel": {"engines.contract"},
+    "engines.onnx": {"engines.contract"},
     "engines.operators": {"engines.contract", "engines.kernel"},
     "engines.cpu": {"engines.autograd", "engines.contract", "engines.kernel"},
     "engines.contract": {"engines.plain"},

@@ -5,7 +5,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from .engines import ENGINES
+from .engines import ENGINES, onnx
 from .engines.contract import Dense, Engine, Problem, Rows, Weights
 from .engines.plain import reach
 
@@ -117,4 +117,6 @@ def layer(
     if isinstance(rows, Dense) and rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     problem = problem_of(x, h_0, c_0, weights, rows)
+    if onnx.exporting(problem):
+        return onnx.layer(problem, x, h_0, c_0, weights)
     return choose(problem).layer(problem, x, h_0, c_0, weights)
