@@ -1,0 +1,44 @@
+"""Two processes train as one does: DDP, FSDP2, and a checkpoint from one number of processes into another."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "train_distributed.py"
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available() or sys.platform != "linux",
+    reason="no gloo here",
+)
+
+
+def losses(processes: int, *arguments: str) -> list[float]:
+    """The losses that the example prints."""
+    launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, *launch, str(EXAMPLE), *arguments],
+        env=environment, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    (line,) = re.findall(r"^losses (.*)$", run.stdout, re.MULTILINE)
+    return [float(loss) for loss in line.split()]
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    alone = losses(1, "--updates", "12")
+    assert alone[-1] < 0.8 * alone[0]
+    assert losses(2, "--updates", "12") == pytest.approx(alone, abs=2e-5)
+    # Sharded, and stopped half way: what two processes saved goes on in one, and the other way round.
+    checkpoint = str(tmp_path / "two")
+    assert losses(2, "--updates", "6", "--shard", "--save", checkpoint) == pytest.approx(alone[:6], abs=2e-5)
+    assert losses(1, "--updates", "12", "--from", "6", "--load", checkpoint) == pytest.approx(alone[6:], abs=2e-5)
+    checkpoint = str(tmp_path / "one")
+    losses(1, "--updates", "6", "--save", checkpoint)
+    found = losses(2, "--updates", "12", "--from", "6", "--shard", "--load", checkpoint)
+    assert found == pytest.approx(alone[6:], abs=2e-5)
