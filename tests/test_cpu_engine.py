@@ -319,7 +319,8 @@ def test_in_workers_of_a_data_loader() -> None:
 
 
 INTERRUPTED = """
-import torch, torchlstm
+import signal, torch, torchlstm
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is started with it ignored
 torchlstm.use_engine("cpu")
 module, x = torchlstm.LSTM(64, 64), torch.randn(100, 8, 64)
 print("ready", flush=True)
@@ -337,7 +338,10 @@ def test_control_c_is_honoured_between_calls() -> None:
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    try:
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert out == "interrupted\n"
 
 

@@ -180,3 +180,12 @@ def test_explain_of_a_forced_engine_that_refuses(calls: list[str]) -> None:
 def test_explain_refuses_other_modules() -> None:
     with pytest.raises(TypeError, match=r"got LSTM: swap it first"):
         torchlstm.explain(nn.LSTM(4, 6), torch.randn(5, 3, 4))  # type: ignore[arg-type]
+
+
+def test_a_profile_names_the_layers() -> None:
+    module = torchlstm.LSTM(2, 3, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        module(torch.randn(4, 2, 2))[0].sum().backward()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    engine = next(name for name, reason in torchlstm.engines().items() if reason is None)
+    assert counts[f"torchlstm::layer {engine}"] == 2

@@ -3,6 +3,7 @@
 import os
 from itertools import chain
 
+import torch
 from torch import Tensor
 
 from .engines import ENGINES, onnx
@@ -119,4 +120,8 @@ def layer(
     problem = problem_of(x, h_0, c_0, weights, rows)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
-    return choose(problem).layer(problem, x, h_0, c_0, weights)
+    engine = choose(problem)
+    if not torch.autograd.profiler._is_profiler_enabled or torch.compiler.is_compiling():
+        return engine.layer(problem, x, h_0, c_0, weights)
+    with torch.profiler.record_function(f"torchlstm::layer {engine.name}"):
+        return engine.layer(problem, x, h_0, c_0, weights)

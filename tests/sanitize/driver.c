@@ -1,15 +1,21 @@
 /* Runs the kernel on random cases and compares it with plain loops: for builds with sanitizers.
  *
- *   driver SEED LAYERS PRODUCTS
+ *   driver SEED LAYERS PRODUCTS THREADS
+ *
+ * LAYERS and PRODUCTS random ones, after a fixed list of special ones, on THREADS to MOST_THREADS threads.
  */
 #include "driver.h"
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-char described[256];
+enum { MOST_THREADS = 4 };
 
+static const char *seed;
+static char described[256];
+static int least_threads;
 static unsigned long long state;
 
 unsigned long draw(unsigned long below) {
@@ -26,6 +32,13 @@ double *draw_numbers(long count, double scale) {
     double *numbers = malloc((size_t)count * sizeof *numbers);
     for (long k = 0; k < count; k++) numbers[k] = scale * ((double)draw(2000001) / 1e6 - 1);
     return numbers;
+}
+
+int draw_threads(void) { return least_threads + (int)draw((unsigned long)(MOST_THREADS + 1 - least_threads)); }
+
+void draw_team(int threads) {
+    team_limit = threads;
+    if (threads > least_threads && !draw(3)) team_limit = least_threads + (int)draw((unsigned long)(threads - least_threads));
 }
 
 void *buffer(long count, int element) {
@@ -49,6 +62,25 @@ int untouched(const void *values, long at, int element) {
     return !memcmp((const char *)values + at * element, pattern, (size_t)element);
 }
 
+void describe(const char *format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(described, sizeof described, format, values);
+    va_end(values);
+}
+
+static void print_case(void) { fprintf(stderr, "seed %s, %s, given %d threads\n", seed, described, team_limit); }
+
+void fail(const char *format, ...) {
+    va_list values;
+    va_start(values, format);
+    print_case();
+    vfprintf(stderr, format, values);
+    va_end(values);
+    fputc('\n', stderr);
+    exit(1);
+}
+
 void expect(const char *what, const void *values, int element, const double *expected, long rows, long columns, long stride,
             double tolerance) {
     double scale = 1;
@@ -59,18 +91,22 @@ void expect(const char *what, const void *values, int element, const double *exp
             double found = element == 4 ? ((const float *)values)[at] : ((const double *)values)[at];
             double wanted = expected[row * columns + column];
             if (fabs(found - wanted) <= tolerance * scale) continue;    /* false of NaN */
-            fprintf(stderr, "%s: %s[%ld, %ld] is %g, expected %g\n", described, what, row, column, found, wanted);
-            exit(1);
+            fail("%s[%ld, %ld] is %g, expected %g", what, row, column, found, wanted);
         }
 }
 
+/* Of the sanitizers' runtime: they end the process in their own way, which also should say what ran. */
+extern __attribute__((weak)) void __sanitizer_set_death_callback(void (*)(void));
+
 int main(int count, char **arguments) {
-    if (count != 4) return fprintf(stderr, "usage: %s SEED LAYERS PRODUCTS\n", arguments[0]), 2;
-    state = strtoull(arguments[1], NULL, 10) * 0x9e3779b97f4a7c15 + 1;
+    if (count != 5) return fprintf(stderr, "usage: %s SEED LAYERS PRODUCTS THREADS\n", arguments[0]), 2;
+    seed = arguments[1], state = strtoull(seed, NULL, 10) * 0x9e3779b97f4a7c15 + 1;
     long layers = atol(arguments[2]), products = atol(arguments[3]);
-    check_layers_that_are_long();
+    least_threads = atoi(arguments[4]);
+    if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_case);
+    int special_layers = check_special_layers(), special_products = check_special_products();
     for (long i = 0; i < layers; i++) check_layer();
     for (long i = 0; i < products; i++) check_product();
-    printf("seed %s: %ld layers, %ld products\n", arguments[1], layers, products);
+    printf("seed %s: %ld layers, %ld products\n", seed, layers + special_layers, products + special_products);
     return 0;
 }

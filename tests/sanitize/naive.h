@@ -1,12 +1,14 @@
 /* The LSTM by plain loops in double, forward and backward: what the kernel is compared with. */
 #pragma once
-#include "kernel.h"
+#include "driver.h"
 #include <math.h>
-#include <stdlib.h>
+
+#define NAIVE PLAIN static
 
 /* One case: arguments, results and gradients, shaped as in kernel.h.  NULL where there is none. */
 typedef struct {
     sizes_t sizes;
+    int rounds;                                              /* operands of products, to bfloat16                */
     double *x, *h_0, *c_0, *w_ih[2], *w_hh[2], *b_ih[2], *b_hh[2], *w_hr[2];
     double *y, *h_n, *c_n, *gates, *cells;
     double *dy, *dh_n, *dc_n;
@@ -14,9 +16,18 @@ typedef struct {
     double *entered;                                         /* (D, P, H): c of the step before each row            */
 } naive_t;
 
-static double naive_sigmoid(double a) { return 1 / (1 + exp(-a)); }
+/* sum + a . b, at strides of their own. */
+NAIVE double naive_dot(const naive_t *n, double sum, const double *a, long a_step, const double *b, long b_step, long terms) {
+    if (n->rounds)
+        for (long k = 0; k < terms; k++) sum += to_bfloat16(a[k * a_step]) * to_bfloat16(b[k * b_step]);
+    else
+        for (long k = 0; k < terms; k++) sum += a[k * a_step] * b[k * b_step];
+    return sum;
+}
 
-static void naive_step(naive_t *n, int d, long t, double *h, double *c) {
+NAIVE double naive_sigmoid(double a) { return 1 / (1 + exp(-a)); }
+
+NAIVE void naive_step(naive_t *n, int d, long t, double *h, double *c) {
     const sizes_t *s = &n->sizes;
     long I = s->input, H = s->hidden, R = s->output, P = first_row(s, s->steps);
     for (long b = 0; b < active(s, t); b++) {
@@ -25,9 +36,9 @@ static void naive_step(naive_t *n, int d, long t, double *h, double *c) {
         double *a = n->gates + at * 4 * H;
         for (long k = 0; k < R; k++) n->before[at * R + k] = h[b * R + k];
         for (long g = 0; g < 4 * H; g++) {
-            a[g] = n->b_ih[d] ? n->b_ih[d][g] + n->b_hh[d][g] : 0;
-            for (long k = 0; k < I; k++) a[g] += n->w_ih[d][g * I + k] * x[k];
-            for (long k = 0; k < R; k++) a[g] += n->w_hh[d][g * R + k] * n->before[at * R + k];
+            a[g] = (n->b_ih[d] ? n->b_ih[d][g] : 0) + (n->b_hh[d] ? n->b_hh[d][g] : 0);
+            a[g] = naive_dot(n, a[g], n->w_ih[d] + g * I, 1, x, 1, I);
+            a[g] = naive_dot(n, a[g], n->w_hh[d] + g * R, 1, n->before + at * R, 1, R);
             a[g] = g / H == 2 ? tanh(a[g]) : naive_sigmoid(a[g]);
         }
         for (long u = 0; u < H; u++) {
@@ -37,14 +48,14 @@ static void naive_step(naive_t *n, int d, long t, double *h, double *c) {
             n->raw[at * H + u] = a[3 * H + u] * tanh(c[b * H + u]);
         }
         for (long k = 0; k < R; k++) {
-            double sum = s->projected ? 0 : n->raw[at * H + k];
-            for (long u = 0; s->projected && u < H; u++) sum += n->w_hr[d][k * H + u] * n->raw[at * H + u];
+            const double *raw = n->raw + at * H;
+            double sum = s->projected ? naive_dot(n, 0, n->w_hr[d] + k * H, 1, raw, 1, H) : raw[k];
             h[b * R + k] = n->y[row * s->directions * R + d * R + k] = sum;
         }
     }
 }
 
-static void naive_forward(naive_t *n) {
+NAIVE void naive_forward(naive_t *n) {
     const sizes_t *s = &n->sizes;
     for (long k = 0; k < s->directions * s->batch * s->output; k++) n->h_n[k] = n->h_0[k];
     for (long k = 0; k < s->directions * s->batch * s->hidden; k++) n->c_n[k] = n->c_0[k];
@@ -53,7 +64,7 @@ static void naive_forward(naive_t *n) {
             naive_step(n, d, d ? s->steps - 1 - i : i, n->h_n + d * s->batch * s->output, n->c_n + d * s->batch * s->hidden);
 }
 
-static void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
+NAIVE void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
     const sizes_t *s = &n->sizes;
     long H = s->hidden, R = s->output, P = first_row(s, s->steps);
     for (long b = 0; b < active(s, t); b++) {
@@ -63,8 +74,8 @@ static void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
         for (long k = 0; k < R; k++)
             n->dh[at * R + k] = dh[b * R + k] + (n->dy ? n->dy[row * s->directions * R + d * R + k] : 0);
         for (long u = 0; u < H; u++) {
-            double draw = s->projected ? 0 : n->dh[at * R + u], tanh_c = tanh(n->cells[at * H + u]);
-            for (long k = 0; s->projected && k < R; k++) draw += n->w_hr[d][k * H + u] * n->dh[at * R + k];
+            const double *dy = n->dh + at * R;
+            double draw = s->projected ? naive_dot(n, 0, n->w_hr[d] + u, H, dy, 1, R) : dy[u], tanh_c = tanh(n->cells[at * H + u]);
             double i = a[u], f = a[H + u], g = a[2 * H + u], o = a[3 * H + u];
             double slope = dc[b * H + u] + draw * o * (1 - tanh_c * tanh_c);
             e[u] = slope * g * i * (1 - i);
@@ -73,15 +84,12 @@ static void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
             e[3 * H + u] = draw * tanh_c * o * (1 - o);
             dc[b * H + u] = slope * f;
         }
-        for (long k = 0; k < R; k++) {
-            dh[b * R + k] = 0;
-            for (long g = 0; g < 4 * H; g++) dh[b * R + k] += n->w_hh[d][g * R + k] * e[g];
-        }
+        for (long k = 0; k < R; k++) dh[b * R + k] = naive_dot(n, 0, n->w_hh[d] + k, R, e, 1, 4 * H);
         for (long g = 0; g < 4 * H; g++) n->db[d * 4 * H + g] += e[g];
     }
 }
 
-static void naive_backward(naive_t *n) {
+NAIVE void naive_backward(naive_t *n) {
     const sizes_t *s = &n->sizes;
     for (long k = 0; k < s->directions * s->batch * s->output; k++) n->dh_0[k] = n->dh_n ? n->dh_n[k] : 0;
     for (long k = 0; k < s->directions * s->batch * s->hidden; k++) n->dc_0[k] = n->dc_n ? n->dc_n[k] : 0;
