@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,3 +229,31 @@ def test_export_with_dynamic_batch_and_time(strict: bool) -> None:
     for b, t in ((3, 5), (7, 11), (2, 40)):
         arguments = torch.randn(b, t, 2), states(4, b, 4, 4)
         torch.testing.assert_close(loaded(*arguments), module(*arguments))
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}], ids=["plain", "projected"])
+def test_compiled_under_autocast(options: dict[str, Any]) -> None:
+    module, x = torchlstm.LSTM(2, 4, **options), torch.randn(5, 3, 2)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    found = []
+    for run in (compiled, module):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, (h_n, c_n) = run(x)
+        loss = output.float().sum() + c_n.float().sum()
+        found.append([output, h_n, c_n, *torch.autograd.grad(loss, list(module.parameters()))])
+    torch.testing.assert_close(*found)
+    assert [t.dtype for t in found[0]] == [t.dtype for t in found[1]]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export's own
+def test_ahead_of_time(tmp_path: Path) -> None:
+    """A package of AOTInductor calls the operator by its name: the process that loads it has imported torchlstm."""
+    module, x = torchlstm.LSTM(2, 4, 2, bidirectional=True).eval(), torch.randn(5, 3, 2)
+    shapes = {"input": {0: torch.export.Dim("steps", min=2), 1: torch.export.Dim("batch", min=2)}}
+    program = torch.export.export(module, (x,), dynamic_shapes=shapes)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "lstm.pt2"))
+    loaded = torch._inductor.aoti_load_package(path)
+    for steps, batch in ((5, 3), (11, 7)):
+        x = torch.randn(steps, batch, 2)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), module(x))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import operators, reference
-from .contract import Layer, Problem, Ragged, Weights
+from .contract import Layer, Problem, Weights
 from .kernel import Call, Kernel, flatten, gradients, unflatten
 from .plain import reach
 
@@ -20,20 +20,20 @@ def layer_of(kernel: Kernel) -> Layer:
     def layer(
         problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        flat, rows = flatten(weights), problem.rows
+        flat = flatten(weights)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, c_0, *flat))
         if problem.reach.direct and differentiable:
             result = _Forward.apply(Call(kernel, problem), x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]
         elif problem.reach.direct:
             result = kernel.forward(problem, x, h_0, c_0, weights, False)
         else:
-            batch_sizes = rows.batch_sizes if isinstance(rows, Ragged) else None
+            static = (name, problem.batch_sizes, problem.rows.steps)
             # An exported program has no gradients: what only they need would be written for nothing.
             if (differentiable or problem.reach.transformed) and not torch.compiler.is_exporting():
                 tensors = _distinct(x, h_0, c_0, *flat)
-                result = _OpaqueForward.apply(name, batch_sizes, rows.steps, *tensors)  # type: ignore[no-untyped-call]
+                result = _OpaqueForward.apply(*static, *tensors)  # type: ignore[no-untyped-call]
             else:
-                result = operators.lstm(name, x, h_0, c_0, flat, batch_sizes, rows.steps, False)
+                result = operators.lstm(name, x, h_0, c_0, flat, *static[1:], False)
         y, h_n, c_n, *_ = result
         return y, h_n, c_n
 
@@ -74,10 +74,9 @@ class _Forward(torch.autograd.Function):
         given = _zeros_for_none(cotangents, (y, *arguments[1:3]))
         if found.refusal is not None:
             return None, *_reference_gradients(call.problem, needs, (*given, *arguments))
-        rows = call.problem.rows
-        batch_sizes = rows.batch_sizes if isinstance(rows, Ragged) else None
-        static = (call.kernel.name, needs, batch_sizes, rows.steps)
-        return None, *_spread(needs, _OpaqueBackward.apply(*static, gates, cells, y, *given, *arguments))  # type: ignore[no-untyped-call]
+        static = (call.kernel.name, needs, call.problem.batch_sizes, call.problem.rows.steps)
+        opaque = _OpaqueBackward.apply(*static, gates, cells, y, *given, *arguments)  # type: ignore[no-untyped-call]
+        return None, *_spread(needs, opaque)
 
 
 class _Backward(torch.autograd.Function):

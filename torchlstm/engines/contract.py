@@ -63,6 +63,11 @@ class Problem(NamedTuple):
     device: torch.device
     reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
 
+    @property
+    def batch_sizes(self) -> Tensor | None:
+        """(T,) of a ragged batch, None of a dense one."""
+        return self.rows.batch_sizes if isinstance(self.rows, Ragged) else None
+
 
 # layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n
 #   x            (P, I)
