@@ -237,25 +237,32 @@ def _lstm_backward_vmap(info: Any, dims: Any, *given: Any) -> Any:
     *arguments, needs = folded
     call, count = Arguments(*arguments[:_COUNT]), info.batch_size
     dgates, before, dh, raw, dh_0, dc_0 = lstm_backward_loop(*arguments)
-    found: list[Tensor | None] = [None] * len(needs)
     weights = unflatten(call.weights, call.h_0.shape[0])
-    if needs[0]:
-        dx = sum(dgates[d] @ w_ih for d, (w_ih, *_) in enumerate(weights))
-        found[0] = _unfold(dx, 0, count)
-    found[1], found[2] = _unfold(dh_0, 1, count), _unfold(dc_0, 1, count)
-    x = _unfold(call.x, 0, count)
-    each = len(call.weights) // len(weights)
+    each, x = len(call.weights) // len(weights), _unfold(call.x, 0, count)
+    needed, found = iter(needs), []
+
+    def give(dim: int, compute: Callable[..., Tensor], *operands: Any) -> None:
+        """The next gradient, with its mapped axis, if it is needed."""
+        if next(needed):
+            found.append((compute(*operands), dim))
+
+    give(1, lambda: _unfold(sum(dgates[d] @ w_ih for d, (w_ih, *_) in enumerate(weights)), 0, count))
+    give(2, _unfold, dh_0, 1, count)
+    give(2, _unfold, dc_0, 1, count)
     for d in range(len(weights)):
-        g, b, at = _unfold(dgates[d], 0, count), _unfold(before[d], 0, count), 3 + each * d
-        found[at], found[at + 1] = torch.einsum("pmg,pmi->mgi", g, x), torch.einsum("pmg,pmh->mgh", g, b)
-        if each >= 4:
-            found[at + 2] = found[at + 3] = g.sum(0)
+        left, right = _unfold(dgates[d], 0, count), _unfold(before[d], 0, count)
+        give(0, _product_by_member, left, x)
+        give(0, _product_by_member, left, right)
+        for _ in range(2 if each >= 4 else 0):
+            give(0, left.sum, 0)
         if each % 2:
-            u, r = _unfold(dh[d], 0, count), _unfold(raw[d], 0, count)
-            found[at + each - 1] = torch.einsum("pmr,pmh->mrh", u, r)
-    dims_of = [1, 2, 2, *([0] * len(call.weights))]
-    wanted = [index for index, needed in enumerate(needs) if needed]
-    return [found[index] for index in wanted], [dims_of[index] for index in wanted]
+            give(0, _product_by_member, _unfold(dh[d], 0, count), _unfold(raw[d], 0, count))
+    return [gradient for gradient, _ in found], [dim for _, dim in found]
+
+
+def _product_by_member(left: Tensor, right: Tensor) -> Tensor:
+    """The products left^T right of rows (P, N, ..) and (P, N, ..), for each of N members."""
+    return torch.einsum("pna,pnb->nab", left, right)
 
 
 # For torch.utils.flop_counter: a row's product with a matrix is 2 operations for each element of the matrix.
