@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchlstm
@@ -192,16 +193,70 @@ def test_swapped_tensors_and_shared_memory() -> None:
     assert module(x.double())[0].isfinite().all()
 
 
-def test_activation_checkpointing() -> None:
-    from torch.utils.checkpoint import checkpoint
-
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not-reentrant", "reentrant"])
+def test_activation_checkpointing(reentrant: bool) -> None:
     module, x = torchlstm.LSTM(2, 3, 2, dropout=0.5), torch.randn(4, 2, 2, requires_grad=True)
     found = []
     for wrapped in (False, True):
         torch.manual_seed(0)
-        output = (checkpoint(module, x, use_reentrant=False) if wrapped else module(x))[0]
-        found.append(torch.autograd.grad(output.sum(), [x, *module.parameters()]))
+        module.zero_grad()
+        output = (checkpoint(module, x, use_reentrant=reentrant) if wrapped else module(x))[0]
+        x.grad = None
+        output.sum().backward()
+        found.append([tensor.grad.clone() for tensor in (x, *module.parameters()) if tensor.grad is not None])
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_selective_checkpointing_sees_one_operator() -> None:
+    """A policy that keeps the layer's result: under a dispatch mode, the layer is one operator."""
+    module, x = torchlstm.LSTM(2, 3), torch.randn(4, 2, 2, requires_grad=True)
+    seen = []
+
+    def policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+        seen.append(str(operator))
+        return CheckpointPolicy.MUST_SAVE if "torchlstm" in str(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(policy)
+
+    found = []
+    for run in (module, lambda x: checkpoint(module, x, use_reentrant=False, context_fn=contexts)):
+        found.append(torch.autograd.grad(run(x)[0].pow(2).sum(), [x, *module.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
+    if torchlstm.engines()["cpu"] is None:
+        assert (
+            seen.count("torchlstm.lstm.default") == 2
+        )  # the forward, and where its result is taken from what was kept
+
+
+def test_averaged_model_and_hooks() -> None:
+    module, x = torchlstm.LSTM(2, 3), torch.randn(4, 2, 2, requires_grad=True)
+    averaged = torch.optim.swa_utils.AveragedModel(module)
+    averaged.update_parameters(module)
+    torch.testing.assert_close(averaged(x)[0], module(x)[0])
+    calls: list[str] = []
+    module.register_forward_pre_hook(lambda *_: calls.append("before"))
+    module.register_forward_hook(lambda *_: calls.append("after"))
+    module.register_full_backward_hook(lambda *_: calls.append("backward"))
+    module.weight_hh_l0.register_hook(lambda gradient: calls.append(f"gradient {tuple(gradient.shape)}"))
+    module(x)[0].sum().backward()
+    assert sorted(calls) == ["after", "backward", "before", "gradient (12, 3)"]
+
+
+def test_a_weight_that_is_a_tensor() -> None:
+    """As weight-drop does: the Parameter lives under another name, and what is computed from it in its place."""
+    module, x = torchlstm.LSTM(2, 3), torch.randn(4, 2, 2)
+    raw = module.weight_hh_l0
+    del module.weight_hh_l0
+    module.register_parameter("weight_hh_l0_raw", raw)
+    for factor in (1.0, 0.0):
+        module.weight_hh_l0 = raw * factor
+        output = module(x)[0]
+        plain = torchlstm.LSTM(2, 3)
+        weights = {name: getattr(module, name) for name, _ in plain.named_parameters()}
+        torch.testing.assert_close(output, functional_call(plain, weights, (x,))[0])
+        (gradient,) = torch.autograd.grad(output.sum(), raw)
+        assert bool(gradient.any()) == (factor != 0)
 
 
 def test_grad_scaler_training_under_autocast() -> None:
