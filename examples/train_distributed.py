@@ -42,7 +42,7 @@ class Model(nn.Module):
 def train(first: int, last: int, shard: bool, saved: str | None, loaded: str | None) -> list[float]:
     """Make updates [first, last), on the same batches however many processes there are, and return the losses."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if _on_cuda() else torch.device("cpu")
+    device = _device()
     torch.manual_seed(0)
     model: Any = Model().to(device)
     if shard:
@@ -77,8 +77,11 @@ def train(first: int, last: int, shard: bool, saved: str | None, loaded: str | N
     return losses
 
 
-def _on_cuda() -> bool:
-    return torch.cuda.is_available() and "LOCAL_RANK" in os.environ
+def _device() -> torch.device:
+    """This process's own GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def main() -> None:
@@ -90,9 +93,12 @@ def main() -> None:
     parser.add_argument("--save", metavar="DIR")
     parser.add_argument("--load", metavar="DIR")
     given = parser.parse_args()
+    device = _device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     many = "LOCAL_RANK" in os.environ
     if many:
-        dist.init_process_group("nccl" if _on_cuda() else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     losses = train(given.first, given.updates, given.shard, given.save, given.load)
     if not many or dist.get_rank() == 0:
         print("losses", " ".join(f"{loss:.6f}" for loss in losses))
