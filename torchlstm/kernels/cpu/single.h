@@ -32,7 +32,7 @@ INLINE void FN(dots)(int rows, const REAL *a, long lda, const REAL *w, long ldw,
     for (; k + LANES <= K; k += LANES) FN(dot)(rows, a + k, lda, w + k, ldw, NULL, sums);
     if (k && k < K) {
         /* The last LANES terms, of which the first are counted already. */
-        const ivec keep = *(const ivec *)(FN(last) + K - k);
+        const ivec keep = *(const ivec *)(FN(last) + (K - k));
         FN(dot)(rows, a + K - LANES, lda, w + K - LANES, ldw, &keep, sums);
         return;
     }
