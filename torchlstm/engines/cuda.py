@@ -1,0 +1,221 @@
+"""The CUDA engine: refusals, the products around the time loop, projection, and the plan that each call follows."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from . import cuda_loops as loops
+from .autograd import layer_of
+from .contract import Engine, Problem, Weights
+from .cuda_plan import Plan, plan
+from .kernel import Accumulate
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def _refuses(problem: Problem) -> str | None:
+    device = problem.device
+    if device.type != ("cpu" if loops.INTERPRETED else "cuda"):
+        return f"it runs on cuda, not on {device.type}"
+    if problem.dtype not in _DTYPES:
+        return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
+    if device.type == "cuda" and (found := _capability(device.index)) < _CAPABILITY:
+        return f"it needs a GPU of compute capability 8.0 or newer, this one has {found[0]}.{found[1]}"
+    return problem.reach.refusal
+
+
+def tf32_allowed() -> bool:
+    """Whether torch lets an LSTM of float32 round the operands of its products to TF32."""
+    return str(torch.backends.cudnn.rnn.fp32_precision) == "tf32"
+
+
+@contextmanager
+def _matmul_tf32(allowed: bool) -> Iterator[None]:
+    """Let torch's products do what is allowed to an LSTM's, which has a setting of its own.
+
+    Settings are the process's: another thread's products meanwhile follow this one.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if (before == "tf32") == allowed:
+        yield
+        return
+    # There is an older setting that torch wants to agree with the new one, unless only the new one has been used.
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "highest"
+    torch._C._set_cublas_allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch._C._set_cublas_allow_tf32(older != "highest")
+        if older == "medium":
+            torch.set_float32_matmul_precision(older)
+        matmul.fp32_precision = before
+
+
+def _products(dtype: torch.dtype) -> AbstractContextManager[None]:
+    return _matmul_tf32(tf32_allowed()) if dtype == torch.float32 else nullcontext()
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _plan(problem: Problem, direction: str) -> Plan:
+    if problem.device.type != "cuda":
+        # Programs that wait for one another cannot run one after another, as in the interpreter.
+        return plan(problem, direction, multiprocessors=0)
+    return plan(problem, direction, torch.cuda.get_device_properties(problem.device).multi_processor_count)
+
+
+class _CUDA:
+    """See `kernel.Kernel`.
+
+    A projection is no loop of its own: with raw_t = o * tanh(c_t) and h_t = W_hr raw_t, the gates of the next step are
+    x's part + (W_hh W_hr) raw_t.  So the loop runs over raw with that product as its weight, from raw = 0, the part of
+    h_0 being added to the gates of each sequence's first step; y = W_hr raw is one product for all steps.
+    """
+
+    name = "cuda"
+
+    def forward(
+        self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """As `kernel.Kernel`."""
+        x, h_0, c_0 = x.contiguous(), h_0.contiguous(), c_0.contiguous()
+        count, hidden = x.shape[0], problem.hidden_size
+        gates = x.new_empty(problem.directions, count, 4 * hidden)
+        if not count:
+            y = x.new_empty(0, problem.directions * h_0.shape[2])
+            saved = (gates, gates.new_empty(problem.directions, 0, hidden))
+            return y, h_0.clone(), c_0.clone(), saved if save else ()
+        with _on(problem.device), _products(problem.dtype):
+            work = loops.work_of(problem, count, not tf32_allowed())
+            for part, (w_ih, _, b_ih, b_hh, _) in zip(gates, weights, strict=True):
+                if b_ih is None or b_hh is None:
+                    torch.mm(x, w_ih.t(), out=part)
+                else:
+                    torch.addmm(b_ih + b_hh, x, w_ih.t(), out=part)
+            w_hh = _stack([w_hh for _, w_hh, *_ in weights])
+            path = _plan(work.problem, "forward")
+            if not problem.proj_size:
+                y, h_n, c_n, cells = loops.forward(path, work, gates, h_0, c_0, w_hh, save)
+            else:
+                w_hr = _stack([w_hr for *_, w_hr in weights])
+                for d, part in enumerate(gates):
+                    first = loops.first_rows(work, d)
+                    part[first] += h_0[d, : work.sizes[0]] @ w_hh[d].t()
+                fused = _exact_product(w_hh, w_hr)
+                raw, raw_n, c_n, cells = loops.forward(path, work, gates, torch.zeros_like(c_0), c_0, fused, save)
+                y, h_n = x.new_empty(count, problem.directions * problem.proj_size), h_0.clone()
+                for d in range(problem.directions):
+                    out = y[:, d * problem.proj_size : (d + 1) * problem.proj_size]
+                    torch.mm(raw[:, d * hidden : (d + 1) * hidden], w_hr[d].t(), out=out)
+                    alive = work.sizes[0]
+                    torch.mm(raw_n[d, :alive], w_hr[d].t(), out=h_n[d, :alive])
+        return y, h_n, c_n, (gates, cells) if save else ()
+
+    def backward(
+        self,
+        problem: Problem,
+        saved: tuple[Tensor, ...],
+        h_0: Tensor,
+        c_0: Tensor,
+        weights: tuple[Weights, ...],
+        y: Tensor,
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        accumulate: Accumulate,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `kernel.Kernel`; all rows are one part."""
+        acts, cells = saved
+        directions, count, hidden, size = *acts.shape[:2], problem.hidden_size, h_0.shape[2]
+        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
+        dh_n = torch.zeros_like(h_0) if dh_n is None else dh_n.contiguous()
+        dc_n = torch.zeros_like(c_0) if dc_n is None else dc_n.contiguous()
+        if not count:
+            return dh_n.clone(), dc_n.clone(), acts.new_zeros(directions, 4 * hidden)
+        dy = torch.zeros_like(y) if dy is None else dy.contiguous()
+        whole = slice(0, count)
+        with _on(problem.device), _products(problem.dtype):
+            work = loops.work_of(problem, count, not tf32_allowed())
+            w_hh = _stack([w_hh for _, w_hh, *_ in weights])
+            path = _plan(work.problem, "backward")
+            raw = raw_of = None
+            if not problem.proj_size:
+                dgates, dh_0, dc_0 = loops.backward(
+                    path, work, acts, cells, c_0, w_hh, dy, dh_n, dc_n, None, None
+                )  # fmt: skip
+            else:
+                w_hr = _stack([w_hr for *_, w_hr in weights])
+                draw, draw_n = dy.new_empty(count, directions * hidden), torch.zeros_like(c_0)
+                alive = work.sizes[0]
+                for d in range(directions):
+                    out = draw[:, d * hidden : (d + 1) * hidden]
+                    torch.mm(dy[:, d * size : (d + 1) * size], w_hr[d], out=out)
+                    torch.mm(dh_n[d, :alive], w_hr[d], out=draw_n[d, :alive])
+                fused = _exact_product(w_hh, w_hr)
+                dgates, _, dc_0 = loops.backward(
+                    path, work, acts, cells, c_0, fused, draw, draw_n, dc_n, None, None
+                )  # fmt: skip
+                dh_0 = loops.first_products(work, dgates, w_hh, dh_n)
+                raw_of = draw  # memory for o * tanh(c), no longer needed for its gradient
+            for d in range(directions):
+                own = slice(d * size, (d + 1) * size)
+                before = loops.neighbours(work, y[:, own], h_0[d], backwards=d == 1)
+                dh = None
+                if raw_of is not None:
+                    dh = loops.neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=d == 0)
+                    dh += dy[:, own]
+                    raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
+                accumulate(d, whole, dgates[d], before, dh, raw)
+        return dh_0, dc_0, dgates.sum(1)
+
+    def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
+        """As `kernel.Kernel`, by torch's own product."""
+        with _products(out.dtype):
+            if add:
+                out.addmm_(left, right)
+            else:
+                torch.mm(left, right, out=out)
+
+    def empty(self, like: Tensor, *shape: int) -> Tensor:
+        """As `kernel.Kernel`."""
+        return like.new_empty(shape)
+
+
+def _stack(weights: list[Tensor | None]) -> Tensor:
+    """A weight of all directions: (D, ...), contiguous."""
+    first = weights[0]
+    assert first is not None
+    return first.contiguous().unsqueeze(0) if len(weights) == 1 else torch.stack(weights)  # type: ignore[arg-type]
+
+
+def _exact_product(w_hh: Tensor, w_hr: Tensor) -> Tensor:
+    """W_hh W_hr (D, 4H, H), rounded once: TF32 would round it a second time before the loop does."""
+    with _matmul_tf32(False) if w_hh.dtype == torch.float32 else nullcontext():
+        return torch.bmm(w_hh, w_hr)
+
+
+def _unavailable() -> str | None:
+    if not torch.cuda.is_available() and not loops.INTERPRETED:
+        return f"torch {torch.__version__} sees no CUDA device"
+    return _missing
+
+
+_missing = None if find_spec("triton") else "it needs Triton, which is not installed: pip install triton"
+
+ENGINE = Engine("cuda", layer_of(_CUDA()), _refuses, _unavailable, opt_in=True)

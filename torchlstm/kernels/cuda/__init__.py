@@ -1,0 +1,1 @@
+"""The CUDA engine's kernels in Triton; the only place that imports triton."""
