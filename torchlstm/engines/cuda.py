@@ -73,11 +73,11 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _plan(problem: Problem, direction: str) -> Plan:
-    if problem.device.type != "cuda":
-        # Programs that wait for one another cannot run one after another, as in the interpreter.
-        return plan(problem, direction, multiprocessors=0)
-    return plan(problem, direction, torch.cuda.get_device_properties(problem.device).multi_processor_count)
+def _plan(work: loops.Work, direction: str) -> Plan:
+    device = work.problem.device
+    # In the interpreter programs run one after another: none may wait for another one.
+    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+    return plan(work.problem, direction, work.precise, count)
 
 
 class _CUDA:
@@ -109,7 +109,7 @@ class _CUDA:
                 else:
                     torch.addmm(b_ih + b_hh, x, w_ih.t(), out=part)
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
-            path = _plan(work.problem, "forward")
+            path = _plan(work, "forward")
             if not problem.proj_size:
                 y, h_n, c_n, cells = loops.forward(path, work, gates, h_0, c_0, w_hh, save)
             else:
@@ -153,7 +153,7 @@ class _CUDA:
         with _on(problem.device), _products(problem.dtype):
             work = loops.work_of(problem, count, not tf32_allowed())
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
-            path = _plan(work.problem, "backward")
+            path = _plan(work, "backward")
             raw = raw_of = None
             if not problem.proj_size:
                 dgates, dh_0, dc_0 = loops.backward(

@@ -257,6 +257,7 @@ def _cut(plan: Slices) -> dict[str, int]:
     return {
         "HS": plan.units,
         "SLICES": plan.slices,
+        "CHUNKS": plan.chunks,
         "KS": plan.parts,
         "KC": plan.part,
         "BB": plan.rows,

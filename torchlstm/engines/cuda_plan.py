@@ -24,7 +24,8 @@ class Slices(NamedTuple):
 
     units: int  # of a slice
     slices: int
-    parts: int  # of the inner axis of a product
+    chunks: int  # of the inner axis of a product, one after another
+    parts: int  # of a chunk, side by side
     part: int
     rows: int  # sequences of a product
     tile: int  # sequences of a program
@@ -41,56 +42,61 @@ class Steps(NamedTuple):
 
 Plan: TypeAlias = Rows | Slices | Steps
 
-# A product has at least 16 rows on tensor cores: smaller batches are filled up.
+# A product on tensor cores has 16 rows at least: smaller batches are filled up.
 _ROWS = 16
-# By bytes of an element and direction of the loop: the most hidden units whose W_hh fits into the registers of one
-# program (16-bit, 128 units: 254 of 255 registers with 8 warps; one size up spills hundreds of bytes a thread).
-_ROWS_UNITS = {(2, "forward"): 128, (2, "backward"): 128, (4, "forward"): 64, (4, "backward"): 64}
-# The same of a slice: so many hidden units of the layer, by units of the slice.  With more, registers spill.
+# 16 and 32 warps were slower to compile and spilled more at every size.
+_WARPS = 8
+# The most hidden units for which W_hh, or a slice of it, stays in registers, by kind of product and units of the slice.
+# One size up, hundreds of bytes a thread are spilled, or Triton asks for more shared memory than there is.
+_ROWS_UNITS = {"half": 128, "tf32": 64, "float32": 32}
 _SLICES_UNITS = {
-    (2, "forward"): {8: 1024, 16: 1024},
-    (2, "backward"): {16: 1024},
-    (4, "forward"): {8: 1024, 16: 512},
-    (4, "backward"): {16: 512},
+    ("half", "forward"): {8: 1024, 16: 1024},
+    ("half", "backward"): {8: 1024, 16: 512},
+    ("tf32", "forward"): {8: 1024, 16: 512},
+    ("tf32", "backward"): {8: 1024, 16: 256},
+    ("float32", "forward"): {8: 512, 16: 256},
+    ("float32", "backward"): {8: 512},
 }
-# Sequences of a program, at most: what a step of one product costs, every further product of a program costs again.
+# The inner axis that a product takes at a time.
+_INNER = {"half": 2048, "tf32": 2048, "float32": 1024}
+# Sequences of a program of a slice, at most: one product after another, each as long as the first.
 _TILE = 64
 _BLOCK = 256
 
 
-def plan(problem: Problem, direction: str, multiprocessors: int) -> Plan:
+def plan(problem: Problem, direction: str, precise: bool, multiprocessors: int) -> Plan:
     """The loop for a problem without projection.
 
     direction        "forward" or "backward"
+    precise          products of float32 are exact to float32, not to TF32
     multiprocessors  of the GPU; the programs of `Slices` must all be on it at once
     """
-    hidden, size = problem.hidden_size, problem.dtype.itemsize
-    if problem.dtype in (torch.float16, torch.bfloat16, torch.float32) and problem.rows.steps > 1:
-        if hidden <= _ROWS_UNITS[size, direction]:
-            units = max(16, _power_of_two(hidden))
-            return Rows(units, _ROWS, 4 if units * size <= 64 else 8)
-        for units, most in _SLICES_UNITS[size, direction].items():
-            if hidden <= most and (found := _slices(problem, direction, units, multiprocessors)):
-                return found
+    hidden, dtype = problem.hidden_size, problem.dtype
+    if dtype == torch.float64 or problem.rows.steps == 1:
+        return Steps(_BLOCK, 4)
+    kind = "half" if dtype.itemsize == 2 else "float32" if precise else "tf32"
+    if hidden <= _ROWS_UNITS[kind]:
+        units = max(16, _power_of_two(hidden))
+        return Rows(units, _ROWS, 4 if units <= 32 else _WARPS)
+    for units, most in _SLICES_UNITS[kind, direction].items():
+        inner = hidden if direction == "forward" else 4 * hidden
+        if hidden <= most and (found := _slices(problem, units, inner, _INNER[kind], multiprocessors)):
+            return found
     return Steps(_BLOCK, 4)
 
 
-def _slices(problem: Problem, direction: str, units: int, multiprocessors: int) -> Slices | None:
+def _slices(problem: Problem, units: int, inner: int, most: int, multiprocessors: int) -> Slices | None:
     """The cut into slices of so many units, or None if the GPU has not room for all of them."""
     slices = -(-problem.hidden_size // units)
     room = multiprocessors // (slices * problem.directions)
-    if not room:
-        return None
     groups = -(-problem.batch // _ROWS)
-    tiles = min(groups, room)
-    each = -(-groups // tiles)
-    if each * _ROWS > _TILE:
+    if not room or groups > room * (_TILE // _ROWS):
         return None
-    inner = problem.hidden_size * (1 if direction == "forward" else 4)
-    warps = 8 if direction == "forward" else 16
-    part = max(16, _power_of_two(-(-inner // warps)))
-    parts = _power_of_two(-(-inner // part))
-    return Slices(units, slices, parts, part, _ROWS, each * _ROWS, -(-groups // each), warps)
+    each = -(-groups // min(groups, room))
+    chunks = -(-inner // most)
+    part = max(16, _power_of_two(-(-inner // (chunks * _WARPS))))
+    parts = _power_of_two(-(-inner // (chunks * part)))
+    return Slices(units, slices, chunks, parts, part, _ROWS, each * _ROWS, -(-groups // each), _WARPS)
 
 
 def _power_of_two(number: int) -> int:

@@ -88,16 +88,28 @@ def store_like(p, value, mask, ASM: tl.constexpr):
         m = mask.to(tl.int32)
         if p.dtype.element_ty.primitive_bitwidth == 16:
             tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.ne.s32 p, $3, 0; mov.b16 $0, 0; @p st.global.b16 [$1], $2; }",
+                "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b16 [$1], $2; mov.b16 $0, 0; }",
                 "=h,l,h,r", [p, value.to(tl.int16, bitcast=True), m], dtype=tl.int16, is_pure=False, pack=1,
             )  # fmt: skip
         else:
             tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.ne.s32 p, $3, 0; mov.b32 $0, 0; @p st.global.b32 [$1], $2; }",
+                "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }",
                 "=r,l,r,r", [p, value.to(tl.int32, bitcast=True), m], dtype=tl.int32, is_pure=False, pack=1,
             )  # fmt: skip
     else:
         tl.store(p, value, mask=mask)
+
+
+@triton.jit
+def barrier(ASM: tl.constexpr):
+    """Let no thread of this program go on before all are here.
+
+    Several threads may hold the same element of a tensor: what they all read from memory, the gates or a state, none may
+    write over before that.  Triton's own barrier would make its compiler fetch the weights from shared memory in every
+    step (seen for sm_90), and in its interpreter there is nothing to wait for.
+    """
+    if ASM:
+        tl.inline_asm_elementwise("bar.sync 0; mov.b32 $0, $1;", "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

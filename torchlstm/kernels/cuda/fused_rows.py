@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from .common import (
+    barrier,
     cell_backward,
     cell_forward,
     join_gates,
@@ -99,6 +100,7 @@ def forward(
             h = h_new
         store_like(p_y + row * D * H + o_y, h.to(tl.float32), live, ASM)
         if SAVE:
+            barrier(ASM)  # the gates of this step have been read, one step ago
             store_like(p_cells + row * H + o_cells, c, live, ASM)
             p = p_gates + row * 4 * H + o_gates
             store_like(p, i, live, ASM)

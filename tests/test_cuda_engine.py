@@ -1,0 +1,375 @@
+"""The CUDA engine without a GPU: its kernels in Triton's interpreter, which is another process of pytest on this file."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+import torchlstm
+from torchlstm.engines import cuda, cuda_loops
+from torchlstm.engines.contract import Dense, Problem, Ragged
+from torchlstm.engines.cuda_plan import Rows, Slices, Steps, plan
+from torchlstm.parity import CASES, run_case
+
+pytest.importorskip("triton")
+
+INTERPRETED = cuda_loops.INTERPRETED
+LAUNCH = cuda_loops.launch
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="a test of the interpreter, run by test_in_the_interpreter")
+BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+# Numpy's word for a gate that is shut.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+# Float64 runs step by step, float32 and below the fused kernels.  `.ci/run` runs the whole table.
+NAMES = [
+    "L1-nobias-dense", "L1-bi-proj3-unsorted", "L2-bi-nobias-dense", "zeros-hx-given", "loss-c_n-packed", "frozen-weights",
+    "float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "bfloat16-everything-dense",
+    "float16-dense", "float16-packed", "float32-T1-B1-I1-H1", "float32-T2-B17-I3-H8", "float32-T9-B40-I16-H15",
+    "nan-in-one-row", "inf-in-one-row", "nan-in-one-row-packed", "saturated-float32", "denormal-input",
+    "batch-0", "one-step", "eval-mode", "hx-strided", "hx-expanded", "cell-float32", "cell-bfloat16", "cell-float64",
+    "cell-unbatched", "autocast-bfloat16-proj", "autocast-float16-packed",
+]  # fmt: skip
+FUSED = ["float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "float16-everything-dense"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert int(done.stdout.splitlines()[-1].split(" passed")[0].split()[-1]) > len(NAMES)
+
+
+@interpreted
+@pytest.mark.parametrize("name", NAMES)
+def test_case(name: str) -> None:
+    result = run_case(CASES[name], engine="cuda")
+    assert result.skipped is None
+    assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
+
+
+def _one_slice(chunks: int, tile: int) -> Any:
+    """A plan of the kernel for many units in which one program owns all of them, so that it waits for itself alone."""
+
+    def plan(problem: Problem, direction: str, precise: bool, multiprocessors: int) -> Slices:
+        inner = problem.hidden_size * (1 if direction == "forward" else 4)
+        part = max(16, 1 << (-(-inner // (2 * chunks)) - 1).bit_length())
+        groups = -(-problem.batch // tile)
+        return Slices(1 << (problem.hidden_size - 1).bit_length(), 1, chunks, 2, part, 16, tile, groups, 4)
+
+    return plan
+
+
+@interpreted
+@pytest.mark.parametrize(("chunks", "tile"), [(1, 16), (2, 32)])
+@pytest.mark.parametrize("name", FUSED)
+def test_slices_against_nn(name: str, chunks: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "plan", _one_slice(chunks, tile))
+    case = replace(CASES[name], batch=20)  # more than one product of 16 rows
+    result = run_case(case, engine="cuda")
+    assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
+
+
+def _tensors(dtype: torch.dtype, ragged: bool) -> tuple[Any, ...]:
+    """A layer of two directions for the loops: work, gates, h_0, c_0, w_hh, and dy, dh_n, dc_n."""
+    generator = torch.Generator().manual_seed(3)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    batch, hidden, directions = 18, 20, 2
+    sizes = torch.tensor([18, 17, 9, 9, 2] if ragged else [18] * 5)
+    rows = Ragged(sizes) if ragged else Dense(5, batch)
+    count = int(sizes.sum())
+    problem = Problem(rows, batch, 3, hidden, 0, directions, True, dtype, torch.device("cpu"))
+    work = cuda_loops.work_of(problem, count, precise=True)
+    return (
+        work, randn(directions, count, 4 * hidden), *(randn(directions, batch, hidden) for _ in range(2)),
+        randn(directions, 4 * hidden, hidden) / 4, randn(count, directions * hidden),
+        *(randn(directions, batch, hidden) for _ in range(2)),
+        randn(directions, count, 4 * hidden), randn(directions, count, hidden),
+    )  # fmt: skip
+
+
+def _program(offset: int, kernel: str, tensors: Any, numbers: Any, constants: Any) -> None:
+    """One program of the grid, in a process of its own."""
+    from triton.runtime.interpreter import GridExecutor
+
+    torch.set_num_threads(1)
+    GridExecutor._restore_args_dev = lambda *_, **__: None  # the memory is shared: nothing to copy back
+    LAUNCH("fused_slices", kernel, (1,), 4, tensors, [*numbers[:-1], offset], **constants)
+
+
+def _side_by_side(monkeypatch: pytest.MonkeyPatch, leave_out: int = 0, limit: int | None = None) -> list[int]:
+    """Run the programs of `fused_slices` as processes that share their tensors; returns their exit codes."""
+    codes: list[int] = []
+
+    def launch(file: str, name: str, grid: Any, warps: int, tensors: Any, numbers: Any, **constants: Any) -> None:
+        if file != "fused_slices":
+            return LAUNCH(file, name, grid, warps, tensors, numbers, **constants)
+        del constants["together"]
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.share_memory_()
+        shared = [t if t is None else t.detach() for t in tensors]
+        numbers = list(numbers)
+        if limit is not None:
+            numbers[-2] = limit
+        context = multiprocessing.get_context("fork")
+        arguments = [(i, name, shared, numbers, constants) for i in range(grid[0] - leave_out)]
+        processes = [context.Process(target=_program, args=each) for each in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(100)
+            if process.is_alive():
+                process.kill()
+            codes.append(-1 if process.exitcode is None else process.exitcode)
+
+    monkeypatch.setattr(cuda_loops, "launch", launch)
+    return codes
+
+
+# Three slices of 8 units, two directions, and either two tiles of 16 sequences or one program that has both.
+CUTS = {
+    "two-tiles": Slices(8, 3, 1, 2, 16, 16, 16, 2, 4),
+    "one-tile": Slices(8, 3, 1, 2, 16, 16, 32, 1, 4),
+}
+BACK = {
+    "two-tiles": Slices(8, 3, 2, 2, 32, 16, 16, 2, 4),
+    "one-tile": Slices(8, 3, 1, 2, 64, 16, 32, 1, 4),
+}
+
+
+@interpreted
+@pytest.mark.parametrize(("cut", "ragged"), [("two-tiles", True), ("one-tile", False)])
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16], ids=str)
+def test_programs_exchange_their_results(
+    dtype: torch.dtype, cut: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many processes as programs, against the loop that launches a kernel a step; traced gradients included."""
+    work, gates, h_0, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells = _tensors(dtype, ragged)
+    # A user's NaN may look like what is not yet there: it is read, not awaited.
+    h_0[0, 1, 2] = _nan_of_ones(dtype)
+    steps = Steps(256, 4)
+    expected_gates = gates.clone()
+    expected = cuda_loops.forward(steps, work, expected_gates, h_0, c_0, w_hh, True)
+    saved = (expected_gates, expected[3])
+    cotangents = (dy, dh_n, dc_n, dacts, dcells)
+    expected_back = cuda_loops.backward(steps, work, *saved, c_0, w_hh, *cotangents)
+    codes = _side_by_side(monkeypatch)
+    results = cuda_loops.forward(CUTS[cut], work, gates, h_0, c_0, w_hh, True)
+    back = cuda_loops.backward(BACK[cut], work, *saved, c_0, w_hh, *cotangents)
+    assert codes == [0] * len(codes)
+    assert len(codes) == 2 * (12 if cut == "two-tiles" else 6)
+    tolerance = {"rtol": 0.0, "atol": 2e-5 if dtype == FLOAT32 else 3e-2, "equal_nan": True}
+    for ours, true in zip((*results, gates, *back), (*expected, expected_gates, *expected_back), strict=True):
+        torch.testing.assert_close(ours, true, **tolerance)
+    assert results[0].isnan().any()
+    assert not results[0].isnan().all()
+
+
+def _nan_of_ones(dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(-1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32).view(dtype)
+
+
+@interpreted
+def test_a_program_that_waits_in_vain_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    work, gates, h_0, c_0, w_hh, *_ = _tensors(FLOAT32, ragged=False)
+    codes = _side_by_side(monkeypatch, leave_out=1, limit=3000)
+    cuda_loops.forward(CUTS["two-tiles"], work, gates, h_0, c_0, w_hh, True)
+    # The last program is missing: the two others of its tile and direction wait for it, nobody else.
+    assert codes == [0] * 9 + [1] * 2
+
+
+@interpreted
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_rows_against_steps(dtype: torch.dtype, ragged: bool) -> None:
+    """Traced gradients too, which no parity case has."""
+    work, gates, h_0, c_0, w_hh, *cotangents = _tensors(dtype, ragged)
+    other = gates.clone()
+    rows, steps = Rows(32, 16, 4), Steps(256, 4)
+    ours = cuda_loops.forward(rows, work, gates, h_0, c_0, w_hh, True)
+    true = cuda_loops.forward(steps, work, other, h_0, c_0, w_hh, True)
+    back = cuda_loops.backward(rows, work, other, true[3], c_0, w_hh, *cotangents)
+    true_back = cuda_loops.backward(steps, work, other, true[3], c_0, w_hh, *cotangents)
+    atol = 2e-5 if dtype == FLOAT32 else 0.2
+    for a, b in zip((*ours, gates, *back), (*true, other, *true_back), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@interpreted
+def test_what_is_saved_is_not_written() -> None:
+    lstm = torchlstm.LSTM(5, 20, 2, bidirectional=True, proj_size=3)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    with torchlstm.use_engine("cuda"):
+        output, (h_n, c_n) = lstm(x)
+        loss = output.square().sum() + h_n.sum() + c_n.square().sum()
+        first = torch.autograd.grad(loss, [x, *lstm.parameters()], retain_graph=True)
+        second = torch.autograd.grad(loss, [x, *lstm.parameters()])
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@interpreted
+def test_gradients_of_gradients_and_the_operator() -> None:
+    lstm = torchlstm.LSTM(3, 4, bidirectional=True, dtype=FLOAT64)
+    x = torch.randn(3, 2, 3, dtype=FLOAT64, requires_grad=True)
+    with torchlstm.use_engine("cuda"):
+        assert torch.autograd.gradgradcheck(lambda x: lstm(x)[0], (x,))
+        compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x)[0], lstm(x)[0])
+        mapped = torch.func.vmap(lambda x: lstm(x)[0])(x.detach().unsqueeze(2))
+        torch.testing.assert_close(mapped.squeeze(2), torch.stack([lstm(each.unsqueeze(1))[0].squeeze(1) for each in x]))
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
+def test_rows_of_the_step_before_and_after(ragged: bool) -> None:
+    sizes = [4, 3, 3, 1] if ragged else [5] * 4
+    batch = 5
+    problem = Problem(
+        Ragged(torch.tensor(sizes)) if ragged else Dense(4, 5), batch, 1, 1, 0, 2, True, FLOAT32, torch.device("cpu")
+    )
+    work = cuda_loops.work_of(problem, sum(sizes), precise=False)
+    place = [(t, b) for t, size in enumerate(sizes) for b in range(size)]
+    rows = torch.tensor([10.0 * t + b for t, b in place]).unsqueeze(1)
+    edge = -1 - torch.arange(5.0).unsqueeze(1)
+    before = [10.0 * (t - 1) + b if t else -1.0 - b for t, b in place]
+    after = [10.0 * (t + 1) + b if (t + 1, b) in place else -1.0 - b for t, b in place]
+    assert cuda_loops.neighbours(work, rows, edge, backwards=False).flatten().tolist() == before
+    assert cuda_loops.neighbours(work, rows, edge, backwards=True).flatten().tolist() == after
+    last = [max(t for t, other in place if other == b) * 10.0 + b for b in range(sizes[0])]
+    assert rows[cuda_loops.first_rows(work, 0)].flatten().tolist() == [float(b) for b in range(sizes[0])]
+    assert rows[cuda_loops.first_rows(work, 1)].flatten().tolist() == last
+
+
+H200 = 132
+
+
+def _plan(dtype: torch.dtype, hidden: int, batch: int = 16, directions: int = 1, precise: bool = False,
+          direction: str = "forward", steps: int = 512, count: int = H200) -> Any:  # fmt: skip
+    problem = Problem(Dense(steps, batch), batch, 8, hidden, 0, directions, True, dtype, torch.device("cuda"))
+    return plan(problem, direction, precise, count)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (Rows, (BFLOAT16, 1)), (Rows, (FLOAT16, 128)), (Rows, (FLOAT32, 64)), (Slices, (BFLOAT16, 129)),
+        (Slices, (FLOAT32, 65)), (Slices, (FLOAT32, 1024)), (Slices, (BFLOAT16, 1024, 64)), (Steps, (BFLOAT16, 1025)),
+        (Steps, (FLOAT64, 16)), (Slices, (BFLOAT16, 512, 16, 2)), (Slices, (BFLOAT16, 1024, 16, 2)),
+        (Steps, (BFLOAT16, 1024, 16, 2, False, "backward")), (Slices, (BFLOAT16, 1024, 128)), (Steps, (BFLOAT16, 1024, 129)), (Slices, (FLOAT32, 64, 1, 1, True)),
+        (Steps, (FLOAT32, 1024, 1, 1, True)), (Steps, (FLOAT32, 64, 16, 1, False, "forward", 1)),
+        (Steps, (BFLOAT16, 1024, 16, 1, False, "forward", 512, 60)), (Slices, (BFLOAT16, 1024, 16, 1, False, "forward", 512, 64)),
+    ],
+)  # fmt: skip
+def test_the_rule(kind: type, arguments: Any) -> None:
+    assert type(_plan(*arguments)) is kind
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_all_programs_of_slices_fit_on_the_gpu_and_cover_the_problem(direction: str) -> None:
+    for dtype, precise in ((BFLOAT16, False), (FLOAT32, False), (FLOAT32, True)):
+        for hidden in range(1, 1100, 7):
+            for batch in (1, 16, 17, 40, 64, 100, 256):
+                for directions in (1, 2):
+                    for count in (60, 108, 132):
+                        cut = _plan(dtype, hidden, batch, directions, precise, direction, count=count)
+                        if not isinstance(cut, Slices):
+                            continue
+                        inner = hidden * (1 if direction == "forward" else 4)
+                        assert cut.slices * cut.tiles * directions <= count
+                        assert cut.units * cut.slices >= hidden
+                        assert cut.tile * cut.tiles >= batch
+                        assert cut.tile % cut.rows == 0
+                        assert cut.tile <= 64
+                        assert cut.chunks * cut.parts * cut.part >= inner
+
+
+@pytest.mark.skipif(INTERPRETED, reason="in the interpreter the engine is there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_engine_says_so() -> None:
+    assert "no CUDA device" in str(torchlstm.engines()["cuda"])
+    with pytest.raises(RuntimeError, match="engine 'cuda' is not available: torch .* sees no CUDA device"):
+        torchlstm.use_engine("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "expected"),
+    [
+        ("cpu", FLOAT32, (9, 0), "it runs on cuda, not on cpu"),
+        ("cuda", torch.complex64, (9, 0), "complex64 is not supported"),
+        ("cuda", FLOAT32, (7, 5), "it needs a GPU of compute capability 8.0 or newer, this one has 7.5"),
+        ("cuda", FLOAT64, (8, 0), None),
+    ],
+)
+def test_refusals(
+    device: str, dtype: torch.dtype, capability: tuple[int, int], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_loops, "INTERPRETED", False)
+    monkeypatch.setattr(cuda, "_capability", lambda _: capability)
+    problem = Problem(Dense(2, 2), 2, 2, 2, 0, 1, True, dtype, torch.device(device))
+    assert cuda.ENGINE.refuses(problem) == expected
+
+
+def test_without_triton_the_engine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "_missing", "it needs Triton, which is not installed: pip install triton")
+    assert "pip install triton" in str(torchlstm.engines()["cuda"])
+
+
+def test_it_is_opt_in() -> None:
+    assert cuda.ENGINE.opt_in
+
+
+PRECISIONS = {
+    "default": "",
+    "legacy-tf32": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "new-tf32": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "new-ieee": "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+}
+
+
+@pytest.mark.parametrize("allowed", ["True", "False"])
+@pytest.mark.parametrize("setting", PRECISIONS.values(), ids=PRECISIONS)
+def test_precision_settings_are_left_as_they_were(setting: str, allowed: str) -> None:
+    """In a process of its own: what a user has set by one of torch's two interfaces cannot be unset by the other."""
+    program = f"""
+import torch
+from torchlstm.engines.cuda import _matmul_tf32
+
+def state():
+    found = [torch.backends.cuda.matmul.fp32_precision]
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("mixed")
+    return found
+
+{setting}
+before = state()
+with _matmul_tf32({allowed}):
+    assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == {allowed}
+assert state() == before, (before, state())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_tf32_follows_the_setting_of_rnns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert cuda.tf32_allowed()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not cuda.tf32_allowed()
