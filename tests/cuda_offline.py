@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from torchlstm.engines import cuda_loops, cuda_plan
-from torchlstm.engines.contract import Dense, Problem, Ragged
+from torchlstm.engines.contract import Problem, Ragged
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPES = {
@@ -38,7 +38,9 @@ class Compiled(NamedTuple):
     operands: int
 
 
-def launches(problem: Problem, multiprocessors: int, direction: str, plan: Any = None, precise: bool = False) -> list[Any]:
+def launches(
+    problem: Problem, multiprocessors: int, direction: str, plan: Any = None, precise: bool = False
+) -> list[Any]:
     """What the engine would launch for a problem, from tensors without memory."""
     steps, batch, hidden, directions = problem.rows.steps, problem.batch, problem.hidden_size, problem.directions
     rows = steps * batch
@@ -48,8 +50,10 @@ def launches(problem: Problem, multiprocessors: int, direction: str, plan: Any =
         return torch.empty(shape, dtype=problem.dtype, device="meta")
 
     found: list[Any] = []
-    index = torch.empty(steps + 1 + batch, dtype=torch.int64, device="meta") if isinstance(problem.rows, Ragged) else None
-    work = cuda_loops.Work(problem, rows, [batch] * steps, range(0, rows + 1, batch), index, precise)
+    places = None
+    if isinstance(problem.rows, Ragged):
+        places = torch.empty(steps + 1 + batch, dtype=torch.int64, device="meta")
+    work = cuda_loops.Work(problem, rows, [batch] * steps, range(0, rows + 1, batch), places, precise)
     original = cuda_loops.launch
     cuda_loops.launch = lambda *args, **kwargs: found.append((args, kwargs))
     try:

@@ -6,37 +6,41 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
-from cuda_offline import Compiled, compile_launch, launches
 from torchlstm.engines.contract import Dense, Problem, Ragged
 from torchlstm.engines.cuda_loops import INTERPRETED
+from torchlstm.engines.cuda_plan import Rows
+
+offline: Any = pytest.importorskip("cuda_offline", reason="it needs Triton", exc_type=ImportError)
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
-# Bytes a thread may spill (of 255 registers of 4 bytes), by kernel: what sm_90 needed, and some more.  One size up from
-# the sizes of `cuda_plan.py` it is 600 and more.
-SPILLED = {"fused_rows.forward": 224, "fused_rows.backward": 424, "fused_slices.forward": 224, "fused_slices.backward": 320}
+# Bytes a thread may spill, by kernel: what Triton 3.9 spills for sm_80 to sm_100, and a little more; 3.6 spills more.
+# One size up from the largest of `cuda_plan.py` it is 600 and more.
+SPILLED = {
+    "fused_rows.forward": 224, "fused_rows.backward": 424, "fused_slices.forward": 224, "fused_slices.backward": 320
+}  # fmt: skip
+OLDER = 704  # bytes, of any kernel, by Triton 3.6
 # Shared memory of a program, by compute capability; CUDA C++ Programming Guide, "technical specifications".
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 H200, A100 = 132, 108
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def _compile(dtype: torch.dtype, hidden: int, direction: str, batch: int = 16, directions: int = 1, ragged: bool = False,
-             precise: bool = False, capability: int = 90) -> Compiled:  # fmt: skip
+def _compile(dtype: torch.dtype, hidden: int, direction: str, batch: int = 16, directions: int = 1,
+             ragged: bool = False, precise: bool = False, capability: int = 90) -> Any:  # fmt: skip
     rows = Ragged(torch.full((8,), batch)) if ragged else Dense(8, batch)
     problem = Problem(rows, batch, hidden, hidden, 0, directions, True, dtype, torch.device("cuda"))
     count = A100 if capability == 80 else H200
-    launch, *_ = launches(problem, count, direction, precise=precise)
+    launch, *_ = offline.launches(problem, count, direction, precise=precise)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*FP_FUSION.*|.*fp.fusion.*")
-        return compile_launch(launch, capability)
+        return offline.compile_launch(launch, capability)
 
 
-def _fits(found: Compiled, capability: int) -> None:
+def _fits(found: Any, capability: int) -> None:
     assert found.name.startswith("fused")
-    assert found.spilled <= SPILLED[found.name], found
+    older = tuple(map(int, offline.triton.__version__.split(".")[:2])) < (3, 9)
+    assert found.spilled <= (OLDER if older else SPILLED[found.name]), found
     assert found.shared <= SHARED[capability], found
     assert found.registers <= 255
 
@@ -96,11 +100,9 @@ def test_states_are_written_only_after_all_threads_have_read_them() -> None:
 
 def test_the_tools_see_spills() -> None:
     """The bound bites: a size above those of the rule."""
-    from torchlstm.engines.cuda_plan import Rows
-
     problem = Problem(Dense(8, 16), 16, 128, 128, 0, 1, True, FLOAT32, torch.device("cuda"))
-    launch, *_ = launches(problem, H200, "backward", Rows(128, 16, 8), precise=True)
+    launch, *_ = offline.launches(problem, H200, "backward", Rows(128, 16, 8), precise=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = compile_launch(launch)
+        found = offline.compile_launch(launch)
     assert found.spilled > 600 or found.shared > SHARED[90]

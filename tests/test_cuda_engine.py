@@ -1,10 +1,9 @@
-"""The CUDA engine without a GPU: its kernels in Triton's interpreter, which is another process of pytest on this file."""
+"""The CUDA engine without a GPU: its kernels in Triton's interpreter, in another process of pytest on this file."""
 
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 
 # Float64 runs step by step, float32 and below the fused kernels.  `.ci/run` runs the whole table.
 NAMES = [
-    "L1-nobias-dense", "L1-bi-proj3-unsorted", "L2-bi-nobias-dense", "zeros-hx-given", "loss-c_n-packed", "frozen-weights",
+    "L1-nobias-dense", "L1-bi-proj3-unsorted", "L2-bi-nobias-dense", "zeros-hx-given", "loss-c_n-packed",
+    "frozen-weights",
     "float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "bfloat16-everything-dense",
     "float16-dense", "float16-packed", "float32-T1-B1-I1-H1", "float32-T2-B17-I3-H8", "float32-T9-B40-I16-H15",
     "nan-in-one-row", "inf-in-one-row", "nan-in-one-row-packed", "saturated-float32", "denormal-input",
@@ -229,7 +229,8 @@ def test_gradients_of_gradients_and_the_operator() -> None:
         compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x)[0], lstm(x)[0])
         mapped = torch.func.vmap(lambda x: lstm(x)[0])(x.detach().unsqueeze(2))
-        torch.testing.assert_close(mapped.squeeze(2), torch.stack([lstm(each.unsqueeze(1))[0].squeeze(1) for each in x]))
+        alone = torch.stack([lstm(each.unsqueeze(1))[0].squeeze(1) for each in x])
+        torch.testing.assert_close(mapped.squeeze(2), alone)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
@@ -255,7 +256,7 @@ def test_rows_of_the_step_before_and_after(ragged: bool) -> None:
 H200 = 132
 
 
-def _plan(dtype: torch.dtype, hidden: int, batch: int = 16, directions: int = 1, precise: bool = False,
+def _plan(hidden: int, dtype: torch.dtype = BFLOAT16, batch: int = 16, directions: int = 1, precise: bool = False,
           direction: str = "forward", steps: int = 512, count: int = H200) -> Any:  # fmt: skip
     problem = Problem(Dense(steps, batch), batch, 8, hidden, 0, directions, True, dtype, torch.device("cuda"))
     return plan(problem, direction, precise, count)
@@ -264,16 +265,20 @@ def _plan(dtype: torch.dtype, hidden: int, batch: int = 16, directions: int = 1,
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
-        (Rows, (BFLOAT16, 1)), (Rows, (FLOAT16, 128)), (Rows, (FLOAT32, 64)), (Slices, (BFLOAT16, 129)),
-        (Slices, (FLOAT32, 65)), (Slices, (FLOAT32, 1024)), (Slices, (BFLOAT16, 1024, 64)), (Steps, (BFLOAT16, 1025)),
-        (Steps, (FLOAT64, 16)), (Slices, (BFLOAT16, 512, 16, 2)), (Slices, (BFLOAT16, 1024, 16, 2)),
-        (Steps, (BFLOAT16, 1024, 16, 2, False, "backward")), (Slices, (BFLOAT16, 1024, 128)), (Steps, (BFLOAT16, 1024, 129)), (Slices, (FLOAT32, 64, 1, 1, True)),
-        (Steps, (FLOAT32, 1024, 1, 1, True)), (Steps, (FLOAT32, 64, 16, 1, False, "forward", 1)),
-        (Steps, (BFLOAT16, 1024, 16, 1, False, "forward", 512, 60)), (Slices, (BFLOAT16, 1024, 16, 1, False, "forward", 512, 64)),
+        (Rows, {"hidden": 1}), (Rows, {"hidden": 128}), (Rows, {"hidden": 64, "dtype": FLOAT32}),
+        (Slices, {"hidden": 129}), (Slices, {"hidden": 65, "dtype": FLOAT32}), (Slices, {"hidden": 1024, "batch": 64}),
+        (Slices, {"hidden": 1024, "dtype": FLOAT32}), (Steps, {"hidden": 1025}),
+        (Steps, {"hidden": 16, "dtype": FLOAT64}),
+        (Slices, {"hidden": 512, "directions": 2}), (Slices, {"hidden": 1024, "directions": 2}),
+        (Steps, {"hidden": 1024, "directions": 2, "direction": "backward"}), (Steps, {"hidden": 64, "steps": 1}),
+        (Slices, {"hidden": 1024, "batch": 128}), (Steps, {"hidden": 1024, "batch": 129}),
+        (Slices, {"hidden": 64, "dtype": FLOAT32, "precise": True}),
+        (Steps, {"hidden": 1024, "dtype": FLOAT32, "precise": True}),
+        (Steps, {"hidden": 1024, "count": 60}), (Slices, {"hidden": 1024, "count": 64}),
     ],
 )  # fmt: skip
 def test_the_rule(kind: type, arguments: Any) -> None:
-    assert type(_plan(*arguments)) is kind
+    assert type(_plan(**arguments)) is kind
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -283,7 +288,7 @@ def test_all_programs_of_slices_fit_on_the_gpu_and_cover_the_problem(direction: 
             for batch in (1, 16, 17, 40, 64, 100, 256):
                 for directions in (1, 2):
                     for count in (60, 108, 132):
-                        cut = _plan(dtype, hidden, batch, directions, precise, direction, count=count)
+                        cut = _plan(hidden, dtype, batch, directions, precise, direction, count=count)
                         if not isinstance(cut, Slices):
                             continue
                         inner = hidden * (1 if direction == "forward" else 4)
@@ -299,7 +304,7 @@ def test_all_programs_of_slices_fit_on_the_gpu_and_cover_the_problem(direction: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_engine_says_so() -> None:
     assert "no CUDA device" in str(torchlstm.engines()["cuda"])
-    with pytest.raises(RuntimeError, match="engine 'cuda' is not available: torch .* sees no CUDA device"):
+    with pytest.raises(RuntimeError, match=r"engine 'cuda' is not available: torch .* sees no CUDA device"):
         torchlstm.use_engine("cuda")
 
 
@@ -363,8 +368,8 @@ with _matmul_tf32({allowed}):
     assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == {allowed}
 assert state() == before, (before, state())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent.parent,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
 
 

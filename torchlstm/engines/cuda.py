@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
@@ -35,7 +36,8 @@ def _refuses(problem: Problem) -> str | None:
 
 def tf32_allowed() -> bool:
     """Whether torch lets an LSTM of float32 round the operands of its products to TF32."""
-    return str(torch.backends.cudnn.rnn.fp32_precision) == "tf32"
+    rnn: Any = torch.backends.cudnn.rnn
+    return bool(rnn.fp32_precision == "tf32")
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def _matmul_tf32(allowed: bool) -> Iterator[None]:
 
     Settings are the process's: another thread's products meanwhile follow this one.
     """
-    matmul = torch.backends.cuda.matmul
+    matmul: Any = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     if (before == "tf32") == allowed:
         yield

@@ -23,7 +23,7 @@ class Work(NamedTuple):
     """A problem without projection, and what its launches need besides tensors.
 
     sizes    how many sequences are alive at each step, and starts[t], the first row of step t, on the host
-    index    (T + 1 + B,) int64 on the device: `starts`, then the length of every sequence; None of a dense batch
+    places   (T + 1 + B,) int64 on the device: `starts`, then the length of every sequence; None of a dense batch
     precise  float32 in products of float32; else they may round their operands to TF32
     """
 
@@ -31,18 +31,18 @@ class Work(NamedTuple):
     rows: int  # P
     sizes: Sequence[int]
     starts: Sequence[int]
-    index: Tensor | None
+    places: Tensor | None
     precise: bool
 
     @property
     def device_starts(self) -> Tensor | None:
         """(T + 1,)."""
-        return None if self.index is None else self.index[: self.problem.rows.steps + 1]
+        return None if self.places is None else self.places[: self.problem.rows.steps + 1]
 
     @property
     def lengths(self) -> Tensor | None:
         """(B,)."""
-        return None if self.index is None else self.index[self.problem.rows.steps + 1 :]
+        return None if self.places is None else self.places[self.problem.rows.steps + 1 :]
 
 
 def work_of(problem: Problem, rows: int, precise: bool) -> Work:
@@ -55,11 +55,11 @@ def work_of(problem: Problem, rows: int, precise: bool) -> Work:
     starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     # Sizes fall: so many of them are above b.
     lengths = steps - torch.searchsorted(sizes.flip(0), torch.arange(batch), right=True)
-    index = torch.cat([starts, lengths])
+    places = torch.cat([starts, lengths])
     if device.type == "cuda":
         # From pinned memory the copy waits for nothing.
-        index = index.pin_memory().to(device, non_blocking=True)
-    return Work(problem, rows, sizes.tolist(), starts.tolist(), index, precise)
+        places = places.pin_memory().to(device, non_blocking=True)
+    return Work(problem, rows, sizes.tolist(), starts.tolist(), places, precise)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -105,8 +105,9 @@ def forward(
             n = work.sizes[t]
             part = gates[d, work.starts[t] : work.starts[t] + n]
             torch.addmm(part, h_n[d, :n], w[d], out=part)
+        blocks = -(-max(work.sizes[t] for t in now) * hidden // plan.block)
         launch(
-            "pointwise", "forward", (-(-max(work.sizes[t] for t in now) * hidden // plan.block), directions), plan.warps,
+            "pointwise", "forward", (blocks, directions), plan.warps,
             (gates, y, cells, h_n, c), (*_pair(work.starts, now), *_pair(work.sizes, now), batch, work.rows),
             H=hidden, D=directions, BLOCK=plan.block, SAVE=save, FAST=_fast(work),
         )  # fmt: skip
@@ -161,8 +162,9 @@ def backward(
         before = [t - 1 if d == 0 else t + 1 for d, t in enumerate(now)]
         begun = [min(sizes[t], sizes[e]) if 0 <= e < steps else 0 for t, e in zip(now, before, strict=True)]
         before = [min(max(t, 0), steps - 1) for t in before]
+        blocks = -(-max(sizes[t] for t in now) * hidden // plan.block)
         launch(
-            "pointwise", "backward", (-(-max(sizes[t] for t in now) * hidden // plan.block), directions), plan.warps,
+            "pointwise", "backward", (blocks, directions), plan.warps,
             (acts, cells, c_0, dy, dh, dc, dacts, dcells, dgates),
             (*_pair(starts, now), *_pair(sizes, now), *_pair(starts, before), begun[0], begun[-1], batch, work.rows),
             H=hidden, D=directions, BLOCK=plan.block, TRACE=trace, FAST=_fast(work),
@@ -178,11 +180,11 @@ def first_rows(work: Work, direction: int) -> Tensor | slice:
     alive = work.sizes[0]
     if direction == 0:
         return slice(0, alive)
-    if work.index is None:
+    if work.places is None:
         return slice(work.rows - alive, work.rows)
     assert work.device_starts is not None
     assert work.lengths is not None
-    return work.device_starts[work.lengths[:alive] - 1] + torch.arange(alive, device=work.index.device)
+    return work.device_starts[work.lengths[:alive] - 1] + torch.arange(alive, device=work.places.device)
 
 
 def first_products(work: Work, dgates: Tensor, w_hh: Tensor, dh_n: Tensor) -> Tensor:
@@ -201,7 +203,7 @@ def neighbours(work: Work, rows: Tensor, edge: Tensor, backwards: bool) -> Tenso
     returns  (P, F)
     """
     batch, count = edge.shape[0], work.rows
-    if work.index is None:
+    if work.places is None:
         return torch.cat([rows[batch:], edge]) if backwards else torch.cat([edge, rows[: count - batch]])
     assert work.device_starts is not None
     sizes = work.device_starts.diff()
@@ -250,7 +252,7 @@ def _compiled(work: Work) -> dict[str, Any]:
     # Three products of TF32 are as exact as one of float32, and use the tensor cores.
     precision = "ieee" if INTERPRETED else "tf32x3" if work.precise else "tf32"
     asm = not INTERPRETED
-    return {"RAGGED": work.index is not None, "FAST": _fast(work), "PRECISION": precision, "ASM": asm}
+    return {"RAGGED": work.places is not None, "FAST": _fast(work), "PRECISION": precision, "ASM": asm}
 
 
 def _cut(plan: Slices) -> dict[str, int]:

@@ -11,9 +11,7 @@ import triton.language as tl
 def tanh(x, FAST: tl.constexpr):
     """Of float32 by FAST with a relative error of 2^-11 (PTX ISA, tanh.approx); else to rounding."""
     if FAST:
-        return tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
         # exp(-2|x|) is in (0, 1]: nothing overflows.
         e = tl.exp(-2.0 * tl.abs(x))
@@ -55,8 +53,8 @@ def join_gates(i, f, g, o, ROWS: tl.constexpr, UNITS: tl.constexpr):
 
 
 # `tl.load` and `tl.store` choose a layout of their own, and every conversion from it costs a trip through shared memory
-# and two barriers a tensor and step.  Assembly has no layout: it takes that of its operands, one of which (`like`) comes
-# out of a product.  One element an instruction: with two, the second address would be a guess about the layout.
+# and two barriers a tensor and step.  Assembly has no layout: it takes that of its operands, one of which (`like`)
+# comes out of a product.  One element an instruction: with two, the second address would be a guess about the layout.
 
 
 @triton.jit
@@ -104,9 +102,9 @@ def store_like(p, value, mask, ASM: tl.constexpr):
 def barrier(ASM: tl.constexpr):
     """Let no thread of this program go on before all are here.
 
-    Several threads may hold the same element of a tensor: what they all read from memory, the gates or a state, none may
-    write over before that.  Triton's own barrier would make its compiler fetch the weights from shared memory in every
-    step (seen for sm_90), and in its interpreter there is nothing to wait for.
+    Several threads may hold the same element of a tensor: what they all read from memory, the gates or a state, none
+    may write over before that.  Triton's own barrier would make its compiler fetch the weights from shared memory in
+    every step (seen for sm_90), and in its interpreter there is nothing to wait for.
     """
     if ASM:
         tl.inline_asm_elementwise("bar.sync 0; mov.b32 $0, $1;", "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)

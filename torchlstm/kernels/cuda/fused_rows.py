@@ -205,9 +205,7 @@ def backward(
             dg_act = load_like(p + 2 * H, live, dh, ASM)
             do_act = load_like(p + 3 * H, live, dh, ASM)
             dc_t = dc + load_like(p_dcells + row * H + o_cells, live, dh, ASM)
-        di, df, dg, do, dc_t = cell_backward(
-            dh_t, dc_t, di_act, df_act, dg_act, do_act, i, f, g, o, c, before, FAST
-        )
+        di, df, dg, do, dc_t = cell_backward(dh_t, dc_t, di_act, df_act, dg_act, do_act, i, f, g, o, c, before, FAST)
         p = p_dgates + row * 4 * H + o_gates
         store_like(p, di, live, ASM)
         store_like(p + H, df, live, ASM)

@@ -64,7 +64,9 @@ def _await(p_bits, mask, awaited, LIMIT, SIZE: tl.constexpr, ASM: tl.constexpr):
         tries += 1
         if tries > LIMIT:
             if ASM:
-                tl.inline_asm_elementwise("trap; mov.b32 $0, $1;", "=r,r", [tries], dtype=tl.int32, is_pure=False, pack=1)
+                tl.inline_asm_elementwise(
+                    "trap; mov.b32 $0, $1;", "=r,r", [tries], dtype=tl.int32, is_pure=False, pack=1
+                )
             else:
                 assert tries <= LIMIT, "a program has waited in vain for the results of another"
         bits = tl.load(p_bits, mask=mask, other=0, volatile=True)
@@ -91,8 +93,8 @@ def forward(
     p_gates, p_w_hh, p_y, p_y_bits, p_cells, p_h_0, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
-    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, SAVE: tl.constexpr, FAST: tl.constexpr,
-    PRECISION: tl.constexpr, ASM: tl.constexpr,
+    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, SAVE: tl.constexpr,
+    FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop forward."""
     i_program = tl.program_id(0) + OFFSET

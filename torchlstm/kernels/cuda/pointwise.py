@@ -1,9 +1,11 @@
-"""Alternating: the arithmetic of the cell for one step, between two products that cuBLAS makes.  Names as in fused_rows.
+"""Alternating: the arithmetic of the cell for one step, between two products that cuBLAS makes.
 
-grid: (blocks, D).  Direction 0 is at the rows from row_0, direction 1 at those from row_1; count of them are live.
+Names as in `fused_rows.py`.  grid: (blocks, D).  Direction 0 is at the rows from row_0, of which count_0 are live,
+direction 1 at those from row_1.
 
-    h, c, dc  (D, B, H) the states, updated in place; c and dc in the type of the arithmetic
-    before_0, before_1  first row of c of the step before; begun_0, begun_1: so many sequences have one, the others c_0
+    h, c, dh, dc  (D, B, H) the states and their gradients, updated in place; c and dc in the type of the arithmetic
+    before_0, before_1, begun_0, begun_1
+                  the first row of c of the step before; so many sequences have one, the others c_0
 """
 
 import triton
