@@ -34,13 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines.reference": {"engines.contract", "equations"},
     "equations": set(),
     "explain": {"cell", "dispatch", "engines.contract", "engines.plain", "lstm", "packing", "precision"},
-    "lstm": {"checks", "engines.contract", "packing", "precision", "stack"},
+    "lstm": {"checks", "engines.contract", "packing", "precision", "stack", "trace"},
     "packing": {"engines.contract"},
     "parity": {"__init__", "parity", "swap"},
     "precision": set(),
     "progress": set(),
     "stack": {"dispatch", "engines.contract"},
     "swap": {"cell", "lstm"},
+    "trace": {"packing", "precision"},
 }
 
 

@@ -94,7 +94,9 @@ def choose(problem: Problem) -> Engine:
     raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
 
-def problem_of(x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
+def problem_of(
+    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows, trace: bool = False
+) -> Problem:
     """The problem that these arguments pose; see `contract.Layer` for their shapes."""
     w_ih, w_hh, b_ih, _, w_hr = weights[0]
     return Problem(
@@ -108,16 +110,17 @@ def problem_of(x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
         dtype=x.dtype,
         device=x.device,
         reach=reach((x, h_0, c_0, *chain.from_iterable(weights))),
+        trace=trace,
     )
 
 
 def layer(
-    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows, trace: bool = False
+) -> tuple[Tensor, ...]:
     """One layer, all its directions, on the engine chosen for it; see `contract.Layer`."""
     if isinstance(rows, Dense) and rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    problem = problem_of(x, h_0, c_0, weights, rows)
+    problem = problem_of(x, h_0, c_0, weights, rows, trace)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
     engine = choose(problem)

@@ -11,6 +11,7 @@ from .engines.contract import Weights
 from .packing import check_packed, pack, pack_state, unpack, unpack_state
 from .precision import autocast_precision
 from .stack import run_stack
+from .trace import States, Trace, states_of
 
 State = tuple[Tensor, Tensor]
 Layers = list[tuple[Weights, ...]]  # L of D of Weights
@@ -54,6 +55,21 @@ class LSTM(nn.RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
         """See the class."""
+        output, state, _ = self._run(input, hx, trace=False)
+        return output, state
+
+    def trace(self, input: Tensor | PackedSequence, hx: State | None = None) -> Trace:
+        """Run the forward, and return h, c and the activated gates of every step besides: see `trace.Trace`.
+
+        Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
+        module are not called.
+        """
+        return Trace(*self._run(input, hx, trace=True))
+
+    def _run(
+        self, input: Tensor | PackedSequence, hx: State | None, trace: bool
+    ) -> tuple[Any, State, list[list[States]]]:
+        """Output and states, and the states of every step and layer if `trace`."""
         self._check(input, hx)
         packed = pack(input, self.batch_first, hx)
         x, rows = packed.data, packed.rows
@@ -65,14 +81,15 @@ class LSTM(nn.RNNBase):
         fused = packed.form is None and not self.proj_size
         precision = autocast_precision(x, c_0, self.proj_size > 0, fused)
         if precision is None:
-            y, h_n, c_n = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training)
+            y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training, trace)
         else:
             layers = [tuple(precision.cast(weights) for weights in layer) for layer in layers]
             with torch.autocast(x.device.type, enabled=False):
                 x, h_0, c_0 = precision.cast((x, h_0, c_0))
-                y, h_n, c_n = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training)
+                y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training, trace)
             y, h_n, c_n = precision.results(y, h_n, c_n)
-        return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n))
+        states = [states_of(packed, layer, precision) for layer in traced]
+        return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n)), states
 
     def _layers(self, x: Tensor) -> Layers:
         """The weights of every layer and direction as they are now, checked against rows of input x (P, I)."""

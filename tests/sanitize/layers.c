@@ -36,6 +36,8 @@ static naive_t draw_case(sizes_t s, long rows) {
     if (draw(4)) n.dy = draw_numbers(rows * D * R, 1);
     if (draw(4)) n.dh_n = draw_numbers(D * s.batch * R, 1);
     if (draw(4)) n.dc_n = draw_numbers(D * s.batch * H, 1);
+    if (!draw(3)) n.dacts = draw_numbers(D * rows * 4 * H, 1);
+    if (!draw(3)) n.dcells = draw_numbers(D * rows * H, 1);
     n.dgates = zeros(D * rows * 4 * H), n.before = zeros(D * rows * R), n.dh = zeros(D * rows * R);
     n.raw = zeros(D * rows * H), n.dh_0 = zeros(D * s.batch * R), n.dc_0 = zeros(D * s.batch * H), n.db = zeros(D * 4 * H);
     return n;
@@ -44,7 +46,7 @@ static naive_t draw_case(sizes_t s, long rows) {
 static void free_case(naive_t *n) {
     for (int d = 0; d < 2; d++) free(n->w_ih[d]), free(n->w_hh[d]), free(n->b_ih[d]), free(n->b_hh[d]), free(n->w_hr[d]);
     double *rest[] = { n->x, n->h_0, n->c_0, n->y, n->h_n, n->c_n, n->gates, n->cells, n->entered, n->dy, n->dh_n, n->dc_n,
-                       n->dgates, n->before, n->dh, n->raw, n->dh_0, n->dc_0, n->db };
+                       n->dacts, n->dcells, n->dgates, n->before, n->dh, n->raw, n->dh_0, n->dc_0, n->db };
     for (size_t i = 0; i < sizeof rest / sizeof *rest; i++) free(rest[i]);
 }
 
@@ -126,7 +128,9 @@ static void backward(run_t *r, long part, long padding) {
     if (!draw(4)) b.room += 2;
     void *dy = buffer_of(n->dy, r->rows * D * R, r->element), *dh_n = buffer_of(n->dh_n, states * R, r->element);
     void *dc_n = buffer_of(n->dc_n, states * H, r->element);
-    b.dy = dy, b.dh_n = dh_n, b.dc_n = dc_n;
+    void *dacts = buffer_of(n->dacts, D * r->rows * 4 * H, r->element);
+    void *dcells = buffer_of(n->dcells, D * r->rows * H, r->element);
+    b.dy = dy, b.dh_n = dh_n, b.dc_n = dc_n, b.dacts = dacts, b.dcells = dcells;
     b.dc_0 = buffer(states * H, r->element), b.db = buffer(D * 4 * H, r->element);
     b.dh_0 = single(s) ? NULL : buffer(states * R, r->element);
     int want_before = draw(4) > 0;
@@ -146,6 +150,7 @@ static void backward(run_t *r, long part, long padding) {
     expect("dc_0", b.dc_0, r->element, n->dc_0, states, H, H, r->tolerance);
     expect("db", b.db, r->element, n->db, D, 4 * H, 4 * H, r->tolerance);
     free(b.dh_0), free(b.dc_0), free(b.db), free(b.scratch), free(dy), free(dh_n), free(dc_n);
+    free(dacts), free(dcells);
 }
 
 /* The kernel does not write what it is given. */

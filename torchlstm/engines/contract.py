@@ -62,6 +62,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
+    trace: bool = False  # the states of every step are wanted too
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -69,15 +70,16 @@ class Problem(NamedTuple):
         return self.rows.batch_sizes if isinstance(self.rows, Ragged) else None
 
 
-# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n
+# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n, and of a traced problem acts, cells
 #   x            (P, I)
 #   h_0, c_0     (D, B, R), (D, B, H)
 #   weights      D of Weights
 #   y            (P, D*R), contiguous
 #   h_n, c_n     (D, B, R), (D, B, H); they own their storage
+#   acts, cells  (D, P, 4H), (D, P, H): the activated gates and c of every row, differentiable
 # Direction 1 runs the rows backwards.  A step updates only its sequences' rows of the state: a sequence that has
 # ended, or in reverse has not yet begun, keeps the state it has.
-Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, Tensor, Tensor]]
+Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, ...]]
 
 
 def _none(_: Problem) -> None:

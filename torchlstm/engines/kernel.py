@@ -42,10 +42,13 @@ class Kernel(Protocol):
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
+        dacts: Tensor | None,
+        dcells: Tensor | None,
         accumulate: Accumulate,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return dh_0, dc_0 and db (D, 4H), the gradient of either bias.
 
+        dacts, dcells  (D, P, 4H), (D, P, H) gradients of `saved` beyond those of the recurrence itself; None for zero
         `saved` is not written: a graph may be kept and run again.
         """
 
@@ -88,6 +91,8 @@ def gradients(
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
+    dacts: Tensor | None,
+    dcells: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the arguments that need one: the loop's, and products of its parts.
@@ -126,7 +131,8 @@ def gradients(
         if dh is not None and raw is not None:
             add(each * d + each - 1, dh.t(), raw)
 
-    dh_0, dc_0, db = call.kernel.backward(call.problem, saved, h_0, c_0, weights, y, dy, dh_n, dc_n, accumulate)
+    cotangents = (dy, dh_n, dc_n, dacts, dcells)
+    dh_0, dc_0, db = call.kernel.backward(call.problem, saved, h_0, c_0, weights, y, *cotangents, accumulate)
     if not x.shape[0]:
         # No rows, no parts: nothing was added to anything.
         dweights = [torch.zeros_like(w) if needed else None for w, needed in zip(flat, needs[3:], strict=True)]

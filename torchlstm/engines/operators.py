@@ -17,7 +17,8 @@ from .kernel import Call, Kernel, gradients, unflatten
 #   lstm_backward_loop  what the loop hands over: dgates (D, P, 4H), h before each row (D, P, R), with a projection the
 #                       gradient at h (D, P, R) and o * tanh(c) (D, P, H), else both empty; dh_0 and dc_0
 _ARGUMENTS = "str kernel, Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, SymInt steps"
-_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor y, Tensor dy, Tensor dh_n, Tensor dc_n"
+_COTANGENTS = "Tensor dy, Tensor dh_n, Tensor dc_n, Tensor? dacts, Tensor? dcells"
+_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor y, {_COTANGENTS}"
 
 _library = torch.library.Library("torchlstm", "DEF")
 _library.define(f"lstm({_ARGUMENTS}, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)")
@@ -157,9 +158,9 @@ def _lstm_backward_loop_fake(*given: Any) -> tuple[Tensor, ...]:
 
 # Under vmap.  A mapped axis goes into the batch, right behind the axis of rows or sequences: mapped sequences lie side
 # by side, and ragged ones stay sorted by falling length.  Members with weights of their own run one after another.
-# These are the axes of x, h_0, c_0 and of gates, cells, y, dy, dh_n, dc_n.
+# These are the axes of x, h_0, c_0 and of gates, cells, y, dy, dh_n, dc_n, dacts, dcells.
 _AXES = (0, 1, 1)
-_BACKWARD_AXES = (1, 1, 0, 0, 1, 1)
+_BACKWARD_AXES = (1, 1, 0, 0, 1, 1, 1, 1)
 
 
 def _fold(tensor: Tensor, dim: int | None, axis: int, count: int) -> Tensor:
@@ -188,7 +189,8 @@ def _folded(info: Any, dims: Sequence[Any], given: Sequence[Any]) -> list[Any] |
     if len(given) >= _COUNT + len(_BACKWARD_AXES):
         axes.update(enumerate(_BACKWARD_AXES, _COUNT))
     for index, axis in axes.items():
-        folded[index] = _fold(given[index], dims[index], axis, info.batch_size)
+        if given[index] is not None:
+            folded[index] = _fold(given[index], dims[index], axis, info.batch_size)
     if call.batch_sizes is not None:
         folded[5] = call.batch_sizes * info.batch_size
     return folded

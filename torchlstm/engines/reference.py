@@ -1,4 +1,4 @@
-"""The reference engine: a loop over `lstm_cell`, for any device, any dtype and any transform of torch."""
+"""The reference engine: a loop over `lstm_step`, for any device, any dtype and any transform of torch."""
 
 import functools
 import warnings
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..equations import lstm_cell
+from ..equations import lstm_step
 from .contract import Dense, Engine, Problem, Weights
 
 
@@ -21,13 +21,14 @@ def recurrence(
     w_hh: Tensor,
     w_hr: Tensor | None,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    trace: bool,
+) -> list[Tensor]:
     """The time loop of one direction, in the part of Python that TorchScript understands.
 
     gates_x      (T, B, 4H) if batch_sizes is None, else (P, 4H)
     batch_sizes  (T,) or None: how many sequences are alive at each step
     h, c         (B, R), (B, H)
-    returns      y (P, R), h_n (B, R), c_n (B, H)
+    returns      y (P, R), h_n (B, R), c_n (B, H), and of a trace the activated gates (P, 4H) and c (P, H)
     """
     # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not one buffer a step.
     if batch_sizes is None:
@@ -36,17 +37,19 @@ def recurrence(
         sizes: list[int] = batch_sizes.tolist()
         steps = gates_x.split(sizes)
     y = [h] * len(steps)
+    acts, cells = y.copy(), y.copy()
     for k in range(len(steps)):
         t = len(steps) - 1 - k if reverse else k
         n = steps[t].shape[0]
-        if n == h.shape[0]:
-            h, c = lstm_cell(steps[t], h, c, w_hh, w_hr)
-            y[t] = h
-        else:
-            h_t, c_t = lstm_cell(steps[t], h[:n], c[:n], w_hh, w_hr)
-            y[t] = h_t
-            h, c = torch.cat([h_t, h[n:]]), torch.cat([c_t, c[n:]])
-    return torch.cat(y), h, c
+        whole = n == h.shape[0]
+        h_t, c_t, i, f, g, o = lstm_step(steps[t], h if whole else h[:n], c if whole else c[:n], w_hh, w_hr)
+        y[t] = h_t
+        if trace:
+            acts[t], cells[t] = torch.cat([i, f, g, o], dim=-1), c_t
+        h, c = (h_t, c_t) if whole else (torch.cat([h_t, h[n:]]), torch.cat([c_t, c[n:]]))
+    if trace:
+        return [torch.cat(y), h, c, torch.cat(acts), torch.cat(cells)]
+    return [torch.cat(y), h, c]
 
 
 @functools.cache
@@ -58,9 +61,7 @@ def _scripted() -> Callable[..., Any]:
         return torch.jit.script(recurrence)
 
 
-def layer(
-    problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
+def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
     """See `contract.Layer`."""
     # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
     loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
@@ -72,10 +73,10 @@ def layer(
             gates_x = gates_x.view(rows.steps, rows.batch, w_ih.shape[0])
         else:
             batch_sizes = rows.batch_sizes
-        results.append(loop(gates_x, batch_sizes, h_0[d], c_0[d], w_hh, w_hr, d == 1))
-    y, h_n, c_n = zip(*results, strict=True)
+        results.append(loop(gates_x, batch_sizes, h_0[d], c_0[d], w_hh, w_hr, d == 1, problem.trace))
+    y, *rest = zip(*results, strict=True)
     # `stack` copies: the final states must not share memory with the output.
-    return (y[0] if len(y) == 1 else torch.cat(y, dim=-1)), torch.stack(h_n), torch.stack(c_n)
+    return (y[0] if len(y) == 1 else torch.cat(y, dim=-1)), *map(torch.stack, rest)
 
 
 ENGINE = Engine("reference", layer)

@@ -50,6 +50,7 @@ typedef struct {
     const void *gates, *cells, *y;               /* as forward left them                                           */
     const void *h_0, *c_0;
     const void *dy, *dh_n, *dc_n;                /* (P, D R), (D, B, R), (D, B, H), each or NULL: zero             */
+    const void *dacts, *dcells;                  /* (D, P, 4H), (D, P, H) of activated gates and c, or NULL: zero  */
     weights_t weights[2];
     sizes_t sizes;
     long from, to, room, step;                   /* step: row stride of dgates, at least 4H                        */

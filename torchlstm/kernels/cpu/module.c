@@ -57,16 +57,16 @@ static PyObject *forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
-/* backward(sizes..., dgates, before, dh, raw, dh_0, dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n,
+/* backward(sizes..., dgates, before, dh, raw, dh_0, dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n, dacts, dcells,
  *          from, to, room, step, scratch, (w_hh, w_hr) per direction...) */
 static PyObject *backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     (void)self;
     long long v[MOST];
-    if (integers(args, n, SIZES + 20, 2, v)) return NULL;
-    int i = SIZES + 20;
+    if (integers(args, n, SIZES + 22, 2, v)) return NULL;
+    int i = SIZES + 22;
     backward_t b = { AT(11), AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), AT(19), AT(20), AT(21), AT(22),
-                     AT(23), AT(24), AT(25), .sizes = sizes(v), .from = (long)v[26], .to = (long)v[27],
-                     .room = (long)v[28], .step = (long)v[29], .scratch = AT(30) };
+                     AT(23), AT(24), AT(25), AT(26), AT(27), .sizes = sizes(v), .from = (long)v[28], .to = (long)v[29],
+                     .room = (long)v[30], .step = (long)v[31], .scratch = AT(32) };
     for (int d = 0; d < b.sizes.directions; d++, i += 2)
         b.weights[d] = (weights_t){ .w_hh = AT(i), .w_hr = AT(i + 1) };
     Py_BEGIN_ALLOW_THREADS
