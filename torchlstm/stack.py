@@ -19,6 +19,7 @@ def run_stack(
     dropout: float,
     training: bool,
     trace: bool = False,
+    checkpoint_every: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Any]]:
     """Run packed rows through all layers.
 
@@ -28,8 +29,8 @@ def run_stack(
     returns   y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H); L of (y, acts, cells) if `trace`, see `contract.Layer`
     """
     if len(layers) == 1:
-        y, h, c, *every = layer(x, h_0, c_0, layers[0], rows, trace)
-        return y, h, c, [(y, *every)] if trace else []
+        y, h, c, *inner = layer(x, h_0, c_0, layers[0], rows, trace, checkpoint_every)
+        return y, h, c, [(y, *inner)] if trace else []
     directions = len(layers[0])
     states = zip(h_0.split(directions), c_0.split(directions), strict=True)
     h_n, c_n, traced = [], [], []
@@ -37,11 +38,11 @@ def run_stack(
         if index > 0 and dropout != 0 and training:
             # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
             x = torch.dropout(x, dropout, True)
-        x, h, c, *every = layer(x, h, c, weights, rows, trace)
+        x, h, c, *inner = layer(x, h, c, weights, rows, trace, checkpoint_every)
         h_n.append(h)
         c_n.append(c)
         if trace:
-            traced.append((x, *every))
+            traced.append((x, *inner))
     return x, torch.cat(h_n), torch.cat(c_n), traced
 
 

@@ -86,7 +86,8 @@ static void forward(run_t *r, int save) {
 
 /* The packed rows of direction d in steps [from, to) of the backward. */
 static void rows_of_part(const sizes_t *s, int d, long from, long to, long *first, long *count) {
-    long low = d ? from : s->steps - to, high = d ? to : s->steps - from;
+    int reverse = backwards(s, d);
+    long low = reverse ? from : s->steps - to, high = reverse ? to : s->steps - from;
     *first = first_row(s, low), *count = first_row(s, high) - *first;
 }
 
@@ -178,8 +179,8 @@ static void run(const naive_t *n, long rows, int threads, int isa, int element) 
     for (int d = 0; d < 2; d++)
         r.f.weights[d] = (weights_t){ all[3 + 5 * d].given, all[4 + 5 * d].given, all[5 + 5 * d].given, all[6 + 5 * d].given,
                                       all[7 + 5 * d].given };
-    describe("layer T=%ld B=%ld I=%ld H=%ld R=%ld D=%d ragged=%d projected=%d biases=%d,%d isa=%d element=%d threads=%d",
-             s->steps, s->batch, I, H, R, s->directions, s->starts != NULL, s->projected, n->b_ih[0] != NULL,
+    describe("layer T=%ld B=%ld I=%ld H=%ld R=%ld D=%d reverse=%d ragged=%d projected=%d biases=%d,%d isa=%d element=%d threads=%d",
+             s->steps, s->batch, I, H, R, s->directions, s->reverse, s->starts != NULL, s->projected, n->b_ih[0] != NULL,
              n->b_hh[0] != NULL, isa, element, threads);
     forward(&r, 0);
     forward(&r, 1);
@@ -208,6 +209,7 @@ void check_layer(void) {
                   .directions = 1 + (int)draw(2), .projected = draw(3) == 0 };
     if (!draw(16)) s.steps = 40;
     s.output = s.hidden;
+    if (s.directions == 1) s.reverse = (int)draw(2);
     if (s.projected && s.hidden == 1) s.projected = 0;
     if (s.projected) s.output = 1 + (long)draw((unsigned long)s.hidden - 1);
     long rows;

@@ -61,7 +61,7 @@ NAIVE void naive_forward(naive_t *n) {
     for (long k = 0; k < s->directions * s->batch * s->hidden; k++) n->c_n[k] = n->c_0[k];
     for (int d = 0; d < s->directions; d++)
         for (long i = 0; i < s->steps; i++)
-            naive_step(n, d, d ? s->steps - 1 - i : i, n->h_n + d * s->batch * s->output, n->c_n + d * s->batch * s->hidden);
+            naive_step(n, d, backwards(s, d) ? s->steps - 1 - i : i, n->h_n + d * s->batch * s->output, n->c_n + d * s->batch * s->hidden);
 }
 
 NAIVE void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
@@ -99,6 +99,6 @@ NAIVE void naive_backward(naive_t *n) {
     for (long k = 0; k < s->directions * 4 * s->hidden; k++) n->db[k] = 0;
     for (int d = 0; d < s->directions; d++)
         for (long i = 0; i < s->steps; i++)
-            naive_step_back(n, d, d ? i : s->steps - 1 - i, n->dh_0 + d * s->batch * s->output,
+            naive_step_back(n, d, backwards(s, d) ? i : s->steps - 1 - i, n->dh_0 + d * s->batch * s->output,
                             n->dc_0 + d * s->batch * s->hidden);
 }

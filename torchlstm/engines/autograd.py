@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import operators, reference
+from . import chunks, operators, reference
 from .contract import Layer, Problem, Weights
-from .kernel import Call, Kernel, flatten, gradients, unflatten
+from .gradients import gradients
+from .kernel import Call, Kernel, flatten, unflatten
 from .plain import reach
 
 # Of y, h_n, c_n and of what a trace adds, the activated gates and c of every row; the last two are None without one.
@@ -31,7 +32,7 @@ def layer_of(kernel: Kernel) -> Layer:
             *result, saved = kernel.forward(problem, x, h_0, c_0, weights, trace)
             result += saved
         else:
-            static = (name, problem.batch_sizes, problem.rows.steps)
+            static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
             # An exported program has no gradients: what only they need would be written for nothing.
             if (differentiable or problem.reach.transformed) and not torch.compiler.is_exporting():
                 tensors = _distinct(x, h_0, c_0, *flat)
@@ -58,7 +59,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, h_0: Tensor, c_0: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         weights = unflatten(flat, h_0.shape[0])
-        y, h_n, c_n, saved = call.kernel.forward(call.problem, x, h_0, c_0, weights, True)
+        y, h_n, c_n, saved = chunks.forward(call, x, h_0, c_0, weights, True)
         ctx.call = call
         ctx.save_for_backward(*saved, y, x, h_0, c_0, *flat)
         ctx.set_materialize_grads(False)
@@ -78,7 +79,8 @@ class _Forward(torch.autograd.Function):
         # A batch of cotangents under vmap, for one: nothing that a kernel could read.
         if found.refusal is not None:
             return None, *_reference_gradients(call.problem, needs, (*cotangents, *arguments))
-        static = (call.kernel.name, needs, call.problem.batch_sizes, call.problem.rows.steps)
+        problem = call.problem
+        static = (call.kernel.name, needs, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
         tensors = (*_zeros_for_none(cotangents[:3], (y, *arguments[1:3])), *cotangents[3:], *arguments)
         opaque = _OpaqueBackward.apply(*static, gates, cells, y, *tensors)  # type: ignore[no-untyped-call]
         return None, *_spread(needs, opaque)
@@ -112,17 +114,18 @@ class _OpaqueForward(torch.autograd.Function):
         name: str,
         batch_sizes: Tensor | None,
         steps: int,
+        every: int | None,
         x: Tensor,
         h_0: Tensor,
         c_0: Tensor,
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = operators.lstm(name, x, h_0, c_0, list(flat), batch_sizes, steps, True)
+        result: tuple[Tensor, ...] = operators.lstm(name, x, h_0, c_0, list(flat), batch_sizes, steps, every, True)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.trace, ctx.name, batch_sizes, ctx.steps, *arguments = inputs
+        ctx.trace, ctx.name, batch_sizes, ctx.steps, ctx.every, *arguments = inputs
         y, _, _, gates, cells = output
         if not ctx.trace:
             ctx.mark_non_differentiable(gates, cells)
@@ -133,14 +136,15 @@ class _OpaqueForward(torch.autograd.Function):
         ctx: Any, dy: Tensor, dh_n: Tensor, dc_n: Tensor, dacts: Tensor | None, dcells: Tensor | None
     ) -> tuple[Any, ...]:
         batch_sizes, gates, cells, y, *arguments = ctx.saved_tensors
-        needs = tuple(ctx.needs_input_grad[4:])
+        needs = tuple(ctx.needs_input_grad[5:])
         if not ctx.trace:
             dacts = dcells = None
         # Dynamo fails on a Function of any number of tensors here, and a compiled backward is not differentiated again.
         run = _OpaqueBackward.forward if torch.compiler.is_compiling() else _OpaqueBackward.apply
         cotangents = (dy, dh_n, dc_n, dacts, dcells)
-        found = run(ctx.name, needs, batch_sizes, ctx.steps, gates, cells, y, *cotangents, *arguments)
-        return None, None, None, None, *_spread(needs, found)
+        static = (ctx.name, needs, batch_sizes, ctx.steps, ctx.every)
+        found = run(*static, gates, cells, y, *cotangents, *arguments)
+        return (None,) * 5 + tuple(_spread(needs, found))
 
 
 class _OpaqueBackward(torch.autograd.Function):
@@ -154,6 +158,7 @@ class _OpaqueBackward(torch.autograd.Function):
         needs: tuple[bool, ...],
         batch_sizes: Tensor | None,
         steps: int,
+        every: int | None,
         gates: Tensor,
         cells: Tensor,
         y: Tensor,
@@ -167,12 +172,12 @@ class _OpaqueBackward(torch.autograd.Function):
         c_0: Tensor,
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        layer = (name, x, h_0, c_0, list(flat), batch_sizes, steps)
+        layer = (name, x, h_0, c_0, list(flat), batch_sizes, steps, every)
         return tuple(operators.lstm_backward(*layer, gates, cells, y, dy, dh_n, dc_n, dacts, dcells, list(needs)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, ctx.needs, batch_sizes, ctx.steps, _, _, _, *tensors = inputs
+        _, ctx.needs, batch_sizes, ctx.steps, _, _, _, _, *tensors = inputs
         ctx.save_for_backward(batch_sizes, *tensors)
 
     @staticmethod
@@ -181,7 +186,7 @@ class _OpaqueBackward(torch.autograd.Function):
         x, h_0, c_0, *flat = tensors[_COTANGENTS:]
         layer = operators.Arguments("", x, h_0, c_0, flat, batch_sizes, ctx.steps)
         pulled = _second_order(layer.problem, ctx.needs, tensors, _spread(ctx.needs, cotangents))
-        return (None,) * 7 + tuple(pulled)
+        return (None,) * 8 + tuple(pulled)
 
 
 def _spread(needs: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | None]:
@@ -197,8 +202,9 @@ def _reference_gradients(problem: Problem, needs: Sequence[bool], tensors: Seque
     """
     cotangents, arguments = tensors[:_COTANGENTS], tensors[_COTANGENTS:]
     wanted = [index for index, needed in enumerate(needs) if needed]
-    # Only a trace gives as many results as there may be cotangents.
-    problem = problem._replace(trace=any(cotangent is not None for cotangent in cotangents[3:]))
+    # Only a trace gives as many results as there may be cotangents.  A graph of a graph keeps all states.
+    traced = any(cotangent is not None for cotangent in cotangents[3:])
+    problem = problem._replace(trace=traced, checkpoint_every=None)
 
     def layer(*given: Tensor) -> tuple[Tensor, ...]:
         full: list[Any] = list(arguments)

@@ -63,6 +63,8 @@ class Problem(NamedTuple):
     device: torch.device
     reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
     trace: bool = False  # the states of every step are wanted too
+    checkpoint_every: int | None = None  # keep the states of every so many steps only; never with `trace`
+    reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -77,8 +79,8 @@ class Problem(NamedTuple):
 #   y            (P, D*R), contiguous
 #   h_n, c_n     (D, B, R), (D, B, H); they own their storage
 #   acts, cells  (D, P, 4H), (D, P, H): the activated gates and c of every row, differentiable
-# Direction 1 runs the rows backwards.  A step updates only its sequences' rows of the state: a sequence that has
-# ended, or in reverse has not yet begun, keeps the state it has.
+# Direction 1, or the only one of a reverse problem, runs the rows backwards.  A step updates only its sequences' rows
+# of the state: a sequence that has ended, or in reverse has not yet begun, keeps the state it has.
 Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, ...]]
 
 

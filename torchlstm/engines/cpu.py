@@ -188,7 +188,7 @@ class _CPU:
             end = min(steps, first + per_part)
             _kernel.backward(*fixed, first, end, room, stride, *last)
             for d in range(directions):
-                low, high = (first, end) if d else (steps - end, steps - first)
+                low, high = (first, end) if d or problem.reverse else (steps - end, steps - first)
                 part = slice(row(low), row(high))
                 n = part.stop - part.start
                 accumulate(d, part, *(_first(tensor, d, n) for tensor in (dgates, before, dh, raw)))
@@ -264,6 +264,7 @@ def _sizes(isa: int, problem: Problem, starts: Tensor | None) -> tuple[int, ...]
         problem.proj_size or problem.hidden_size,
         problem.directions,
         int(problem.proj_size > 0),
+        int(problem.reverse),
         _address(starts),
     )
 

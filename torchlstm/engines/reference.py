@@ -2,15 +2,19 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from ..equations import lstm_step
+from . import chunks
 from .contract import Dense, Engine, Problem, Weights
+from .kernel import flatten
 
 
 def recurrence(
@@ -63,20 +67,44 @@ def _scripted() -> Callable[..., Any]:
 
 def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
     """See `contract.Layer`."""
-    # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
-    loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
-    rows, results = problem.rows, []
-    for d, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
-        bias = None if b_ih is None or b_hh is None else b_ih + b_hh
-        gates_x, batch_sizes = F.linear(x, w_ih, bias), None  # one product for all steps
-        if isinstance(rows, Dense):
-            gates_x = gates_x.view(rows.steps, rows.batch, w_ih.shape[0])
-        else:
-            batch_sizes = rows.batch_sizes
-        results.append(loop(gates_x, batch_sizes, h_0[d], c_0[d], w_hh, w_hr, d == 1, problem.trace))
+    run = _chunked if _checkpoints(problem, (x, h_0, c_0, *flatten(weights))) else _direction
+    results = [run(problem, d, x, h_0[d], c_0[d], direction) for d, direction in enumerate(weights)]
     y, *rest = zip(*results, strict=True)
     # `stack` copies: the final states must not share memory with the output.
     return (y[0] if len(y) == 1 else torch.cat(y, dim=-1)), *map(torch.stack, rest)
+
+
+def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
+    """One direction of rows x (P, I), as `recurrence` returns it."""
+    # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
+    loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
+    rows, (w_ih, w_hh, b_ih, b_hh, w_hr) = problem.rows, weights
+    bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+    gates_x, batch_sizes = F.linear(x, w_ih, bias), None  # one product for all steps
+    if isinstance(rows, Dense):
+        gates_x = gates_x.view(rows.steps, rows.batch, w_ih.shape[0])
+    else:
+        batch_sizes = rows.batch_sizes
+    results: list[Tensor] = loop(gates_x, batch_sizes, h, c, w_hh, w_hr, d == 1 or problem.reverse, problem.trace)
+    return results
+
+
+def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
+    """Whether the states of some steps only are kept: where a gradient is wanted, and torch's checkpoint can work."""
+    if problem.checkpoint_every is None or problem.reach.transformed or torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing() or forward_ad._current_level >= 0:  # type: ignore[attr-defined,no-untyped-call]
+        return False
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _chunked(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
+    """As `_direction`, a chunk at a time, each of which is run once more by the backward."""
+    y = [x] * chunks.count(problem.rows.steps, problem.checkpoint_every or 1)
+    for chunk in chunks.chunks(problem, d):
+        arguments = (chunk.problem, 0, x[chunk.rows], h, c, weights)
+        y[chunk.number], h, c = checkpoint(_direction, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return [torch.cat(y), h, c]
 
 
 ENGINE = Engine("reference", layer)

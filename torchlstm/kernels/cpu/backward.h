@@ -131,7 +131,7 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
     REAL *scratch = job->scratch;
     for (int d = p->d0; d < p->d1; d++) {
         REAL *base = scratch + d * plan->direction;
-        FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = d, .w_h = base + plan->h, .w_r = base + plan->r,
+        FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = backwards(s, d), .w_h = base + plan->h, .w_r = base + plan->r,
                          .dh_state = base + plan->dh, .draw = base + plan->draw,
                          .db = scratch + plan->threads + p->rank * plan->thread + d * 4 * width,
                          .left = scratch + plan->threads + p->rank * plan->thread + plan->left,
@@ -149,9 +149,9 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
         share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
         share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
         if (job->from == 0) FN(start_states)(&l, d);
-        long low = first_row(s, d ? job->from : T - job->to);
+        long low = first_row(s, l.reverse ? job->from : T - job->to);
         for (long i = job->from; i < job->to; i++) {
-            long t = d ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
+            long t = l.reverse ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
             if (l.raw) FN(project_back)(&l, t, row);
             FN(cell_step)(&l, t, row);
             if (single(s)) break;
