@@ -79,17 +79,17 @@ def test_scales_and_labels() -> None:
     figure = gates(trace, labels=list(text))
     found = panels(figure)
     for name, panel in found.items():
-        low, high = (0.0, 1.0) if name in "ifo" else (-largest, largest)
+        low, high = (0.0, 1.0) if name in "ifo" else (-largest, largest) if name == "c" else (-1.0, 1.0)
         assert panel.images[0].get_clim() == pytest.approx((low, high))
         assert panel.images[0].get_cmap().name == ("viridis" if name in "ifo" else "RdBu_r")
         assert panel.get_ylabel() == "unit"
-    for name in "oh":  # below the others
+    for name in "oc":  # below the others
         assert [label.get_text() for label in found[name].get_xticklabels()] == list(text)
         assert list(found[name].get_xticks()) == list(range(len(text)))
         assert found[name].get_xlabel() == "step"
-    assert len(figure.axes) == len(found) + 2  # one colour bar a column
-    # A small c leaves the scale of g and h.
-    assert panels(gates(trace_of(torch.zeros(2, 4))))["g"].images[0].get_clim()[1] >= 1
+    assert len(figure.axes) == len(found) + 3  # a colour bar for each scale
+    small = torchlstm.LSTM(4, 6).trace(torch.zeros(2, 4))
+    assert panels(gates(small))["c"].images[0].get_clim() == (-1, 1)
 
 
 def test_a_picture_in_any_dtype(tmp_path: Any) -> None:

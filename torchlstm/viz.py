@@ -12,9 +12,11 @@ from .trace import Trace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One column of panels each, with one scale and one colour bar.
-_SIGMOIDS = {"i": "input gate i", "f": "forget gate f", "o": "output gate o"}
-_SIGNED = {"g": "candidate g", "c": "cell state c", "h": "hidden state h"}
+# The panels of both columns, from above.
+_COLUMNS = (
+    {"i": "input gate i", "f": "forget gate f", "o": "output gate o"},
+    {"g": "candidate g", "h": "hidden state h", "c": "cell state c"},
+)
 
 
 def gates(
@@ -26,10 +28,10 @@ def gates(
     batch_first: bool = False,
     labels: Sequence[str] | None = None,
 ) -> "Figure":
-    """Draw what one direction of one layer did with one sequence: a heat map each of i, f, o and g, c, h.
+    """Draw what one direction of one layer did with one sequence: a heat map each of i, f, o and g, h, c.
 
-    Steps run along x and units along y.  Gates are shown from 0 to 1; g, c and h around 0, on one scale that reaches to
-    1 or to the largest c.
+    Steps run along x and units along y.  i, f and o are shown from 0 to 1, g and h from -1 to 1, and c, which has no
+    bound, to its largest on both sides of 0, or to 1; so is a projected h, with g.
 
     trace       of `LSTM.trace`
     layer, direction, sequence
@@ -47,22 +49,25 @@ def gates(
     steps = values["c"].shape[0]
     if labels is not None and len(labels) != steps:
         raise ValueError(f"expected {steps} labels, one for each step of the sequence, got {len(labels)}")
-    reach = max(1.0, values["c"].abs().max().item()) if steps else 1.0
+    # Of h only a projection leaves -1 to 1.
+    h, c = (max(1.0, values[name].abs().max().item()) if steps else 1.0 for name in "hc")
     figure: Figure = figure_type(figsize=(2 * min(12.0, max(4.0, 0.11 * steps)), 7), layout="constrained")
-    columns = figure.subplots(3, 2, sharex=True, squeeze=False).T
-    for axes, titles, colours, low, high in (
-        (columns[0], _SIGMOIDS, "viridis", 0.0, 1.0),
-        (columns[1], _SIGNED, "RdBu_r", -reach, reach),
-    ):
-        for panel, (name, title) in zip(axes, titles.items(), strict=True):
+    grid = figure.subplots(3, 2, sharex=True, squeeze=False)
+    panels = {name: grid[row, column] for column, names in enumerate(_COLUMNS) for row, name in enumerate(names)}
+    scales = (("ifo", "viridis", 0.0, 1.0), ("gh", "RdBu_r", -h, h), ("c", "RdBu_r", -c, c))
+    for names, colours, low, high in scales:
+        for name in names:
             style: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "cmap": colours}
-            image = panel.imshow(values[name].t().numpy(), vmin=low, vmax=high, **style)
-            panel.set_title(title)
-            panel.set_ylabel("unit")
-        axes[-1].set_xlabel("step")
+            image = panels[name].imshow(values[name].t().numpy(), vmin=low, vmax=high, **style)
+        figure.colorbar(image, ax=[panels[name] for name in names])
+    for titles in _COLUMNS:
+        for name, title in titles.items():
+            panels[name].set_title(title)
+            panels[name].set_ylabel("unit")
+    for lowest in grid[-1]:
+        lowest.set_xlabel("step")
         if labels is not None:
-            axes[-1].set_xticks(range(steps), labels)
-        figure.colorbar(image, ax=list(axes))
+            lowest.set_xticks(range(steps), labels)
     return figure
 
 
