@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
 from ..equations import lstm_step
 from . import chunks
 from .contract import Dense, Engine, Problem, Weights
-from .kernel import flatten
+from .kernel import flatten, unflatten
 
 
 def recurrence(
@@ -90,7 +89,7 @@ def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weight
 
 
 def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
-    """Whether the states of some steps only are kept: where a gradient is wanted, and torch's checkpoint can work."""
+    """Whether to keep the states of some steps only: where a gradient is wanted, and plain autograd makes it."""
     if problem.checkpoint_every is None or problem.reach.transformed or torch.compiler.is_compiling():
         return False
     if torch.jit.is_tracing() or forward_ad._current_level >= 0:  # type: ignore[attr-defined,no-untyped-call]
@@ -99,12 +98,42 @@ def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
 
 
 def _chunked(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
-    """As `_direction`, a chunk at a time, each of which is run once more by the backward."""
+    """As `_direction`, a chunk at a time."""
     y = [x] * chunks.count(problem.rows.steps, problem.checkpoint_every or 1)
     for chunk in chunks.chunks(problem, d):
-        arguments = (chunk.problem, 0, x[chunk.rows], h, c, weights)
-        y[chunk.number], h, c = checkpoint(_direction, *arguments, use_reentrant=False, preserve_rng_state=False)
+        arguments = (chunk.problem, x[chunk.rows], h, c, *flatten([weights]))
+        y[chunk.number], h, c = _Chunk.apply(*arguments)  # type: ignore[no-untyped-call]
     return [torch.cat(y), h, c]
+
+
+class _Chunk(torch.autograd.Function):
+    """Some steps of one direction, of which nothing is kept but what they start from.
+
+    torch.utils.checkpoint would keep the graph, if not the tensors: of small steps that is most of the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.problem = problem
+        ctx.save_for_backward(*tensors)
+        return _run(problem, tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        needs, graph = ctx.needs_input_grad[1:], torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Of their own, so that no path through the chunks before counts too; with a graph where one is wanted.
+            own = [tensor.view_as(tensor) if graph else tensor.detach() for tensor in ctx.saved_tensors]
+            wanted = [t if graph else t.requires_grad_() for t, needed in zip(own, needs, strict=True) if needed]
+            found = torch.autograd.grad(_run(ctx.problem, own), wanted, cotangents, create_graph=graph)
+        rest = iter(found)
+        return None, *(next(rest) if needed else None for needed in needs)
+
+
+def _run(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results of one direction: of x, h, c and its weights by `flatten`."""
+    x, h, c, *flat = tensors
+    return tuple(_direction(problem, 0, x, h, c, unflatten(flat, 1)[0]))
 
 
 ENGINE = Engine("reference", layer)
