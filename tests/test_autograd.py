@@ -74,6 +74,8 @@ class PythonKernel:
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
+        dacts: Tensor | None,
+        dcells: Tensor | None,
         accumulate: Accumulate,
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.backwards += 1
@@ -99,7 +101,10 @@ class PythonKernel:
                     dh_t += dy[step, d * size : (d + 1) * size]
                 draw = dh_t if w_hr is None else dh_t @ w_hr
                 dc[d, :n] += draw * o * (1 - tanh_c**2)
-                slopes = dc[d, :n] * g, dc[d, :n] * c, dc[d, :n] * i, draw * tanh_c
+                dc[d, :n] += 0 if dcells is None else dcells[d, step]
+                slopes = [dc[d, :n] * g, dc[d, :n] * c, dc[d, :n] * i, draw * tanh_c]
+                if dacts is not None:
+                    slopes = [a + b for a, b in zip(slopes, dacts[d, step].chunk(4, -1), strict=True)]
                 dgates = torch.cat([slopes[0] * i * (1 - i), slopes[1] * f * (1 - f), slopes[2] * (1 - g * g),
                                     slopes[3] * o * (1 - o)], -1)  # fmt: skip
                 db[d] += dgates.sum(0)

@@ -1,6 +1,7 @@
 """torch.compile and torch.export: one operator a layer, never an unrolled loop, and eager's numbers."""
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,15 +199,15 @@ def test_on_the_reference_engine_and_in_other_dtypes() -> None:
 def test_operators_by_torchs_own_checks() -> None:
     module, x = torchlstm.LSTM(2, 4, bidirectional=True, proj_size=3), torch.randn(15, 2)
     weights = [parameter.detach() for parameter in module.parameters()]
-    weights = weights[:5] + weights[5:]
     state = states(2, 3, 3, 4)
     checks = ("test_schema", "test_faketensor")
-    for sizes in (None, torch.tensor([3, 3, 3, 3, 2, 1])):
-        layer = ("cpu", x, *state, weights, sizes, 5 if sizes is None else 6)
+    for sizes, every in itertools.product((None, torch.tensor([3, 3, 3, 3, 2, 1])), (None, 4)):
+        layer = ("cpu", x, *state, weights, sizes, 5 if sizes is None else 6, every)
         torch.library.opcheck(torch.ops.torchlstm.lstm.default, (*layer, False), test_utils=checks)
         torch.library.opcheck(torch.ops.torchlstm.lstm.default, (*layer, True), test_utils=checks)
         y, h_n, c_n, gates, cells = torch.ops.torchlstm.lstm(*layer, True)
-        given = (*layer, gates, cells, y, torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n))
+        more = (None, None) if every else (torch.randn_like(gates), torch.randn_like(cells))
+        given = (*layer, gates, cells, y, torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n), *more)
         torch.library.opcheck(torch.ops.torchlstm.lstm_backward_loop.default, given, test_utils=checks)
         for needs in ([True] * 13, [False, True] * 6 + [True]):
             torch.library.opcheck(torch.ops.torchlstm.lstm_backward.default, (*given, needs), test_utils=checks)

@@ -1,5 +1,6 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
+from . import viz
 from .cell import LSTMCell
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
@@ -8,4 +9,15 @@ from .swap import plan_swap, restore, swap
 
 __version__ = "0.1.0"
 
-__all__ = ["LSTM", "EngineRefusal", "LSTMCell", "engines", "explain", "plan_swap", "restore", "swap", "use_engine"]
+__all__ = [
+    "LSTM",
+    "EngineRefusal",
+    "LSTMCell",
+    "engines",
+    "explain",
+    "plan_swap",
+    "restore",
+    "swap",
+    "use_engine",
+    "viz",
+]

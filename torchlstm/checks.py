@@ -64,6 +64,16 @@ def dtype_mismatch(input: Tensor, weight: Tensor) -> str | None:
     )
 
 
+def check_every(every: object) -> None:
+    """Raise TypeError or ValueError unless this is None or a number of steps to keep the states of one of."""
+    if every is None:
+        return
+    if not isinstance(every, int) or isinstance(every, bool):
+        raise TypeError(f"LSTM: Expected checkpoint_every to be an int or None, got {type(every).__name__}")
+    if every < 1:
+        raise ValueError(f"LSTM: Expected checkpoint_every to be at least 1, got {every}")
+
+
 def check_tensor(owner: str, input: object) -> None:
     """Raise TypeError for something that is no tensor, RuntimeError for a sparse one."""
     if not isinstance(input, Tensor):

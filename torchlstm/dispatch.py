@@ -94,7 +94,15 @@ def choose(problem: Problem) -> Engine:
     raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
 
-def problem_of(x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
+def problem_of(
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: tuple[Weights, ...],
+    rows: Rows,
+    trace: bool = False,
+    checkpoint_every: int | None = None,
+) -> Problem:
     """The problem that these arguments pose; see `contract.Layer` for their shapes."""
     w_ih, w_hh, b_ih, _, w_hr = weights[0]
     return Problem(
@@ -108,16 +116,25 @@ def problem_of(x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
         dtype=x.dtype,
         device=x.device,
         reach=reach((x, h_0, c_0, *chain.from_iterable(weights))),
+        trace=trace,
+        # A trace keeps every state: nothing is left to compute again.
+        checkpoint_every=None if trace else checkpoint_every,
     )
 
 
 def layer(
-    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], rows: Rows
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: tuple[Weights, ...],
+    rows: Rows,
+    trace: bool = False,
+    checkpoint_every: int | None = None,
+) -> tuple[Tensor, ...]:
     """One layer, all its directions, on the engine chosen for it; see `contract.Layer`."""
     if isinstance(rows, Dense) and rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    problem = problem_of(x, h_0, c_0, weights, rows)
+    problem = problem_of(x, h_0, c_0, weights, rows, trace, checkpoint_every)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
     engine = choose(problem)

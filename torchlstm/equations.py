@@ -20,8 +20,17 @@ def lstm_cell(gates_x: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, w_hr: Tensor 
     w_hr     (R, H) or None
     returns  h' (B, R), c' (B, H)
     """
+    h, c, *_ = lstm_step(gates_x, h, c, w_hh, w_hr)
+    return h, c
+
+
+def lstm_step(
+    gates_x: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, w_hr: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `lstm_cell`, and the gates besides: h' (B, R), c' (B, H), i, f, g, o (B, H)."""
     gates = gates_x + h @ w_hh.t()  # (B, 4H)
     i, f, g, o = gates.chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w_hr is None else h @ w_hr.t()), c
+    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * c + i * g
+    h = o * torch.tanh(c)
+    return (h if w_hr is None else h @ w_hr.t()), c, i, f, g, o

@@ -29,6 +29,10 @@ class Decision(NamedTuple):
         sizes = f"B={problem.batch} I={problem.input_size} H={problem.hidden_size}"
         sizes += f" R={problem.proj_size}" if problem.proj_size else ""
         lines = [f"layer {self.layer}: {rows} {sizes} D={problem.directions} {problem.dtype} on {problem.device}"]
+        if problem.trace:
+            lines[0] += ", traced" + " in torch operations, step by step" * (self.engine == "reference")
+        if problem.checkpoint_every:
+            lines[0] += f", checkpoint_every={problem.checkpoint_every}"
         for name, standing in self.standings.items():
             lines.append(f"  {'->' if name == self.engine else '  '} {name}: {standing}")
         return "\n".join([*lines, *([f"  error: {self.error}"] if self.error else [])])
@@ -45,14 +49,17 @@ class Explanation(NamedTuple):
         return "\n".join([how, *map(str, self.decisions)])
 
 
-def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence, hx: Any = None) -> Explanation:
+def explain(
+    module: LSTM | LSTMCell, input: Tensor | PackedSequence, hx: Any = None, *, trace: bool = False
+) -> Explanation:
     """Say which engine runs each layer of a torchlstm module for an input, and why no other.
 
     input, hx  as the module takes them; nothing is computed
+    trace      ask for `LSTM.trace` of them, not for the call; only engines other than `reference` trace at kernel speed
     Raises TypeError for any other module: `swap` it first.
     """
     if isinstance(module, LSTM):
-        problems = _lstm_problems(module, input, hx)
+        problems = _lstm_problems(module, input, hx, trace)
     elif isinstance(module, LSTMCell):
         problems = [_cell_problem(module, input, hx)]
     else:
@@ -67,7 +74,7 @@ def _decide(index: int, problem: Problem) -> Decision:
         return Decision(index, problem, None, str(error), standings(problem))
 
 
-def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> list[Problem]:
+def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any, trace: bool) -> list[Problem]:
     packed = pack(input, module.batch_first)
     x, state = packed.data, module.proj_size or module.hidden_size
     fused = packed.form is None and not module.proj_size
@@ -86,6 +93,8 @@ def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> lis
             dtype=x.dtype if precision is None else precision.compute,
             device=x.device,
             reach=found,
+            trace=trace,
+            checkpoint_every=None if trace else module.checkpoint_every,
         )
         for k in range(module.num_layers)
     ]

@@ -11,6 +11,7 @@ from .engines.contract import Weights
 from .packing import check_packed, pack, pack_state, unpack, unpack_state
 from .precision import autocast_precision
 from .stack import run_stack
+from .trace import States, Trace, states_of
 
 State = tuple[Tensor, Tensor]
 Layers = list[tuple[Weights, ...]]  # L of D of Weights
@@ -29,9 +30,16 @@ class LSTM(nn.RNNBase):
     What differs: it is no instance of nn.LSTM; the weights are read from their attributes at every call, so that
     `flatten_parameters` has nothing to do; and where nn.LSTM fails with a message about its insides, or computes from a
     PackedSequence or a state that does not fit, the error names what was given and what was expected.
+
+    What is new, and off unless asked for: `trace`, and
+
+        checkpoint_every  k: train in memory for the states of T / k + k steps, not of T; those of every k-th step are
+                          kept, and the backward runs the steps between them once more.  The least is near k = sqrt(T).
     """
 
     weight_ih_l0: Tensor
+    # Of the class, since `swap` makes instances that were never initialised by it.
+    checkpoint_every: int | None = None
 
     def __init__(
         self,
@@ -45,16 +53,43 @@ class LSTM(nn.RNNBase):
         proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None:
+        checks.check_every(checkpoint_every)
         options = (bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
         super().__init__("LSTM", input_size, hidden_size, num_layers, *options)
+        if checkpoint_every is not None:
+            self.checkpoint_every = checkpoint_every
+
+    def extra_repr(self) -> str:
+        """As nn.LSTM's, and `checkpoint_every` if it is set."""
+        more = "" if self.checkpoint_every is None else f", checkpoint_every={self.checkpoint_every}"
+        return super().extra_repr() + more
 
     def flatten_parameters(self) -> None:
         """Do nothing: no engine needs the weights in one chunk of memory."""
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
         """See the class."""
+        output, state, _ = self._run(input, hx, trace=False)
+        return output, state
+
+    def trace(self, input: Tensor | PackedSequence, hx: State | None = None) -> Trace:
+        """Run the forward, and return h, c and the activated gates of every step besides: see `trace.Trace`.
+
+        Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
+        module are not called, and `checkpoint_every` has no effect, since every state is kept.
+        """
+        return Trace(*self._run(input, hx, trace=True))
+
+    def _run(
+        self, input: Tensor | PackedSequence, hx: State | None, trace: bool
+    ) -> tuple[Any, State, list[list[States]]]:
+        """Output and states, and the states of every step and layer if `trace`."""
         self._check(input, hx)
+        checks.check_every(self.checkpoint_every)
+        options = (self.dropout, self.training, trace, self.checkpoint_every)
         packed = pack(input, self.batch_first, hx)
         x, rows = packed.data, packed.rows
         layers = self._layers(x)
@@ -65,14 +100,15 @@ class LSTM(nn.RNNBase):
         fused = packed.form is None and not self.proj_size
         precision = autocast_precision(x, c_0, self.proj_size > 0, fused)
         if precision is None:
-            y, h_n, c_n = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training)
+            y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, *options)
         else:
             layers = [tuple(precision.cast(weights) for weights in layer) for layer in layers]
             with torch.autocast(x.device.type, enabled=False):
                 x, h_0, c_0 = precision.cast((x, h_0, c_0))
-                y, h_n, c_n = run_stack(x, h_0, c_0, layers, rows, self.dropout, self.training)
+                y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, *options)
             y, h_n, c_n = precision.results(y, h_n, c_n)
-        return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n))
+        states = [states_of(packed, layer, precision) for layer in traced]
+        return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n)), states
 
     def _layers(self, x: Tensor) -> Layers:
         """The weights of every layer and direction as they are now, checked against rows of input x (P, I)."""

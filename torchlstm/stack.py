@@ -1,6 +1,7 @@
 """Layers: dropout between them, states in and out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,27 +18,32 @@ def run_stack(
     rows: Rows,
     dropout: float,
     training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    trace: bool = False,
+    checkpoint_every: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, list[Any]]:
     """Run packed rows through all layers.
 
     x         (P, I)
     h_0, c_0  (L*D, B, R), (L*D, B, H), direction innermost
     layers    L of D of Weights
-    returns   y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H)
+    returns   y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H); L of (y, acts, cells) if `trace`, see `contract.Layer`
     """
     if len(layers) == 1:
-        return layer(x, h_0, c_0, layers[0], rows)
+        y, h, c, *inner = layer(x, h_0, c_0, layers[0], rows, trace, checkpoint_every)
+        return y, h, c, [(y, *inner)] if trace else []
     directions = len(layers[0])
     states = zip(h_0.split(directions), c_0.split(directions), strict=True)
-    h_n, c_n = [], []
+    h_n, c_n, traced = [], [], []
     for index, (weights, (h, c)) in enumerate(zip(layers, states, strict=True)):
         if index > 0 and dropout != 0 and training:
             # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
             x = torch.dropout(x, dropout, True)
-        x, h, c = layer(x, h, c, weights, rows)
+        x, h, c, *inner = layer(x, h, c, weights, rows, trace, checkpoint_every)
         h_n.append(h)
         c_n.append(c)
-    return x, torch.cat(h_n), torch.cat(c_n)
+        if trace:
+            traced.append((x, *inner))
+    return x, torch.cat(h_n), torch.cat(c_n), traced
 
 
 def run_step(x: Tensor, h_0: Tensor, c_0: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:

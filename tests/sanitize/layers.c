@@ -36,6 +36,8 @@ static naive_t draw_case(sizes_t s, long rows) {
     if (draw(4)) n.dy = draw_numbers(rows * D * R, 1);
     if (draw(4)) n.dh_n = draw_numbers(D * s.batch * R, 1);
     if (draw(4)) n.dc_n = draw_numbers(D * s.batch * H, 1);
+    if (!draw(3)) n.dacts = draw_numbers(D * rows * 4 * H, 1);
+    if (!draw(3)) n.dcells = draw_numbers(D * rows * H, 1);
     n.dgates = zeros(D * rows * 4 * H), n.before = zeros(D * rows * R), n.dh = zeros(D * rows * R);
     n.raw = zeros(D * rows * H), n.dh_0 = zeros(D * s.batch * R), n.dc_0 = zeros(D * s.batch * H), n.db = zeros(D * 4 * H);
     return n;
@@ -44,7 +46,7 @@ static naive_t draw_case(sizes_t s, long rows) {
 static void free_case(naive_t *n) {
     for (int d = 0; d < 2; d++) free(n->w_ih[d]), free(n->w_hh[d]), free(n->b_ih[d]), free(n->b_hh[d]), free(n->w_hr[d]);
     double *rest[] = { n->x, n->h_0, n->c_0, n->y, n->h_n, n->c_n, n->gates, n->cells, n->entered, n->dy, n->dh_n, n->dc_n,
-                       n->dgates, n->before, n->dh, n->raw, n->dh_0, n->dc_0, n->db };
+                       n->dacts, n->dcells, n->dgates, n->before, n->dh, n->raw, n->dh_0, n->dc_0, n->db };
     for (size_t i = 0; i < sizeof rest / sizeof *rest; i++) free(rest[i]);
 }
 
@@ -84,7 +86,8 @@ static void forward(run_t *r, int save) {
 
 /* The packed rows of direction d in steps [from, to) of the backward. */
 static void rows_of_part(const sizes_t *s, int d, long from, long to, long *first, long *count) {
-    long low = d ? from : s->steps - to, high = d ? to : s->steps - from;
+    int reverse = backwards(s, d);
+    long low = reverse ? from : s->steps - to, high = reverse ? to : s->steps - from;
     *first = first_row(s, low), *count = first_row(s, high) - *first;
 }
 
@@ -126,7 +129,9 @@ static void backward(run_t *r, long part, long padding) {
     if (!draw(4)) b.room += 2;
     void *dy = buffer_of(n->dy, r->rows * D * R, r->element), *dh_n = buffer_of(n->dh_n, states * R, r->element);
     void *dc_n = buffer_of(n->dc_n, states * H, r->element);
-    b.dy = dy, b.dh_n = dh_n, b.dc_n = dc_n;
+    void *dacts = buffer_of(n->dacts, D * r->rows * 4 * H, r->element);
+    void *dcells = buffer_of(n->dcells, D * r->rows * H, r->element);
+    b.dy = dy, b.dh_n = dh_n, b.dc_n = dc_n, b.dacts = dacts, b.dcells = dcells;
     b.dc_0 = buffer(states * H, r->element), b.db = buffer(D * 4 * H, r->element);
     b.dh_0 = single(s) ? NULL : buffer(states * R, r->element);
     int want_before = draw(4) > 0;
@@ -146,6 +151,7 @@ static void backward(run_t *r, long part, long padding) {
     expect("dc_0", b.dc_0, r->element, n->dc_0, states, H, H, r->tolerance);
     expect("db", b.db, r->element, n->db, D, 4 * H, 4 * H, r->tolerance);
     free(b.dh_0), free(b.dc_0), free(b.db), free(b.scratch), free(dy), free(dh_n), free(dc_n);
+    free(dacts), free(dcells);
 }
 
 /* The kernel does not write what it is given. */
@@ -173,8 +179,8 @@ static void run(const naive_t *n, long rows, int threads, int isa, int element) 
     for (int d = 0; d < 2; d++)
         r.f.weights[d] = (weights_t){ all[3 + 5 * d].given, all[4 + 5 * d].given, all[5 + 5 * d].given, all[6 + 5 * d].given,
                                       all[7 + 5 * d].given };
-    describe("layer T=%ld B=%ld I=%ld H=%ld R=%ld D=%d ragged=%d projected=%d biases=%d,%d isa=%d element=%d threads=%d",
-             s->steps, s->batch, I, H, R, s->directions, s->starts != NULL, s->projected, n->b_ih[0] != NULL,
+    describe("layer T=%ld B=%ld I=%ld H=%ld R=%ld D=%d reverse=%d ragged=%d projected=%d biases=%d,%d isa=%d element=%d threads=%d",
+             s->steps, s->batch, I, H, R, s->directions, s->reverse, s->starts != NULL, s->projected, n->b_ih[0] != NULL,
              n->b_hh[0] != NULL, isa, element, threads);
     forward(&r, 0);
     forward(&r, 1);
@@ -203,6 +209,7 @@ void check_layer(void) {
                   .directions = 1 + (int)draw(2), .projected = draw(3) == 0 };
     if (!draw(16)) s.steps = 40;
     s.output = s.hidden;
+    if (s.directions == 1) s.reverse = (int)draw(2);
     if (s.projected && s.hidden == 1) s.projected = 0;
     if (s.projected) s.output = 1 + (long)draw((unsigned long)s.hidden - 1);
     long rows;

@@ -11,7 +11,7 @@ typedef struct {
     int rounds;                                              /* operands of products, to bfloat16                */
     double *x, *h_0, *c_0, *w_ih[2], *w_hh[2], *b_ih[2], *b_hh[2], *w_hr[2];
     double *y, *h_n, *c_n, *gates, *cells;
-    double *dy, *dh_n, *dc_n;
+    double *dy, *dh_n, *dc_n, *dacts, *dcells;
     double *dgates, *before, *dh, *raw, *dh_0, *dc_0, *db;   /* of all rows: dgates (D, P, 4H), before (D, P, R), .. */
     double *entered;                                         /* (D, P, H): c of the step before each row            */
 } naive_t;
@@ -61,10 +61,11 @@ NAIVE void naive_forward(naive_t *n) {
     for (long k = 0; k < s->directions * s->batch * s->hidden; k++) n->c_n[k] = n->c_0[k];
     for (int d = 0; d < s->directions; d++)
         for (long i = 0; i < s->steps; i++)
-            naive_step(n, d, d ? s->steps - 1 - i : i, n->h_n + d * s->batch * s->output, n->c_n + d * s->batch * s->hidden);
+            naive_step(n, d, backwards(s, d) ? s->steps - 1 - i : i, n->h_n + d * s->batch * s->output, n->c_n + d * s->batch * s->hidden);
 }
 
 NAIVE void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
+    static const double none[1] = { 0 };
     const sizes_t *s = &n->sizes;
     long H = s->hidden, R = s->output, P = first_row(s, s->steps);
     for (long b = 0; b < active(s, t); b++) {
@@ -77,11 +78,13 @@ NAIVE void naive_step_back(naive_t *n, int d, long t, double *dh, double *dc) {
             const double *dy = n->dh + at * R;
             double draw = s->projected ? naive_dot(n, 0, n->w_hr[d] + u, H, dy, 1, R) : dy[u], tanh_c = tanh(n->cells[at * H + u]);
             double i = a[u], f = a[H + u], g = a[2 * H + u], o = a[3 * H + u];
-            double slope = dc[b * H + u] + draw * o * (1 - tanh_c * tanh_c);
-            e[u] = slope * g * i * (1 - i);
-            e[H + u] = slope * n->entered[at * H + u] * f * (1 - f);
-            e[2 * H + u] = slope * i * (1 - g * g);
-            e[3 * H + u] = draw * tanh_c * o * (1 - o);
+            double slope = dc[b * H + u] + draw * o * (1 - tanh_c * tanh_c) + (n->dcells ? n->dcells[at * H + u] : 0);
+            const double *more = n->dacts ? n->dacts + at * 4 * H + u : none;
+            long step = n->dacts ? H : 0;
+            e[u] = (slope * g + more[0]) * i * (1 - i);
+            e[H + u] = (slope * n->entered[at * H + u] + more[step]) * f * (1 - f);
+            e[2 * H + u] = (slope * i + more[2 * step]) * (1 - g * g);
+            e[3 * H + u] = (draw * tanh_c + more[3 * step]) * o * (1 - o);
             dc[b * H + u] = slope * f;
         }
         for (long k = 0; k < R; k++) dh[b * R + k] = naive_dot(n, 0, n->w_hh[d] + k, R, e, 1, 4 * H);
@@ -96,6 +99,6 @@ NAIVE void naive_backward(naive_t *n) {
     for (long k = 0; k < s->directions * 4 * s->hidden; k++) n->db[k] = 0;
     for (int d = 0; d < s->directions; d++)
         for (long i = 0; i < s->steps; i++)
-            naive_step_back(n, d, d ? i : s->steps - 1 - i, n->dh_0 + d * s->batch * s->output,
+            naive_step_back(n, d, backwards(s, d) ? i : s->steps - 1 - i, n->dh_0 + d * s->batch * s->output,
                             n->dc_0 + d * s->batch * s->hidden);
 }

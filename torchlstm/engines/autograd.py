@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import operators, reference
+from . import chunks, operators, reference
 from .contract import Layer, Problem, Weights
-from .kernel import Call, Kernel, flatten, gradients, unflatten
+from .gradients import gradients
+from .kernel import Call, Kernel, flatten, unflatten
 from .plain import reach
+
+# Of y, h_n, c_n and of what a trace adds, the activated gates and c of every row; the last two are None without one.
+_COTANGENTS = 5
 
 
 def layer_of(kernel: Kernel) -> Layer:
@@ -19,23 +23,23 @@ def layer_of(kernel: Kernel) -> Layer:
 
     def layer(
         problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        flat = flatten(weights)
+    ) -> tuple[Tensor, ...]:
+        flat, trace = flatten(weights), problem.trace
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, c_0, *flat))
         if problem.reach.direct and differentiable:
             result = _Forward.apply(Call(kernel, problem), x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]
         elif problem.reach.direct:
-            result = kernel.forward(problem, x, h_0, c_0, weights, False)
+            *result, saved = kernel.forward(problem, x, h_0, c_0, weights, trace)
+            result += saved
         else:
-            static = (name, problem.batch_sizes, problem.rows.steps)
+            static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
             # An exported program has no gradients: what only they need would be written for nothing.
             if (differentiable or problem.reach.transformed) and not torch.compiler.is_exporting():
                 tensors = _distinct(x, h_0, c_0, *flat)
-                result = _OpaqueForward.apply(*static, *tensors)  # type: ignore[no-untyped-call]
+                result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
             else:
-                result = operators.lstm(name, x, h_0, c_0, flat, *static[1:], False)
-        y, h_n, c_n, *_ = result
-        return y, h_n, c_n
+                result = operators.lstm(name, x, h_0, c_0, flat, *static[1:], trace)
+        return tuple(result[: 5 if trace else 3])
 
     return layer
 
@@ -55,27 +59,30 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, h_0: Tensor, c_0: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         weights = unflatten(flat, h_0.shape[0])
-        y, h_n, c_n, saved = call.kernel.forward(call.problem, x, h_0, c_0, weights, True)
+        y, h_n, c_n, saved = chunks.forward(call, x, h_0, c_0, weights, True)
         ctx.call = call
         ctx.save_for_backward(*saved, y, x, h_0, c_0, *flat)
         ctx.set_materialize_grads(False)
-        return y, h_n, c_n
+        # As outputs, what is saved is guarded: the backward says so if somebody has written into it.
+        return (y, h_n, c_n, *saved) if call.problem.trace else (y, h_n, c_n)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
         gates, cells, y, *arguments = ctx.saved_tensors
         call, needs = ctx.call, ctx.needs_input_grad[1:]
+        cotangents = given if call.problem.trace else (*given, None, None)
         found = reach(cotangents)
         if found.direct:
             # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
             run = _Backward.apply if torch.is_grad_enabled() else gradients
             return None, *run(call, needs, (gates, cells), y, *cotangents, *arguments)
         # A batch of cotangents under vmap, for one: nothing that a kernel could read.
-        given = _zeros_for_none(cotangents, (y, *arguments[1:3]))
         if found.refusal is not None:
-            return None, *_reference_gradients(call.problem, needs, (*given, *arguments))
-        static = (call.kernel.name, needs, call.problem.batch_sizes, call.problem.rows.steps)
-        opaque = _OpaqueBackward.apply(*static, gates, cells, y, *given, *arguments)  # type: ignore[no-untyped-call]
+            return None, *_reference_gradients(call.problem, needs, (*cotangents, *arguments))
+        problem = call.problem
+        static = (call.kernel.name, needs, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
+        tensors = (*_zeros_for_none(cotangents[:3], (y, *arguments[1:3])), *cotangents[3:], *arguments)
+        opaque = _OpaqueBackward.apply(*static, gates, cells, y, *tensors)  # type: ignore[no-untyped-call]
         return None, *_spread(needs, opaque)
 
 
@@ -103,26 +110,41 @@ class _OpaqueForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        name: str, batch_sizes: Tensor | None, steps: int, x: Tensor, h_0: Tensor, c_0: Tensor, *flat: Tensor
+        trace: bool,
+        name: str,
+        batch_sizes: Tensor | None,
+        steps: int,
+        every: int | None,
+        x: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = operators.lstm(name, x, h_0, c_0, list(flat), batch_sizes, steps, True)
+        result: tuple[Tensor, ...] = operators.lstm(name, x, h_0, c_0, list(flat), batch_sizes, steps, every, True)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.name, batch_sizes, ctx.steps, *arguments = inputs
+        ctx.trace, ctx.name, batch_sizes, ctx.steps, ctx.every, *arguments = inputs
         y, _, _, gates, cells = output
-        ctx.mark_non_differentiable(gates, cells)
+        if not ctx.trace:
+            ctx.mark_non_differentiable(gates, cells)
         ctx.save_for_backward(batch_sizes, gates, cells, y, *arguments)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dh_n: Tensor, dc_n: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, dy: Tensor, dh_n: Tensor, dc_n: Tensor, dacts: Tensor | None, dcells: Tensor | None
+    ) -> tuple[Any, ...]:
         batch_sizes, gates, cells, y, *arguments = ctx.saved_tensors
-        needs = tuple(ctx.needs_input_grad[3:])
+        needs = tuple(ctx.needs_input_grad[5:])
+        if not ctx.trace:
+            dacts = dcells = None
         # Dynamo fails on a Function of any number of tensors here, and a compiled backward is not differentiated again.
         run = _OpaqueBackward.forward if torch.compiler.is_compiling() else _OpaqueBackward.apply
-        found = run(ctx.name, needs, batch_sizes, ctx.steps, gates, cells, y, dy, dh_n, dc_n, *arguments)
-        return None, None, None, *_spread(needs, found)
+        cotangents = (dy, dh_n, dc_n, dacts, dcells)
+        static = (ctx.name, needs, batch_sizes, ctx.steps, ctx.every)
+        found = run(*static, gates, cells, y, *cotangents, *arguments)
+        return (None,) * 5 + tuple(_spread(needs, found))
 
 
 class _OpaqueBackward(torch.autograd.Function):
@@ -136,32 +158,35 @@ class _OpaqueBackward(torch.autograd.Function):
         needs: tuple[bool, ...],
         batch_sizes: Tensor | None,
         steps: int,
+        every: int | None,
         gates: Tensor,
         cells: Tensor,
         y: Tensor,
         dy: Tensor,
         dh_n: Tensor,
         dc_n: Tensor,
+        dacts: Tensor | None,
+        dcells: Tensor | None,
         x: Tensor,
         h_0: Tensor,
         c_0: Tensor,
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        layer = (name, x, h_0, c_0, list(flat), batch_sizes, steps)
-        return tuple(operators.lstm_backward(*layer, gates, cells, y, dy, dh_n, dc_n, list(needs)))
+        layer = (name, x, h_0, c_0, list(flat), batch_sizes, steps, every)
+        return tuple(operators.lstm_backward(*layer, gates, cells, y, dy, dh_n, dc_n, dacts, dcells, list(needs)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, ctx.needs, batch_sizes, ctx.steps, _, _, _, *tensors = inputs
+        _, ctx.needs, batch_sizes, ctx.steps, _, _, _, _, *tensors = inputs
         ctx.save_for_backward(batch_sizes, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         batch_sizes, *tensors = ctx.saved_tensors
-        _, _, _, x, h_0, c_0, *flat = tensors
+        x, h_0, c_0, *flat = tensors[_COTANGENTS:]
         layer = operators.Arguments("", x, h_0, c_0, flat, batch_sizes, ctx.steps)
         pulled = _second_order(layer.problem, ctx.needs, tensors, _spread(ctx.needs, cotangents))
-        return (None,) * 7 + tuple(pulled)
+        return (None,) * 8 + tuple(pulled)
 
 
 def _spread(needs: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | None]:
@@ -170,47 +195,49 @@ def _spread(needs: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | Non
     return [next(rest) if needed else None for needed in needs]
 
 
-def _reference_gradients(
-    problem: Problem, needs: Sequence[bool], tensors: Sequence[Tensor]
-) -> tuple[Tensor | None, ...]:
+def _reference_gradients(problem: Problem, needs: Sequence[bool], tensors: Sequence[Any]) -> tuple[Tensor | None, ...]:
     """What `gradients` computes, by the reference engine, for any kind of tensor.
 
-    tensors  dy, dh_n, dc_n, x, h_0, c_0 and all weights
+    tensors  dy, dh_n, dc_n, dacts, dcells, each or None, then x, h_0, c_0 and all weights
     """
-    cotangents, arguments = tensors[:3], tensors[3:]
+    cotangents, arguments = tensors[:_COTANGENTS], tensors[_COTANGENTS:]
     wanted = [index for index, needed in enumerate(needs) if needed]
+    # Only a trace gives as many results as there may be cotangents.  A graph of a graph keeps all states.
+    traced = any(cotangent is not None for cotangent in cotangents[3:])
+    problem = problem._replace(trace=traced, checkpoint_every=None)
 
-    def layer(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def layer(*given: Tensor) -> tuple[Tensor, ...]:
         full: list[Any] = list(arguments)
         for index, tensor in zip(wanted, given, strict=True):
             full[index] = tensor
         return reference.layer(problem, full[0], full[1], full[2], unflatten(full[3:], full[1].shape[0]))
 
-    _, pull = torch.func.vjp(layer, *(arguments[index] for index in wanted))[:2]
-    gradients = dict(zip(wanted, pull(tuple(cotangents)), strict=True))
+    results, pull = torch.func.vjp(layer, *(arguments[index] for index in wanted))[:2]
+    pulled = pull(tuple(_zeros_for_none(cotangents[: len(results)], results)))
+    gradients = dict(zip(wanted, pulled, strict=True))
     return tuple(gradients.get(index) for index in range(len(arguments)))
 
 
 def _second_order(
     problem: Problem, needs: Sequence[bool], tensors: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Pull cotangents of the gradients back to dy, dh_n, dc_n and to the arguments of the layer.
+    """Pull cotangents of the gradients back to those of the layer's results and to its arguments.
 
-    tensors  dy, dh_n, dc_n, x, h_0, c_0 and all weights; None for a cotangent that there is not
+    tensors  as `_reference_gradients`
     """
-    arguments: Sequence[Any] = tensors[3:]
-    x, h_0, c_0 = arguments[:3]
-    y = x.new_empty(x.shape[0], h_0.shape[0] * h_0.shape[2])
-    given = (*_zeros_for_none(tensors[:3], (y, h_0, c_0)), *arguments)
+    there = [index for index, tensor in enumerate(tensors) if tensor is not None]
 
-    def needed(*values: Tensor) -> tuple[Tensor, ...]:
+    def needed(*given: Tensor) -> tuple[Tensor, ...]:
         """The gradients that were asked for."""
-        return tuple(g for g in _reference_gradients(problem, needs, values) if g is not None)
+        full: list[Any] = [None] * len(tensors)
+        for index, tensor in zip(there, given, strict=True):
+            full[index] = tensor
+        return tuple(g for g in _reference_gradients(problem, needs, full) if g is not None)
 
-    values, pull = torch.func.vjp(needed, *given)[:2]
+    values, pull = torch.func.vjp(needed, *(tensors[index] for index in there))[:2]
     incoming = [cotangent for cotangent, wanted in zip(cotangents, needs, strict=True) if wanted]
-    pulled: tuple[Tensor, ...] = pull(tuple(_zeros_for_none(incoming, values)))
-    return [None if tensor is None else gradient for tensor, gradient in zip(tensors, pulled, strict=True)]
+    found = dict(zip(there, pull(tuple(_zeros_for_none(incoming, values))), strict=True))
+    return [found.get(index) for index in range(len(tensors))]
 
 
 def _zeros_for_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

@@ -62,6 +62,9 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
+    trace: bool = False  # the states of every step are wanted too
+    checkpoint_every: int | None = None  # keep the states of every so many steps only; never with `trace`
+    reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -69,15 +72,16 @@ class Problem(NamedTuple):
         return self.rows.batch_sizes if isinstance(self.rows, Ragged) else None
 
 
-# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n
+# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n, and of a traced problem acts, cells
 #   x            (P, I)
 #   h_0, c_0     (D, B, R), (D, B, H)
 #   weights      D of Weights
 #   y            (P, D*R), contiguous
 #   h_n, c_n     (D, B, R), (D, B, H); they own their storage
-# Direction 1 runs the rows backwards.  A step updates only its sequences' rows of the state: a sequence that has
-# ended, or in reverse has not yet begun, keeps the state it has.
-Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, Tensor, Tensor]]
+#   acts, cells  (D, P, 4H), (D, P, H): the activated gates and c of every row, differentiable
+# Direction 1, or the only one of a reverse problem, runs the rows backwards.  A step updates only its sequences' rows
+# of the state: a sequence that has ended, or in reverse has not yet begun, keeps the state it has.
+Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, ...]]
 
 
 def _none(_: Problem) -> None:

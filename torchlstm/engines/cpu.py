@@ -137,6 +137,8 @@ class _CPU:
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
+        dacts: Tensor | None,
+        dcells: Tensor | None,
         accumulate: Accumulate,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `kernel.Kernel`; parts of a few steps at a time."""
@@ -149,7 +151,7 @@ class _CPU:
                 to.zero_() if grad is None else to.copy_(grad)
             return dh_0, dc_0, db
         y, h_0, c_0 = y.contiguous(), h_0.contiguous(), c_0.contiguous()
-        dy, dh_n, dc_n = (None if tensor is None else tensor.contiguous() for tensor in (dy, dh_n, dc_n))
+        cotangents = [None if t is None else t.contiguous() for t in (dy, dh_n, dc_n, dacts, dcells)]
         recurrent = [
             (w_hh.contiguous(), None if w_hr is None else w_hr.contiguous()) for _, w_hh, _, _, w_hr in weights
         ]
@@ -158,7 +160,7 @@ class _CPU:
         sizes = _sizes(self._isa, problem, starts)
         scratch = _empty(y, _kernel.scratch(*sizes, 1) // y.itemsize)
         last = (_address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
-        given = tuple(map(_address, (dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n)))
+        given = tuple(map(_address, (dc_0, db, gates, cells, y, h_0, c_0, *cotangents)))
         if _is_step(problem):
             # No part to wait for; h of the step before is h_0, and dh_0 one product.
             n = y.shape[0]
@@ -186,7 +188,7 @@ class _CPU:
             end = min(steps, first + per_part)
             _kernel.backward(*fixed, first, end, room, stride, *last)
             for d in range(directions):
-                low, high = (first, end) if d else (steps - end, steps - first)
+                low, high = (first, end) if d or problem.reverse else (steps - end, steps - first)
                 part = slice(row(low), row(high))
                 n = part.stop - part.start
                 accumulate(d, part, *(_first(tensor, d, n) for tensor in (dgates, before, dh, raw)))
@@ -262,6 +264,7 @@ def _sizes(isa: int, problem: Problem, starts: Tensor | None) -> tuple[int, ...]
         problem.proj_size or problem.hidden_size,
         problem.directions,
         int(problem.proj_size > 0),
+        int(problem.reverse),
         _address(starts),
     )
 
@@ -270,17 +273,15 @@ _layer_of_floats = layer_of(_CPU())
 _layer_of_bfloat16 = layer_of(_CPU(bfloat16=True))
 
 
-def _layer(
-    problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
     """See `contract.Layer`; half precision is float32 inside, and rounded at the end."""
     run = _layer_of_bfloat16 if problem.dtype == torch.bfloat16 else _layer_of_floats
     if problem.dtype in _WIDE:
         return run(problem, x, h_0, c_0, weights)
     wide = tuple(tuple(None if tensor is None else tensor.float() for tensor in direction) for direction in weights)
     problem = problem._replace(dtype=torch.float32)
-    y, h_n, c_n = run(problem, x.float(), h_0.float(), c_0.float(), wide)  # type: ignore[arg-type]
-    return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
+    results = run(problem, x.float(), h_0.float(), c_0.float(), wide)  # type: ignore[arg-type]
+    return tuple(result.to(x.dtype) for result in results)
 
 
 def _unavailable() -> str | None:

@@ -21,6 +21,8 @@ def layer(
     https://onnx.ai/onnx/operators/onnx__LSTM.html: gates are i, o, f, g there, and y is (T, D, B, H).
     """
     rows, directions, hidden = problem.rows, problem.directions, problem.hidden_size
+    if problem.trace:
+        raise _refusal("ONNX's LSTM operator gives no gates, and this call is LSTM.trace")
     if problem.proj_size:
         raise _refusal(f"ONNX's LSTM operator has no projection, and this LSTM has proj_size={problem.proj_size}")
     if not isinstance(rows, Dense):

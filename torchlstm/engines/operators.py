@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import chunks
 from .contract import Dense, Problem, Ragged, check_batch_sizes
-from .kernel import Call, Kernel, gradients, unflatten
+from .gradients import gradients
+from .kernel import Call, Kernel, unflatten
 
-# Every operator begins with the seven arguments that make an `Arguments`.
-#   lstm                the layer; gates and cells are what a backward needs, empty unless `save`
+# Every operator begins with the eight arguments that make an `Arguments`.
+#   lstm                the layer; gates and cells are what a backward needs, empty unless `save`; where there are
+#                       chunks they are the states before each: see `chunks.forward`
 #   lstm_backward       the gradients of x, h_0, c_0 and the weights, those that are needed
 #   lstm_backward_loop  what the loop hands over: dgates (D, P, 4H), h before each row (D, P, R), with a projection the
 #                       gradient at h (D, P, R) and o * tanh(c) (D, P, H), else both empty; dh_0 and dc_0
-_ARGUMENTS = "str kernel, Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, SymInt steps"
-_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor y, Tensor dy, Tensor dh_n, Tensor dc_n"
+_ARGUMENTS = (
+    "str kernel, Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, SymInt steps, int? every"
+)
+_COTANGENTS = "Tensor dy, Tensor dh_n, Tensor dc_n, Tensor? dacts, Tensor? dcells"
+_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor y, {_COTANGENTS}"
 
 _library = torch.library.Library("torchlstm", "DEF")
 _library.define(f"lstm({_ARGUMENTS}, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)")
@@ -39,6 +45,7 @@ class Arguments(NamedTuple):
     weights: Sequence[Tensor]  # by `kernel.flatten`
     batch_sizes: Tensor | None  # None: dense
     steps: int
+    every: int | None = None  # steps of a chunk; None: no chunks
 
     def check(self) -> None:
         """Raise RuntimeError for rows that a kernel would look for beyond the memory that there is.
@@ -69,7 +76,13 @@ class Arguments(NamedTuple):
             bias=each >= 4,
             dtype=self.x.dtype,
             device=self.x.device,
+            checkpoint_every=self.every,
         )
+
+    @property
+    def call(self) -> Call:
+        """The kernel and the problem."""
+        return Call(_kernels[self.kernel], self.problem)
 
 
 _COUNT = len(Arguments._fields)
@@ -102,23 +115,28 @@ def _lstm(*given: Any) -> tuple[Tensor, ...]:
     call, (save,) = Arguments(*given[:_COUNT]), given[_COUNT:]
     call.check()
     weights = unflatten(call.weights, call.h_0.shape[0])
-    y, h_n, c_n, saved = _kernels[call.kernel].forward(call.problem, call.x, call.h_0, call.c_0, weights, save)
+    y, h_n, c_n, saved = chunks.forward(call.call, call.x, call.h_0, call.c_0, weights, save)
     return y, h_n, c_n, *(saved or (call.x.new_empty(0), call.x.new_empty(0)))
 
 
 @_fake("lstm")
 def _lstm_fake(*given: Any) -> tuple[Tensor, ...]:
-    (_, x, h_0, c_0, *_), (save,) = given[:_COUNT], given[_COUNT:]
-    (directions, _, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
-    saved = ((directions, rows, 4 * hidden), (directions, rows, hidden)) if save else ((0,), (0,))
+    (_, x, h_0, c_0, _, _, steps, every), (save,) = given[:_COUNT], given[_COUNT:]
+    (directions, batch, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
+    saved: Any = ((0,), (0,))
+    if save and every is None:
+        saved = ((directions, rows, 4 * hidden), (directions, rows, hidden))
+    elif save:
+        kept = chunks.count(steps, every) * batch
+        saved = ((directions, kept, size), (directions, kept, hidden))
     return tuple(x.new_empty(shape) for shape in ((rows, directions * size), h_0.shape, c_0.shape, *saved))
 
 
 @_impl("lstm_backward")
 def _lstm_backward(*given: Any) -> list[Tensor]:
     call, (gates, cells, y, *cotangents, needs) = Arguments(*given[:_COUNT]), given[_COUNT:]
-    kernel, arguments = _kernels[call.kernel], (call.x, call.h_0, call.c_0, *call.weights)
-    found = gradients(Call(kernel, call.problem), needs, (gates, cells), y, *cotangents, *arguments)
+    arguments = (call.x, call.h_0, call.c_0, *call.weights)
+    found = gradients(call.call, needs, (gates, cells), y, *cotangents, *arguments)
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -140,8 +158,8 @@ def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
                 whole[d, rows] = part
 
     weights = unflatten(call.weights, call.h_0.shape[0])
-    arguments = (call.h_0, call.c_0, weights, y, *cotangents, accumulate)
-    dh_0, dc_0, _ = _kernels[call.kernel].backward(call.problem, (gates, cells), *arguments)
+    arguments = (call.x, call.h_0, call.c_0, weights, y, *cotangents, accumulate)
+    dh_0, dc_0, _ = chunks.backward(call.call, (gates, cells), *arguments)
     return *parts, dh_0, dc_0
 
 
@@ -157,9 +175,9 @@ def _lstm_backward_loop_fake(*given: Any) -> tuple[Tensor, ...]:
 
 # Under vmap.  A mapped axis goes into the batch, right behind the axis of rows or sequences: mapped sequences lie side
 # by side, and ragged ones stay sorted by falling length.  Members with weights of their own run one after another.
-# These are the axes of x, h_0, c_0 and of gates, cells, y, dy, dh_n, dc_n.
+# These are the axes of x, h_0, c_0 and of gates, cells, y, dy, dh_n, dc_n, dacts, dcells.
 _AXES = (0, 1, 1)
-_BACKWARD_AXES = (1, 1, 0, 0, 1, 1)
+_BACKWARD_AXES = (1, 1, 0, 0, 1, 1, 1, 1)
 
 
 def _fold(tensor: Tensor, dim: int | None, axis: int, count: int) -> Tensor:
@@ -188,7 +206,8 @@ def _folded(info: Any, dims: Sequence[Any], given: Sequence[Any]) -> list[Any] |
     if len(given) >= _COUNT + len(_BACKWARD_AXES):
         axes.update(enumerate(_BACKWARD_AXES, _COUNT))
     for index, axis in axes.items():
-        folded[index] = _fold(given[index], dims[index], axis, info.batch_size)
+        if given[index] is not None:
+            folded[index] = _fold(given[index], dims[index], axis, info.batch_size)
     if call.batch_sizes is not None:
         folded[5] = call.batch_sizes * info.batch_size
     return folded
@@ -273,14 +292,19 @@ def _products(h_0: Sequence[int], weights: Sequence[Sequence[int]]) -> tuple[lis
     return all_of_them, [0 if index % each == 0 else count for index, count in enumerate(all_of_them)]
 
 
+def _recomputed(h_0: Sequence[int], weights: Sequence[Sequence[int]], rest: Sequence[Any]) -> int:
+    """Operations a row that a backward repeats of the forward; `rest` begins with batch_sizes, steps, every."""
+    return 0 if rest[2] is None else sum(_products(h_0, weights)[0])
+
+
 @register_flop_formula(torch.ops.torchlstm.lstm)
 def _lstm_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *___: Any, **____: Any) -> int:
     return x[0] * sum(_products(h_0, weights)[0])
 
 
 @register_flop_formula(torch.ops.torchlstm.lstm_backward_loop)
-def _lstm_backward_loop_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *___: Any, **____: Any) -> int:
-    return x[0] * sum(_products(h_0, weights)[1])
+def _lstm_backward_loop_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *rest: Any, **___: Any) -> int:
+    return x[0] * (sum(_products(h_0, weights)[1]) + _recomputed(h_0, weights, rest))
 
 
 @register_flop_formula(torch.ops.torchlstm.lstm_backward)
@@ -289,4 +313,4 @@ def _lstm_backward_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: A
     products, recurrent = _products(h_0, weights)
     of_x = sum(products) - sum(recurrent) if needs[0] else 0
     of_weights = sum(count for count, needed in zip(products, needs[3:], strict=True) if needed)
-    return x[0] * (sum(recurrent) + of_x + of_weights)
+    return x[0] * (sum(recurrent) + of_x + of_weights + _recomputed(h_0, weights, rest))

@@ -15,7 +15,7 @@ typedef struct {
     REAL *left;                         /* this thread's packed rows                                  */
     REAL *dgates, *before, *dh, *raw;   /* this direction's part of the job's                         */
     REAL *dc;                           /* (B, H)                                                     */
-    const REAL *gates, *cells, *y, *dy, *h_0, *c_0;
+    const REAL *gates, *cells, *dacts, *dcells, *y, *dy, *h_0, *c_0;
     long y_step, step;                  /* row strides of y and dy, and of dgates                     */
 } FN(back_t);
 
@@ -118,6 +118,8 @@ NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row) {
                 .c_before = fresh ? l->c_0 + (r0 + r) * H + unit : l->cells + (first_row(s, before) + r0) * H + unit,
                 .dh = (l->raw ? l->draw : l->dh_state) + (u * B + r0 + r) * LANES,
                 .dy = l->dy && !l->raw ? l->dy + (at + r) * l->y_step + unit : NULL,
+                .dacts = l->dacts ? l->dacts + (at + r) * 4 * H + unit : NULL,
+                .dcells = l->dcells ? l->dcells + (at + r) * H + unit : NULL,
                 .H = H, .dy_step = l->y_step, .step = l->step }, rows, H - unit);
         }
     if (l->before) FN(gather_before)(l, before, old, n, row);
@@ -129,7 +131,7 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
     REAL *scratch = job->scratch;
     for (int d = p->d0; d < p->d1; d++) {
         REAL *base = scratch + d * plan->direction;
-        FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = d, .w_h = base + plan->h, .w_r = base + plan->r,
+        FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = backwards(s, d), .w_h = base + plan->h, .w_r = base + plan->r,
                          .dh_state = base + plan->dh, .draw = base + plan->draw,
                          .db = scratch + plan->threads + p->rank * plan->thread + d * 4 * width,
                          .left = scratch + plan->threads + p->rank * plan->thread + plan->left,
@@ -139,15 +141,17 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
                          .raw = s->projected ? (REAL *)job->raw + d * job->room * H : NULL,
                          .dc = (REAL *)job->dc_0 + d * B * H,
                          .gates = (const REAL *)job->gates + d * P * 4 * H, .cells = (const REAL *)job->cells + d * P * H,
+                         .dacts = job->dacts ? (const REAL *)job->dacts + d * P * 4 * H : NULL,
+                         .dcells = job->dcells ? (const REAL *)job->dcells + d * P * H : NULL,
                          .y = (const REAL *)job->y + d * R, .dy = job->dy ? (const REAL *)job->dy + d * R : NULL,
                          .h_0 = (const REAL *)job->h_0 + d * B * R, .c_0 = (const REAL *)job->c_0 + d * B * H,
                          .y_step = s->directions * R };
         share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
         share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
         if (job->from == 0) FN(start_states)(&l, d);
-        long low = first_row(s, d ? job->from : T - job->to);
+        long low = first_row(s, l.reverse ? job->from : T - job->to);
         for (long i = job->from; i < job->to; i++) {
-            long t = d ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
+            long t = l.reverse ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
             if (l.raw) FN(project_back)(&l, t, row);
             FN(cell_step)(&l, t, row);
             if (single(s)) break;

@@ -59,6 +59,7 @@ typedef struct {
     const REAL *gates, *c, *c_before;   /* activated gates, row stride 4H; c after and before, row stride H */
     const REAL *dh;                     /* (rows, LANES)                                          */
     const REAL *dy;                     /* or NULL: is added to dh                                */
+    const REAL *dacts, *dcells;         /* or NULL: gradients of gates and c, laid out as these   */
     long H, dy_step, step;
 } FN(cells_back_t);
 
@@ -71,8 +72,14 @@ INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n) {
         vec i = FN(load)(p.gates, n), f = FN(load)(p.gates + p.H, n);
         vec g = FN(load)(p.gates + 2 * p.H, n), o = FN(load)(p.gates + 3 * p.H, n);
         vec tc = FN(tanh)(FN(load)(p.c, n)), dc = FN(load)(p.dc, n) + dh * o * (1 - tc * tc);
-        vec di = dc * g * (i - i * i), df = dc * FN(load)(p.c_before, n) * (f - f * f);
-        vec dg = dc * i * (1 - g * g), do_ = dh * tc * (o - o * o);
+        if (p.dcells) dc += FN(load)(p.dcells, n), p.dcells += p.H;
+        vec di = dc * g, df = dc * FN(load)(p.c_before, n), dg = dc * i, do_ = dh * tc;
+        if (p.dacts) {
+            di += FN(load)(p.dacts, n), df += FN(load)(p.dacts + p.H, n);
+            dg += FN(load)(p.dacts + 2 * p.H, n), do_ += FN(load)(p.dacts + 3 * p.H, n);
+            p.dacts += 4 * p.H;
+        }
+        di *= i - i * i, df *= f - f * f, dg *= 1 - g * g, do_ *= o - o * o;
         FN(store)(p.dc, dc * f, n);
         FN(store)(p.dgates, di, n);
         FN(store)(p.dgates + p.H, df, n);

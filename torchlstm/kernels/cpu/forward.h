@@ -201,7 +201,7 @@ TARGET static void FN(forward)(const forward_t *job, part_t *p, const forward_pl
     long B = s->batch, H = s->hidden, R = s->output, P = first_row(s, s->steps);
     for (int d = p->d0; d < p->d1; d++) {
         REAL *base = (REAL *)job->scratch + d * plan->direction;
-        FN(layer_t) l = { .s = s, .p = p, .reverse = d, .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * R,
+        FN(layer_t) l = { .s = s, .p = p, .reverse = backwards(s, d), .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * R,
                           .w_x = base + plan->x, .w_h = base + plan->h, .w_r = base + plan->r, .bias = base + plan->bias,
                           .y = (REAL *)job->y + d * R, .c = (REAL *)job->c_n + d * B * H,
                           .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,

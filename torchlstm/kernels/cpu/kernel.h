@@ -12,6 +12,7 @@ typedef struct {
     long steps, batch, input, hidden, output;    /* T, B, I, H, R                                                  */
     int directions;                              /* 1 or 2; direction 1 runs the steps backwards                   */
     int projected;                               /* output is W_hr (o tanh c)                                      */
+    int reverse;                                 /* of one direction: it runs the steps backwards                  */
     int element;                                 /* 4: float, 8: double                                            */
     const int64_t *starts;                       /* (T + 1,) first packed row of every step, then P; or NULL: dense */
 } sizes_t;
@@ -20,6 +21,8 @@ static inline long first_row(const sizes_t *s, long t) { return s->starts ? (lon
 static inline long active(const sizes_t *s, long t) {
     return t < 0 || t >= s->steps ? 0 : s->starts ? (long)(s->starts[t + 1] - s->starts[t]) : s->batch;
 }
+
+static inline int backwards(const sizes_t *s, int d) { return d || s->reverse; }
 
 /* One step is too little to pack the weights for; forward and backward have short paths. */
 static inline int single(const sizes_t *s) { return s->steps == 1 && !s->projected; }
@@ -38,7 +41,7 @@ typedef struct {
 } forward_t;
 
 /* Backward over the steps numbered [from, to) in the order of the backward pass, in which direction 0 goes from
- * step T - 1 down and direction 1 from step 0 up: calls with consecutive ranges covering [0, T) make one backward.
+ * step T - 1 down and one that runs backwards from step 0 up: calls with consecutive ranges covering [0, T) make one backward.
  * Each direction's slice of `dgates` and its companions holds the rows of that direction's steps of the range, in
  * packed order, from `room` rows on that the buffer has for each direction. */
 typedef struct {
@@ -50,6 +53,7 @@ typedef struct {
     const void *gates, *cells, *y;               /* as forward left them                                           */
     const void *h_0, *c_0;
     const void *dy, *dh_n, *dc_n;                /* (P, D R), (D, B, R), (D, B, H), each or NULL: zero             */
+    const void *dacts, *dcells;                  /* (D, P, 4H), (D, P, H) of activated gates and c, or NULL: zero  */
     weights_t weights[2];
     sizes_t sizes;
     long from, to, room, step;                   /* step: row stride of dgates, at least 4H                        */

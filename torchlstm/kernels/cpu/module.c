@@ -7,7 +7,7 @@
 #endif
 #include "dispatch.h"
 
-enum { SIZES = 11, MOST = 48 };
+enum { SIZES = 12, MOST = 48 };
 
 /* Reads `n` arguments, of which there must be `fixed` and `each` for every direction. */
 static int integers(PyObject *const *args, Py_ssize_t n, int fixed, int each, long long *v) {
@@ -24,11 +24,11 @@ static int integers(PyObject *const *args, Py_ssize_t n, int fixed, int each, lo
 }
 #define AT(i) ((void *)(intptr_t)v[i])
 
-/* isa, threads, element, T, B, I, H, R, D, projected, starts */
+/* isa, threads, element, T, B, I, H, R, D, projected, reverse, starts */
 static sizes_t sizes(const long long *v) {
     return (sizes_t){ .element = (int)v[2], .steps = (long)v[3], .batch = (long)v[4], .input = (long)v[5],
                       .hidden = (long)v[6], .output = (long)v[7], .directions = (int)v[8], .projected = (int)v[9],
-                      .starts = AT(10) };
+                      .reverse = (int)v[10], .starts = AT(11) };
 }
 
 /* scratch(sizes..., backward) -> bytes */
@@ -48,7 +48,7 @@ static PyObject *forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     long long v[MOST];
     if (integers(args, n, SIZES + 9, 5, v)) return NULL;
     int i = SIZES + 9;
-    forward_t f = { AT(11), AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), .sizes = sizes(v), .scratch = AT(19) };
+    forward_t f = { AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), AT(19), .sizes = sizes(v), .scratch = AT(20) };
     for (int d = 0; d < f.sizes.directions; d++, i += 5)
         f.weights[d] = (weights_t){ AT(i), AT(i + 1), AT(i + 2), AT(i + 3), AT(i + 4) };
     Py_BEGIN_ALLOW_THREADS
@@ -57,16 +57,16 @@ static PyObject *forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
-/* backward(sizes..., dgates, before, dh, raw, dh_0, dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n,
+/* backward(sizes..., dgates, before, dh, raw, dh_0, dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n, dacts, dcells,
  *          from, to, room, step, scratch, (w_hh, w_hr) per direction...) */
 static PyObject *backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     (void)self;
     long long v[MOST];
-    if (integers(args, n, SIZES + 20, 2, v)) return NULL;
-    int i = SIZES + 20;
-    backward_t b = { AT(11), AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), AT(19), AT(20), AT(21), AT(22),
-                     AT(23), AT(24), AT(25), .sizes = sizes(v), .from = (long)v[26], .to = (long)v[27],
-                     .room = (long)v[28], .step = (long)v[29], .scratch = AT(30) };
+    if (integers(args, n, SIZES + 22, 2, v)) return NULL;
+    int i = SIZES + 22;
+    backward_t b = { AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), AT(19), AT(20), AT(21), AT(22), AT(23),
+                     AT(24), AT(25), AT(26), AT(27), AT(28), .sizes = sizes(v), .from = (long)v[29], .to = (long)v[30],
+                     .room = (long)v[31], .step = (long)v[32], .scratch = AT(33) };
     for (int d = 0; d < b.sizes.directions; d++, i += 2)
         b.weights[d] = (weights_t){ .w_hh = AT(i), .w_hr = AT(i + 1) };
     Py_BEGIN_ALLOW_THREADS

@@ -1,0 +1,106 @@
+"""A layer in chunks of steps: only the states between them are kept, and the backward runs each chunk once more."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .contract import Dense, Problem, Ragged, Weights
+from .kernel import Accumulate, Call
+
+
+class Chunk(NamedTuple):
+    """Some steps of one direction, as a problem of its own."""
+
+    problem: Problem
+    rows: slice  # of the packed rows [0, P)
+    number: int  # in the order of time
+
+
+def count(steps: int, every: int) -> int:
+    """How many chunks of at most `every` steps there are."""
+    return (steps + every - 1) // every
+
+
+def chunks(problem: Problem, direction: int) -> Iterator[Chunk]:
+    """The chunks of one direction, in the order in which it runs them."""
+    every, steps, batch, sizes = problem.checkpoint_every, problem.rows.steps, problem.batch, problem.batch_sizes
+    assert every is not None
+    reverse = direction == 1 or problem.reverse
+    starts = None if sizes is None else [0, *sizes.cumsum(0).tolist()]
+    part = problem._replace(directions=1, reverse=reverse, checkpoint_every=None)
+    order = range(count(steps, every))
+    for number in reversed(order) if reverse else order:
+        low, high = number * every, min(steps, (number + 1) * every)
+        if starts is None or sizes is None:
+            yield Chunk(part._replace(rows=Dense(high - low, batch)), slice(low * batch, high * batch), number)
+        else:
+            yield Chunk(part._replace(rows=Ragged(sizes[low:high])), slice(starts[low], starts[high]), number)
+
+
+def forward(
+    call: Call, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """As `kernel.Kernel.forward`; if the problem asks for chunks, `saved` is h and c before each of them.
+
+    They are (D, N * B, R) and (D, N * B, H) of N chunks, chunk by chunk in the order of time.
+    """
+    (kernel, problem), size = call, h_0.shape[2]
+    if not save or problem.checkpoint_every is None:
+        return kernel.forward(problem, x, h_0, c_0, weights, save)
+    y = kernel.empty(x, x.shape[0], len(weights) * size)
+    n = count(problem.rows.steps, problem.checkpoint_every)
+    hs, cs = (x.new_empty(len(weights), n, *state.shape[1:]) for state in (h_0, c_0))
+    h_n, c_n = x.new_empty(h_0.shape), x.new_empty(c_0.shape)
+    for d in range(len(weights)):
+        h, c = h_0[d : d + 1], c_0[d : d + 1]
+        for chunk in chunks(problem, d):
+            hs[d, chunk.number], cs[d, chunk.number] = h[0], c[0]
+            # What is saved here is dropped; but to save is to compute as a training without chunks does, bit for bit.
+            out, h, c = kernel.forward(chunk.problem, x[chunk.rows], h, c, (weights[d],), True)[:3]
+            y[chunk.rows, d * size : (d + 1) * size] = out
+        h_n[d], c_n[d] = h[0], c[0]
+    return y, h_n, c_n, (hs.flatten(1, 2), cs.flatten(1, 2))
+
+
+def backward(
+    call: Call,
+    saved: tuple[Tensor, ...],
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: tuple[Weights, ...],
+    y: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dacts: Tensor | None,
+    dcells: Tensor | None,
+    accumulate: Accumulate,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernel.Kernel.backward`, of what `forward` saved; x (P, I) is read only for chunks."""
+    (kernel, problem), size = call, h_0.shape[2]
+    if problem.checkpoint_every is None:
+        arguments = (h_0, c_0, weights, y, dy, dh_n, dc_n, dacts, dcells, accumulate)
+        return kernel.backward(problem, saved, *arguments)
+    n = count(problem.rows.steps, problem.checkpoint_every)
+    hs, cs = (states.unflatten(1, (n, problem.batch)) for states in saved)
+    dh_0, dc_0 = x.new_empty(h_0.shape), x.new_empty(c_0.shape)
+    db = x.new_zeros(len(weights), 4 * c_0.shape[2])
+    for d, direction in enumerate(weights):
+        dh, dc = (None if state is None else state[d : d + 1] for state in (dh_n, dc_n))
+        for chunk in reversed(list(chunks(problem, d))):
+            first, states = chunk.rows.start, (hs[d : d + 1, chunk.number], cs[d : d + 1, chunk.number])
+
+            def hand_over(_: int, rows: slice, *parts: Tensor | None, d: int = d, first: int = first) -> None:
+                accumulate(d, slice(first + rows.start, first + rows.stop), *parts)  # type: ignore[arg-type]
+
+            again = kernel.forward(chunk.problem, x[chunk.rows], *states, (direction,), True)
+            given = None if dy is None else dy[chunk.rows, d * size : (d + 1) * size]
+            arguments = (*states, (direction,), again[0], given, dh, dc, None, None, hand_over)
+            dh, dc, more = kernel.backward(chunk.problem, again[3], *arguments)
+            db[d] += more[0]
+            # Before the next chunk takes as much.
+            del again, arguments
+        dh_0[d], dc_0[d] = dh[0], dc[0]  # type: ignore[index]
+    return dh_0, dc_0, db
