@@ -112,21 +112,15 @@ class _CUDA:
                     torch.addmm(b_ih + b_hh, x, w_ih.t(), out=part)
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
             path = _plan(work, "forward")
-            if not problem.proj_size:
-                y, h_n, c_n, cells = loops.forward(path, work, gates, h_0, c_0, w_hh, save)
-            else:
-                w_hr = _stack([w_hr for *_, w_hr in weights])
+            if problem.proj_size:
+                w_hr, alive = _stack([w_hr for *_, w_hr in weights]), work.sizes[0]
                 for d, part in enumerate(gates):
-                    first = loops.first_rows(work, d)
-                    part[first] += h_0[d, : work.sizes[0]] @ w_hh[d].t()
+                    part[loops.first_rows(work, d)] += h_0[d, :alive] @ w_hh[d].t()
                 fused = _exact_product(w_hh, w_hr)
                 raw, raw_n, c_n, cells = loops.forward(path, work, gates, torch.zeros_like(c_0), c_0, fused, save)
-                y, h_n = x.new_empty(count, problem.directions * problem.proj_size), h_0.clone()
-                for d in range(problem.directions):
-                    out = y[:, d * problem.proj_size : (d + 1) * problem.proj_size]
-                    torch.mm(raw[:, d * hidden : (d + 1) * hidden], w_hr[d].t(), out=out)
-                    alive = work.sizes[0]
-                    torch.mm(raw_n[d, :alive], w_hr[d].t(), out=h_n[d, :alive])
+                y, h_n = _projection(work, w_hr, raw, raw_n, h_0)
+            else:
+                y, h_n, c_n, cells = loops.forward(path, work, gates, h_0, c_0, w_hh, save)
         return y, h_n, c_n, (gates, cells) if save else ()
 
     def backward(
@@ -140,6 +134,8 @@ class _CUDA:
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
+        dacts: Tensor | None,
+        dcells: Tensor | None,
         accumulate: Accumulate,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `kernel.Kernel`; all rows are one part."""
@@ -151,39 +147,30 @@ class _CUDA:
         if not count:
             return dh_n.clone(), dc_n.clone(), acts.new_zeros(directions, 4 * hidden)
         dy = torch.zeros_like(y) if dy is None else dy.contiguous()
-        whole = slice(0, count)
+        if dacts is not None or dcells is not None:
+            dacts = torch.zeros_like(acts) if dacts is None else dacts.contiguous()
+            dcells = torch.zeros_like(cells) if dcells is None else dcells.contiguous()
         with _on(problem.device), _products(problem.dtype):
             work = loops.work_of(problem, count, not tf32_allowed())
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
             path = _plan(work, "backward")
-            raw = raw_of = None
-            if not problem.proj_size:
-                dgates, dh_0, dc_0 = loops.backward(
-                    path, work, acts, cells, c_0, w_hh, dy, dh_n, dc_n, None, None
-                )  # fmt: skip
-            else:
+            if problem.proj_size:
                 w_hr = _stack([w_hr for *_, w_hr in weights])
-                draw, draw_n = dy.new_empty(count, directions * hidden), torch.zeros_like(c_0)
-                alive = work.sizes[0]
-                for d in range(directions):
-                    out = draw[:, d * hidden : (d + 1) * hidden]
-                    torch.mm(dy[:, d * size : (d + 1) * size], w_hr[d], out=out)
-                    torch.mm(dh_n[d, :alive], w_hr[d], out=draw_n[d, :alive])
-                fused = _exact_product(w_hh, w_hr)
-                dgates, _, dc_0 = loops.backward(
-                    path, work, acts, cells, c_0, fused, draw, draw_n, dc_n, None, None
-                )  # fmt: skip
+                fused, (draw, draw_n) = _exact_product(w_hh, w_hr), _before_projection(work, w_hr, dy, dh_n)
+                given = (acts, cells, c_0, fused, draw, draw_n, dc_n, dacts, dcells)
+                dgates, _, dc_0 = loops.backward(path, work, *given)
                 dh_0 = loops.first_products(work, dgates, w_hh, dh_n)
-                raw_of = draw  # memory for o * tanh(c), no longer needed for its gradient
+            else:
+                given = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
+                dgates, dh_0, dc_0 = loops.backward(path, work, *given)
             for d in range(directions):
-                own = slice(d * size, (d + 1) * size)
-                before = loops.neighbours(work, y[:, own], h_0[d], backwards=d == 1)
-                dh = None
-                if raw_of is not None:
-                    dh = loops.neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=d == 0)
-                    dh += dy[:, own]
+                own, turned = slice(d * size, (d + 1) * size), loops.turned(work, d)
+                before = loops.neighbours(work, y[:, own], h_0[d], backwards=turned)
+                dh = raw = None
+                if problem.proj_size:
+                    dh = loops.neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=not turned).add_(dy[:, own])
                     raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
-                accumulate(d, whole, dgates[d], before, dh, raw)
+                accumulate(d, slice(0, count), dgates[d], before, dh, raw)
         return dh_0, dc_0, dgates.sum(1)
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
@@ -204,6 +191,30 @@ def _stack(weights: list[Tensor | None]) -> Tensor:
     first = weights[0]
     assert first is not None
     return first.contiguous().unsqueeze(0) if len(weights) == 1 else torch.stack(weights)  # type: ignore[arg-type]
+
+
+def _projection(work: loops.Work, w_hr: Tensor, raw: Tensor, raw_n: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
+    """y (P, D*R) and h_n (D, B, R) from raw (P, D*H) and raw_n (D, B, H); sequences without a step keep h_0."""
+    directions, size, hidden = w_hr.shape
+    y, h_n, alive = raw.new_empty(len(raw), directions * size), h_0.clone(), work.sizes[0]
+    for d in range(directions):
+        torch.mm(raw[:, d * hidden : (d + 1) * hidden], w_hr[d].t(), out=y[:, d * size : (d + 1) * size])
+        torch.mm(raw_n[d, :alive], w_hr[d].t(), out=h_n[d, :alive])
+    return y, h_n
+
+
+def _before_projection(work: loops.Work, w_hr: Tensor, dy: Tensor, dh_n: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients at raw = o * tanh(c) from those at h = W_hr raw: of all rows (P, D*H), of the last ones (D, B, H).
+
+    w_hr, dy, dh_n  (D, R, H), (P, D*R), (D, B, R)
+    """
+    directions, size, hidden = w_hr.shape
+    draw, draw_n = dy.new_empty(len(dy), directions * hidden), dy.new_zeros(directions, dh_n.shape[1], hidden)
+    alive = work.sizes[0]
+    for d in range(directions):
+        torch.mm(dy[:, d * size : (d + 1) * size], w_hr[d], out=draw[:, d * hidden : (d + 1) * hidden])
+        torch.mm(dh_n[d, :alive], w_hr[d], out=draw_n[d, :alive])
+    return draw, draw_n
 
 
 def _exact_product(w_hh: Tensor, w_hr: Tensor) -> Tensor:

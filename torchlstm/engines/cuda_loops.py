@@ -159,7 +159,7 @@ def backward(
     starts, sizes, steps = work.starts, work.sizes, work.problem.rows.steps
     for now in reversed(_order(work, directions)):
         # The step before, in the direction of the forward, and how many sequences had one.
-        before = [t - 1 if d == 0 else t + 1 for d, t in enumerate(now)]
+        before = [t + 1 if turned(work, d) else t - 1 for d, t in enumerate(now)]
         begun = [min(sizes[t], sizes[e]) if 0 <= e < steps else 0 for t, e in zip(now, before, strict=True)]
         before = [min(max(t, 0), steps - 1) for t in before]
         blocks = -(-max(sizes[t] for t in now) * hidden // plan.block)
@@ -175,10 +175,15 @@ def backward(
     return dgates, dh, dc.to(c_0.dtype)
 
 
+def turned(work: Work, direction: int) -> bool:
+    """Whether a direction runs the rows backwards."""
+    return direction == 1 or work.problem.reverse
+
+
 def first_rows(work: Work, direction: int) -> Tensor | slice:
     """The rows of each sequence's first step in a direction, for those sequences that have one."""
     alive = work.sizes[0]
-    if direction == 0:
+    if not turned(work, direction):
         return slice(0, alive)
     if work.places is None:
         return slice(work.rows - alive, work.rows)
@@ -252,7 +257,8 @@ def _compiled(work: Work) -> dict[str, Any]:
     # Three products of TF32 are as exact as one of float32, and use the tensor cores.
     precision = "ieee" if INTERPRETED else "tf32x3" if work.precise else "tf32"
     asm = not INTERPRETED
-    return {"RAGGED": work.places is not None, "FAST": _fast(work), "PRECISION": precision, "ASM": asm}
+    ragged, reverse = work.places is not None, int(work.problem.reverse)
+    return {"RAGGED": ragged, "REVERSE": reverse, "FAST": _fast(work), "PRECISION": precision, "ASM": asm}
 
 
 def _cut(plan: Slices) -> dict[str, int]:
@@ -275,7 +281,10 @@ def _bits(tensor: Tensor) -> Tensor:
 def _order(work: Work, directions: int) -> list[tuple[int, ...]]:
     """The steps that are computed together: one of each direction."""
     steps = work.problem.rows.steps
-    return [(t, steps - 1 - t)[:directions] for t in range(steps)]
+    onwards = range(steps)
+    if directions == 1:
+        return [(t,) for t in (reversed(onwards) if work.problem.reverse else onwards)]
+    return [(t, steps - 1 - t) for t in onwards]
 
 
 def _pair(values: Sequence[int], steps: Sequence[int]) -> tuple[int, int]:

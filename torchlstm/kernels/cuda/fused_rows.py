@@ -9,6 +9,7 @@ W_hh stays in registers, h and c never leave the program, and no program waits f
     y, dy     (P, D*H)
     h_0, ...  (D, B, H)
     dgates    (D, P, 4H)  gradient of the gates before activation; dacts (D, P, 4H), dcells (D, P, H) as in `kernel.py`
+    REVERSE   1 if the only direction runs the rows backwards, else 0
     starts    (T + 1,) int64, the first row of every step; lengths (B,) int64; of a ragged batch only
 
 Two things keep the weights in registers (seen in the code that Triton 3.6 and 3.9 write for sm_90): the time loop is a
@@ -36,8 +37,8 @@ from .common import (
 @triton.jit(do_not_specialize=["T", "B", "P"])
 def forward(
     p_gates, p_w_hh, p_y, p_cells, p_h_0, p_c_0, p_h_n, p_c_n, p_starts, p_lengths, T, B, P,
-    H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, BB: tl.constexpr, RAGGED: tl.constexpr, SAVE: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, BB: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
+    SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop forward.  HP: H rounded up to a power of two; BB: sequences of a tile."""
     i_tile, i_d = tl.program_id(0), tl.program_id(1)
@@ -63,7 +64,8 @@ def forward(
         steps = T
     h = tl.load(p_h_0 + o_state, mask=mask, other=0.0)
     c = tl.load(p_c_0 + o_state, mask=mask, other=0.0).to(tl.float32)
-    t = tl.where(i_d == 0, 0, steps - 1)
+    onwards = i_d + REVERSE == 0
+    t = tl.where(onwards, 0, steps - 1)
     row = row_of(p_starts, tl.maximum(t, 0), B, RAGGED)
     live = mask
     if RAGGED:
@@ -76,7 +78,7 @@ def forward(
     s = 0
     while s < steps:
         # The gates of the next step are on their way during this one; the last time round, they are this one's again.
-        following = tl.where(s + 1 < steps, t + tl.where(i_d == 0, 1, -1), t)
+        following = tl.where(s + 1 < steps, t + tl.where(onwards, 1, -1), t)
         row_following = row_of(p_starts, following, B, RAGGED)
         live = mask
         live_following = mask
@@ -145,8 +147,8 @@ def _saved(
 def backward(
     p_acts, p_w_hh, p_cells, p_c_0, p_dy, p_dh_n, p_dc_n, p_dacts, p_dcells, p_dgates, p_dh_0, p_dc_0,
     p_starts, p_lengths, T, B, P,
-    H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, BB: tl.constexpr, RAGGED: tl.constexpr, TRACE: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, BB: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
+    TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop backward.  TRACE: there are dacts and dcells."""
     i_tile, i_d = tl.program_id(0), tl.program_id(1)
@@ -178,8 +180,9 @@ def backward(
     dc = tl.load(p_dc_n + o_state, mask=mask, other=0.0).to(tl.float32)
     if not RAGGED:
         length = b * 0 + T
-    step = tl.where(i_d == 0, -1, 1)  # from a step to the one before it, in the direction of the forward
-    t = tl.where(i_d == 0, tl.maximum(steps - 1, 0), 0)
+    onwards = i_d + REVERSE == 0
+    step = tl.where(onwards, -1, 1)  # from a step to the one before it, in the direction of the forward
+    t = tl.where(onwards, tl.maximum(steps - 1, 0), 0)
     i, f, g, o, c, before, dy = _saved(
         p_acts, p_cells, p_c_0, p_dy, p_starts, t, step, steps, b, length, mask, dh, o_gates, o_cells, o_state, o_y, B,
         H, D, RAGGED, ASM,

@@ -93,14 +93,15 @@ def forward(
     p_gates, p_w_hh, p_y, p_y_bits, p_cells, p_h_0, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
-    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, SAVE: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
+    SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop forward."""
     i_program = tl.program_id(0) + OFFSET
     i_slice = i_program % SLICES
     i_tile = i_program // SLICES % TILES
     i_d = i_program // SLICES // TILES
+    onwards = i_d + REVERSE == 0
     u = i_slice * HS + tl.arange(0, HS)
     n = tl.arange(0, 4 * HS)
     unit = i_slice * HS + n % HS
@@ -117,8 +118,8 @@ def forward(
     s = 0
     sub = 0
     while s < T:
-        t = tl.where(i_d == 0, s, T - 1 - s)
-        earlier = tl.where(i_d == 0, t - 1, t + 1)
+        t = tl.where(onwards, s, T - 1 - s)
+        earlier = tl.where(onwards, t - 1, t + 1)
         row = row_of(p_starts, t, B, RAGGED)
         row_earlier = row_of(p_starts, tl.maximum(tl.minimum(earlier, T - 1), 0), B, RAGGED)
         b = i_tile * TILE + sub * BB + tl.arange(0, BB)
@@ -127,7 +128,7 @@ def forward(
             length = tl.load(p_lengths + b, mask=b < B, other=0).to(tl.int32)
         live = (b < B) & (t < length)
         begun = (b * 0 + earlier >= 0) & (earlier < length)
-        last = live & (tl.where(i_d == 0, length - 1, b * 0) == t)
+        last = live & (tl.where(onwards, length - 1, b * 0) == t)
         mask = live[:, None] & (u < H)[None, :]
         o_state = (i_d * B + b)[:, None] * H + u[None, :]
         p = p_gates + row * 4 * H + b[:, None] * (4 * H) + u[None, :]
@@ -174,14 +175,15 @@ def backward(
     p_acts, p_w_hh, p_cells, p_c_0, p_dy, p_dh_n, p_dc, p_dacts, p_dcells, p_dgates, p_dgates_bits,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
-    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, TRACE: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
+    TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop backward; dh_0 is a product of dgates, made afterwards."""
     i_program = tl.program_id(0) + OFFSET
     i_slice = i_program % SLICES
     i_tile = i_program // SLICES % TILES
     i_d = i_program // SLICES // TILES
+    onwards = i_d + REVERSE == 0
     u = i_slice * HS + tl.arange(0, HS)
     k = tl.arange(0, KS)[:, None] * KC + tl.arange(0, KC)[None, :]
     o_w = k[:, :, None] * H + u[None, None, :]
@@ -201,9 +203,9 @@ def backward(
     s = 0
     sub = 0
     while s < T:
-        t = tl.where(i_d == 0, T - 1 - s, s)
-        earlier = tl.where(i_d == 0, t - 1, t + 1)
-        later = tl.where(i_d == 0, t + 1, t - 1)
+        t = tl.where(onwards, T - 1 - s, s)
+        earlier = tl.where(onwards, t - 1, t + 1)
+        later = tl.where(onwards, t + 1, t - 1)
         row = row_of(p_starts, t, B, RAGGED)
         row_earlier = row_of(p_starts, tl.maximum(tl.minimum(earlier, T - 1), 0), B, RAGGED)
         row_later = row_of(p_starts, tl.maximum(tl.minimum(later, T - 1), 0), B, RAGGED)
