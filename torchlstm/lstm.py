@@ -8,8 +8,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks
 from .engines.contract import Weights
-from .packing import check_packed, pack, pack_state, unpack, unpack_state
+from .packing import Packed, check_packed, pack, pack_state, unpack, unpack_state
 from .precision import autocast_precision
+from .segments import Segments, segment
 from .stack import run_stack
 
 State = tuple[Tensor, Tensor]
@@ -25,6 +26,20 @@ class LSTM(nn.RNNBase):
         input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), or a PackedSequence
         hx        None for zeros, or (h_0, c_0): (L*D, B, R), (L*D, B, hidden_size), without B for unbatched input
         returns   output, (h_n, c_n): the output in the input's form with D*R features; the states as hx
+
+    What nn.LSTM has not, by name only and for tensors:
+
+        lengths      B integers from 0 to T, a list or a tensor, in any order: only so many steps of each sequence are
+                     there.  The output beyond them is zero; h_n and c_n are the states at each sequence's own end,
+                     the initial ones where it has no steps.  As a PackedSequence computes, packed and unpacked
+        resets       bool, shaped as input without its last axis: the state restarts before that step; what lies on
+                     its two sides are sequences of their own, in both directions, between which no gradient passes.
+                     Forwards, hx enters the first of them, unless step 0 is a reset, and h_n and c_n leave the last;
+                     in reverse, hx enters the last and h_n and c_n leave the first
+        reset_state  None for zeros, or (h, c), shaped as hx: the state that all others start from
+
+    Padding is not looked at: its gradient is zero, and NaN in it stays there.  Lengths and resets on another device
+    than the CPU are waited for, once a call; lists and CPU tensors wait for nothing.
 
     What differs: it is no instance of nn.LSTM; the weights are read from their attributes at every call, so that
     `flatten_parameters` has nothing to do; and where nn.LSTM fails with a message about its insides, or computes from a
@@ -52,16 +67,24 @@ class LSTM(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Do nothing: no engine needs the weights in one chunk of memory."""
 
-    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
+    ) -> tuple[Any, State]:
         """See the class."""
         self._check(input, hx)
-        packed = pack(input, self.batch_first, hx)
+        segments = None
+        if lengths is not None or resets is not None or reset_state is not None:
+            segments = self._segments(input, lengths, resets, reset_state)
+        packed = pack(input, self.batch_first, hx, segments)
         x, rows = packed.data, packed.rows
         layers = self._layers(x)
-        if hx is None:
-            h_0, c_0 = self._zeros(x, packed.batch)
-        else:
-            h_0, c_0 = pack_state(packed, hx[0]), pack_state(packed, hx[1])
+        h_0, c_0 = self._initial(packed, hx, reset_state)
         fused = packed.form is None and not self.proj_size
         precision = autocast_precision(x, c_0, self.proj_size > 0, fused)
         if precision is None:
@@ -102,11 +125,37 @@ class LSTM(nn.RNNBase):
         weight = self._parameters.get(name)
         return getattr(self, name) if weight is None else weight
 
-    def _zeros(self, x: Tensor, batch: int) -> State:
-        """Initial states for rows x: h_0 (L*D, B, R) and c_0 (L*D, B, H), two tensors."""
+    def _initial(self, packed: Packed, hx: State | None, reset_state: State | None) -> State:
+        """Initial states in the order of the rows: h_0 (L*D, B, R) and c_0 (L*D, B, H), two tensors."""
+        h, c = reset_state or (None, None)
+        if h is not None and c is not None:
+            hx = hx or (torch.zeros_like(h), torch.zeros_like(c))
+        if hx is None:
+            h_shape, c_shape = self._state_shapes(packed.batch)
+            return packed.data.new_zeros(h_shape), packed.data.new_zeros(c_shape)
+        return pack_state(packed, hx[0], h), pack_state(packed, hx[1], c)
+
+    def _state_shapes(self, *batch: int) -> tuple[Any, Any]:
+        """(L*D, B, R) and (L*D, B, H), without B if it is not given."""
         count = self.num_layers * (2 if self.bidirectional else 1)
-        h_0 = x.new_zeros(count, batch, self.proj_size or self.hidden_size)
-        return h_0, x.new_zeros(count, batch, self.hidden_size)
+        return (count, *batch, self.proj_size or self.hidden_size), (count, *batch, self.hidden_size)
+
+    def _segments(
+        self, input: Tensor | PackedSequence, lengths: Any, resets: Any, reset_state: State | None
+    ) -> Segments | None:
+        """The plan that lengths and resets make, checked against an input that has passed `_check`."""
+        if isinstance(input, PackedSequence):
+            raise TypeError("LSTM: lengths and resets are for tensors, and input is a PackedSequence: unpack it first")
+        if reset_state is not None:
+            if resets is None:
+                raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
+            checks.check_pair("lstm", reset_state, "reset_state")
+            batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
+            for index, (state, shape) in enumerate(zip(reset_state, self._state_shapes(*batch), strict=True)):
+                if state.shape != shape:
+                    raise RuntimeError(f"Expected reset_state[{index}] size {shape}, got {list(state.shape)}")
+            checks.check_states(input, reset_state, "reset_state")
+        return segment(input, self.batch_first, 2 if self.bidirectional else 1, lengths, resets)
 
     def _check(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         """Raise what nn.LSTM raises for this input, or a clearer error of the same kind."""
@@ -133,8 +182,7 @@ class LSTM(nn.RNNBase):
             # Batch sizes are not known to a compiler, B is what hx says; see `packing.batch_of`.
             self.check_input(data, batch_sizes)
             batch = hx[0].shape[1]
-            for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
-                expected = (self.num_layers * (2 if self.bidirectional else 1), batch, size)
+            for index, expected in enumerate(self._state_shapes(batch)):
                 self.check_hidden_size(hx[index], expected, f"Expected hidden[{index}] size {{}}, got {{}}")
             checks.check_states(data, hx)
             return

@@ -1,5 +1,6 @@
-"""Every input form of nn.LSTM to packed rows and back: time-major, batch_first, unbatched, PackedSequence."""
+"""Every input form to packed rows and back: time-major, batch_first, unbatched, PackedSequence; lengths, resets."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .engines.contract import Dense, Ragged, Rows, check_batch_sizes
+from .segments import Segments
 
 
 class Packed(NamedTuple):
@@ -18,15 +20,27 @@ class Packed(NamedTuple):
     form: PackedSequence | None  # the input itself, if it was packed already
     batch_first: bool
     unbatched: bool
+    segments: Segments | None = None  # which are the sequences of the rows, where lengths or resets say so
 
 
-def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, Tensor] | None = None) -> Packed:
+def pack(
+    input: Tensor | PackedSequence,
+    batch_first: bool,
+    hx: tuple[Tensor, Tensor] | None = None,
+    segments: Segments | None = None,
+) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
 
-    input    (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
-    hx       the states that came with it
-    returns  its rows, step by step
+    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
+    hx        the states that came with it
+    segments  the plan of lengths and resets, if there are any
+    returns   its rows, step by step
     """
+    if segments is not None and segments.order is not None:
+        assert isinstance(input, Tensor)
+        # What is padding is never looked at: nothing in it reaches a result or a gradient.
+        data = input.flatten(0, -2).index_select(0, segments.order)
+        return Packed(data, segments.rows, segments.enter.shape[1], None, batch_first, input.dim() == 2, segments)
     if isinstance(input, PackedSequence):
         sizes, batch = input.batch_sizes, batch_of(input, hx)
         steps = sizes.shape[0]
@@ -35,16 +49,19 @@ def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, Te
         rows = Dense(steps, batch) if dense else Ragged(sizes)
         return Packed(input.data, rows, batch, input, batch_first, unbatched=False)
     if input.dim() == 2:
-        return Packed(input, Dense(input.shape[0], 1), 1, None, batch_first, unbatched=True)
+        return Packed(input, Dense(input.shape[0], 1), 1, None, batch_first, True, segments)
     time_major = input.transpose(0, 1) if batch_first else input
     steps, batch, features = time_major.shape
     data = time_major.reshape(steps * batch, features)
-    return Packed(data, Dense(steps, batch), batch, None, batch_first, unbatched=False)
+    return Packed(data, Dense(steps, batch), batch, None, batch_first, False, segments)
 
 
 def unpack(packed: Packed, y: Tensor) -> Tensor | PackedSequence:
     """Give rows of output y (P, D*R) the form that the input had."""
-    form = packed.form
+    form, segments = packed.form, packed.segments
+    if segments is not None and segments.order is not None:
+        whole = y.new_zeros(math.prod(segments.shape), y.shape[1]).index_add_(0, segments.order, y)
+        return whole.view(*segments.shape, y.shape[1])
     if form is not None:
         return PackedSequence(y, form.batch_sizes, form.sorted_indices, form.unsorted_indices)
     if packed.unbatched:
@@ -54,10 +71,18 @@ def unpack(packed: Packed, y: Tensor) -> Tensor | PackedSequence:
     return y.transpose(0, 1) if packed.batch_first else y
 
 
-def pack_state(packed: Packed, state: Tensor) -> Tensor:
-    """A state in the user's form, (L*D, B, F) or unbatched (L*D, F), as (L*D, B, F) in the order of the rows."""
+def pack_state(packed: Packed, state: Tensor, reset_state: Tensor | None = None) -> Tensor:
+    """A state in the user's form, (L*D, B, F) or unbatched (L*D, F), as (L*D, B, F) in the order of the rows.
+
+    reset_state  as state: where sequences start again after a reset, or None for zeros
+    """
     if packed.unbatched:
-        return state.unsqueeze(1)
+        state, reset_state = state.unsqueeze(1), None if reset_state is None else reset_state.unsqueeze(1)
+    if packed.segments is not None:
+        reset_state = torch.zeros_like(state) if reset_state is None else reset_state
+        return _select(torch.cat([state, reset_state], 1), packed.segments.enter)
+    if packed.unbatched:
+        return state
     if packed.form is not None and packed.form.sorted_indices is not None:
         return state.index_select(1, packed.form.sorted_indices)
     return state
@@ -65,11 +90,22 @@ def pack_state(packed: Packed, state: Tensor) -> Tensor:
 
 def unpack_state(packed: Packed, state: Tensor) -> Tensor:
     """The inverse of `pack_state`."""
+    if packed.segments is not None:
+        state = _select(state, packed.segments.leave)
     if packed.unbatched:
         return state.squeeze(1)
     if packed.form is not None and packed.form.unsorted_indices is not None:
         return state.index_select(1, packed.form.unsorted_indices)
     return state
+
+
+def _select(state: Tensor, index: Tensor) -> Tensor:
+    """States (L*D, M, F) of the sequences index (D, N) of each direction: (L*D, N, F)."""
+    directions = index.shape[0]
+    if directions == 1:
+        return state.index_select(1, index[0])
+    each = [state[d::directions].index_select(1, index[d]) for d in range(directions)]
+    return torch.stack(each, 1).flatten(0, 1)
 
 
 def check_packed(input: PackedSequence) -> None:
