@@ -84,8 +84,9 @@ def cut(
     if lengths is None:
         lengths = torch.full_like(each, steps)
     if resets is None or not steps:
-        sequence, begin, length, first, last = each, torch.zeros_like(each), lengths, each, each
-        enter = each.expand(2, batch)
+        length, by_length = _sort(lengths)
+        place = torch.empty_like(by_length).index_copy_(0, by_length, each)
+        start, enter, leave = by_length * strides[1], by_length.expand(2, batch), place.expand(2, batch)
     else:
         starts = resets.t() & (_arange(steps) < lengths.unsqueeze(1))  # (B, T)
         restarted = starts[:, 0].clone()
@@ -95,21 +96,24 @@ def cut(
         last = counts.cumsum(0) - 1
         first = last - counts + 1
         # A segment ends where the next of its sequence begins, the last one where the sequence ends.
-        length = begin.roll(-1).index_copy_(0, last, lengths) - begin
+        length, by_length = _sort(begin.roll(-1).index_copy_(0, last, lengths) - begin)
+        place = torch.empty_like(by_length).index_copy_(0, by_length, _arange(len(by_length)))
+        start = (begin * strides[0] + sequence * strides[1])[by_length]
         enter = (sequence + batch).repeat(2, 1)
         enter[0, first] = each + batch * restarted
         enter[1, last] = each
-    # As `pack_padded_sequence` sorts: dropout draws for the rows in this order.
-    length, by_length = length.sort(descending=True)
-    count = len(length)
-    place = torch.empty_like(by_length).index_copy_(0, by_length, _arange(count))
+        enter, leave = enter[:, by_length], place[torch.stack([last, first])]
     # How many segments are longer than k steps, and if there is no step at all, none at one.
-    sizes = count - length.bincount(minlength=2).cumsum(0)[:-1]
+    sizes = len(length) - length.bincount(minlength=2).cumsum(0)[:-1]
     step = _arange(len(sizes)).repeat_interleave(sizes)  # (P,)
     alive = _arange(len(step)) - (sizes.cumsum(0) - sizes).index_select(0, step)  # which of those alive at that step
-    start = (begin * strides[0] + sequence * strides[1])[by_length]
     order = start.index_select(0, alive) + step * strides[0]
-    return order, sizes, enter[:, by_length], place[torch.stack([last, first])]
+    return order, sizes, enter, leave
+
+
+def _sort(length: Tensor) -> tuple[Tensor, Tensor]:
+    # As `pack_padded_sequence` sorts: dropout draws for the rows in this order.
+    return length.sort(descending=True)
 
 
 def _arange(end: int) -> Tensor:
@@ -157,10 +161,10 @@ def _tensor(name: str, what: str, given: Any) -> Tensor:
 def _here(lengths: Tensor | None, resets: Tensor | None, steps: int) -> tuple[Tensor | None, Tensor | None]:
     """Lengths and resets on the CPU; raises RuntimeError for a length out of range."""
     lengths, resets = (None if tensor is None else tensor.cpu() for tensor in (lengths, resets))
-    if lengths is not None:
-        wrong = ((lengths < 0) | (lengths > steps)).nonzero()
-        if len(wrong):
-            index = int(wrong[0])
+    if lengths is not None and len(lengths):
+        low, high = lengths.aminmax()
+        if low < 0 or high > steps:
+            index = int(lengths.argmin() if low < 0 else lengths.argmax())
             raise RuntimeError(
                 f"LSTM: Expected lengths from 0 to {steps}, the steps of the input, "
                 f"got {int(lengths[index])} for sequence {index}"
