@@ -60,7 +60,7 @@ def explain(
     if isinstance(module, LSTM):
         segments = None
         if lengths is not None or resets is not None:
-            segments = module._segments(input, lengths, resets, None)
+            segments, _ = module._segments(input, hx, lengths, resets, None)
             how = _describe(segments)
         problems = _lstm_problems(module, pack(input, module.batch_first, hx, segments), hx)
     elif isinstance(module, LSTMCell):

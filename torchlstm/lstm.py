@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks
 from .engines.contract import Weights
-from .packing import Packed, check_packed, pack, pack_state, unpack, unpack_state
+from .packing import check_packed, pack, pack_state, unpack, unpack_state, with_reset_state
 from .precision import autocast_precision
 from .segments import Segments, segment
 from .stack import run_stack
@@ -80,11 +80,14 @@ class LSTM(nn.RNNBase):
         self._check(input, hx)
         segments = None
         if lengths is not None or resets is not None or reset_state is not None:
-            segments = self._segments(input, lengths, resets, reset_state)
+            segments, hx = self._segments(input, hx, lengths, resets, reset_state)
         packed = pack(input, self.batch_first, hx, segments)
         x, rows = packed.data, packed.rows
         layers = self._layers(x)
-        h_0, c_0 = self._initial(packed, hx, reset_state)
+        if hx is None:
+            h_0, c_0 = self._zeros(x, packed.batch)
+        else:
+            h_0, c_0 = pack_state(packed, hx[0]), pack_state(packed, hx[1])
         fused = packed.form is None and not self.proj_size
         precision = autocast_precision(x, c_0, self.proj_size > 0, fused)
         if precision is None:
@@ -125,37 +128,41 @@ class LSTM(nn.RNNBase):
         weight = self._parameters.get(name)
         return getattr(self, name) if weight is None else weight
 
-    def _initial(self, packed: Packed, hx: State | None, reset_state: State | None) -> State:
-        """Initial states in the order of the rows: h_0 (L*D, B, R) and c_0 (L*D, B, H), two tensors."""
-        h, c = reset_state or (None, None)
-        if h is not None and c is not None:
-            hx = hx or (torch.zeros_like(h), torch.zeros_like(c))
-        if hx is None:
-            h_shape, c_shape = self._state_shapes(packed.batch)
-            return packed.data.new_zeros(h_shape), packed.data.new_zeros(c_shape)
-        return pack_state(packed, hx[0], h), pack_state(packed, hx[1], c)
-
-    def _state_shapes(self, *batch: int) -> tuple[Any, Any]:
-        """(L*D, B, R) and (L*D, B, H), without B if it is not given."""
+    def _zeros(self, x: Tensor, batch: int) -> State:
+        """Initial states for rows x: h_0 (L*D, B, R) and c_0 (L*D, B, H), two tensors."""
         count = self.num_layers * (2 if self.bidirectional else 1)
-        return (count, *batch, self.proj_size or self.hidden_size), (count, *batch, self.hidden_size)
+        h_0 = x.new_zeros(count, batch, self.proj_size or self.hidden_size)
+        return h_0, x.new_zeros(count, batch, self.hidden_size)
 
     def _segments(
-        self, input: Tensor | PackedSequence, lengths: Any, resets: Any, reset_state: State | None
-    ) -> Segments | None:
-        """The plan that lengths and resets make, checked against an input that has passed `_check`."""
+        self, input: Tensor | PackedSequence, hx: State | None, lengths: Any, resets: Any, reset_state: State | None
+    ) -> tuple[Segments | None, State | None]:
+        """What lengths and resets make of an input that has passed `_check`.
+
+        returns  the plan or None; hx as it is, or with the reset states behind it: (L*D, 2B, R), (L*D, 2B, H)
+        """
         if isinstance(input, PackedSequence):
             raise TypeError("LSTM: lengths and resets are for tensors, and input is a PackedSequence: unpack it first")
         if reset_state is not None:
             if resets is None:
                 raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
-            checks.check_pair("lstm", reset_state, "reset_state")
-            batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
-            for index, (state, shape) in enumerate(zip(reset_state, self._state_shapes(*batch), strict=True)):
-                if state.shape != shape:
-                    raise RuntimeError(f"Expected reset_state[{index}] size {shape}, got {list(state.shape)}")
-            checks.check_states(input, reset_state, "reset_state")
-        return segment(input, self.batch_first, 2 if self.bidirectional else 1, lengths, resets)
+            self._check_reset_state(input, reset_state)
+        directions = 2 if self.bidirectional else 1
+        segments = segment(input, self.batch_first, directions, lengths, resets, reset_state is not None)
+        if segments is not None and resets is not None:
+            hx = with_reset_state(hx, reset_state, input.dim() == 2)
+        return segments, hx
+
+    def _check_reset_state(self, input: Tensor, reset_state: State) -> None:
+        """Raise unless these states are shaped as hx would have to be."""
+        checks.check_pair("lstm", reset_state, "reset_state")
+        batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+            expected, shape = (count, *batch, size), tuple(reset_state[index].shape)
+            if shape != expected:
+                raise RuntimeError(f"Expected reset_state[{index}] size {expected}, got {list(shape)}")
+        checks.check_states(input, reset_state, "reset_state")
 
     def _check(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         """Raise what nn.LSTM raises for this input, or a clearer error of the same kind."""
@@ -182,7 +189,8 @@ class LSTM(nn.RNNBase):
             # Batch sizes are not known to a compiler, B is what hx says; see `packing.batch_of`.
             self.check_input(data, batch_sizes)
             batch = hx[0].shape[1]
-            for index, expected in enumerate(self._state_shapes(batch)):
+            for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+                expected = (self.num_layers * (2 if self.bidirectional else 1), batch, size)
                 self.check_hidden_size(hx[index], expected, f"Expected hidden[{index}] size {{}}, got {{}}")
             checks.check_states(data, hx)
             return

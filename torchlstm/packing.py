@@ -1,7 +1,7 @@
 """Every input form to packed rows and back: time-major, batch_first, unbatched, PackedSequence; lengths, resets."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .engines.contract import Dense, Ragged, Rows, check_batch_sizes
 from .segments import Segments
+
+State: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Packed(NamedTuple):
@@ -26,7 +28,7 @@ class Packed(NamedTuple):
 def pack(
     input: Tensor | PackedSequence,
     batch_first: bool,
-    hx: tuple[Tensor, Tensor] | None = None,
+    hx: State | None = None,
     segments: Segments | None = None,
 ) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
@@ -71,18 +73,26 @@ def unpack(packed: Packed, y: Tensor) -> Tensor | PackedSequence:
     return y.transpose(0, 1) if packed.batch_first else y
 
 
-def pack_state(packed: Packed, state: Tensor, reset_state: Tensor | None = None) -> Tensor:
+def with_reset_state(hx: State | None, reset_state: State | None, unbatched: bool) -> State | None:
+    """States in the user's form, and the reset states behind them, (L*D, 2B, F); None and None are zeros, so None."""
+    given = hx or reset_state
+    if given is None:
+        return None
+    zeros = [torch.zeros_like(state) for state in given]
+    join = torch.stack if unbatched else torch.cat
+    h, c = (join(pair, 1) for pair in zip(hx or zeros, reset_state or zeros, strict=True))
+    return h, c
+
+
+def pack_state(packed: Packed, state: Tensor) -> Tensor:
     """A state in the user's form, (L*D, B, F) or unbatched (L*D, F), as (L*D, B, F) in the order of the rows.
 
-    reset_state  as state: where sequences start again after a reset, or None for zeros
+    With resets, (L*D, 2B, F): see `with_reset_state`.
     """
-    if packed.unbatched:
-        state, reset_state = state.unsqueeze(1), None if reset_state is None else reset_state.unsqueeze(1)
     if packed.segments is not None:
-        reset_state = torch.zeros_like(state) if reset_state is None else reset_state
-        return _select(torch.cat([state, reset_state], 1), packed.segments.enter)
+        return _select(state, packed.segments.enter)
     if packed.unbatched:
-        return state
+        return state.unsqueeze(1)
     if packed.form is not None and packed.form.sorted_indices is not None:
         return state.index_select(1, packed.form.sorted_indices)
     return state
@@ -122,7 +132,7 @@ def check_packed(input: PackedSequence) -> None:
         check_batch_sizes(sizes, input.data.shape[0])
 
 
-def batch_of(input: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> int:
+def batch_of(input: PackedSequence, hx: State | None) -> int:
     """B, from a shape where a compiler is tracing and there is one."""
     if torch.compiler.is_compiling():
         if input.sorted_indices is not None:

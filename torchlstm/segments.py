@@ -24,14 +24,15 @@ class Segments(NamedTuple):
 
 
 def segment(
-    input: Tensor, batch_first: bool, directions: int, lengths: Any = None, resets: Any = None
+    input: Tensor, batch_first: bool, directions: int, lengths: Any = None, resets: Any = None, always: bool = False
 ) -> Segments | None:
     """Plan the computation of an input that has passed the module's checks.
 
     input    (T, B, I), (B, T, I) if batch_first, or (T, I) unbatched
     lengths  B integers, or None: all are T
     resets   bool, (T, B), (B, T) or (T,): the state restarts before that step; None: nowhere
-    returns  the plan, or None where neither changes anything
+    always   plan even if there is no reset, so that reset states are always part of the graph
+    returns  the plan, or None where it would change nothing
 
     The plan is made on the CPU: lengths or resets that live elsewhere are waited for, nothing else is.
     """
@@ -55,7 +56,7 @@ def segment(
     lengths, resets = _here(lengths, resets, steps)
     whole = (lengths is None or bool((lengths == steps).all())) and (resets is None or not bool(resets[1:].any()))
     if whole and steps:
-        if resets is None or not bool(resets[0].any()):
+        if resets is None or not (always or bool(resets[0].any())):
             return None
         order, leave = None, _arange(batch).expand(2, batch)
         enter = leave + batch * torch.stack([resets[0], torch.zeros_like(resets[0])])
