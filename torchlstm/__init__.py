@@ -4,8 +4,20 @@ from .cell import LSTMCell
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
 from .lstm import LSTM
+from .stream import Stream
 from .swap import plan_swap, restore, swap
 
 __version__ = "0.1.0"
 
-__all__ = ["LSTM", "EngineRefusal", "LSTMCell", "engines", "explain", "plan_swap", "restore", "swap", "use_engine"]
+__all__ = [
+    "LSTM",
+    "EngineRefusal",
+    "LSTMCell",
+    "Stream",
+    "engines",
+    "explain",
+    "plan_swap",
+    "restore",
+    "swap",
+    "use_engine",
+]
