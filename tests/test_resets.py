@@ -1,7 +1,9 @@
 """`resets=`: the state restarts before some steps; compared with cutting the sequences there by hand."""
 
+import runpy
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -324,3 +326,10 @@ def test_explain() -> None:
     shown = str(torchlstm.explain(module, x, resets=resets))
     assert "5 sequences of at most 8 steps, 32 rows out of 32" in shown
     assert "ragged B=5" in shown
+
+
+def test_the_example_learns() -> None:
+    """A policy that has to remember: with the state kept, and with a reset at every step."""
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "recurrent_policy.py"))
+    assert example["train"](memory=True, updates=50) > 0.9
+    assert example["train"](memory=False, updates=25) < 0.65

@@ -187,7 +187,7 @@ def _cut(
 ) -> tuple[Tensor, ...]:
     *strides, device = strides_and_device
     order, sizes, enter, leave = cut(*_here(lengths, resets, steps), steps, batch, (strides[0], strides[1]))
-    return order.to(device), sizes, enter.to(device), leave.to(device)
+    return order.to(device), sizes, enter.to(device).contiguous(), leave.to(device).contiguous()
 
 
 def _cut_fake(_: Any, resets: Tensor | None, __: Any, batch: int, *strides_and_device: Any) -> tuple[Tensor, ...]:

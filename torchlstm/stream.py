@@ -54,7 +54,7 @@ class Stream:
         if steps == 0:
             self._module.check_input(input if batch else input.unsqueeze(1), None)
             output = input.new_zeros(*input.shape[:-1], self._module.proj_size or self._module.hidden_size)
-        elif self._grad:
+        elif self._grad or not torch.is_grad_enabled():
             output = self._step(input)
         else:
             with torch.no_grad():
@@ -66,7 +66,7 @@ class Stream:
         output: Tensor
         result = self._module(input, self.state)
         output, (h, c) = (result[0], result) if self._is_cell else result
-        self._state = (h.detach(), c.detach()) if self._grad else (h, c)
+        self._state = (h.detach(), c.detach()) if h.requires_grad else (h, c)
         return output
 
     def _sizes(self, input: Tensor) -> tuple[int, tuple[int, ...]]:
