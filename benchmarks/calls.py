@@ -7,18 +7,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from torchlstm import LSTM, LSTMCell
+from torchlstm import LSTM, LSTMCell, Stream
 from torchlstm.parity.observe import Inputs, build
 
+from .rivals import PadPacked, SplitAtResets, Streamed
 from .workloads import Workload
 
 Call = Callable[[], Any]
 
 
+_OURS: dict[str, type[nn.Module]] = {"stream": Streamed}
+_THEIRS: dict[str, type[nn.Module]] = {"lengths": PadPacked, "resets": SplitAtResets}
+
+
+def kinds_of(workload: Workload, ours: bool) -> tuple[type[nn.Module], type[nn.Module]]:
+    """The classes of LSTM and LSTMCell, torchlstm's or torch.nn's."""
+    if ours:
+        return _OURS.get(workload.how, LSTM), LSTMCell
+    return _THEIRS.get(workload.how, nn.LSTM), nn.LSTMCell
+
+
 def module_of(workload: Workload, ours: bool, device: str = "cpu") -> nn.Module:
     """The workload's module, torchlstm's or torch.nn's, both with the same weights."""
-    kinds: tuple[type[nn.Module], type[nn.Module]] = (LSTM, LSTMCell) if ours else (nn.LSTM, nn.LSTMCell)
-    return build(workload.case, *kinds, workload.case.dtype).to(device)
+    return build(workload.case, *kinds_of(workload, ours), workload.case.dtype).to(device)
 
 
 def arguments(inputs: Inputs, grad: bool) -> tuple[Any, Any, list[Tensor]]:
@@ -51,7 +62,7 @@ def results(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """What one call in eval mode and without gradients returns."""
     input, hx, _ = arguments(inputs, grad=False)
     with torch.no_grad():
-        return tensors(module.eval()(input, hx))
+        return tensors(module.eval()(input, hx, **inputs.keywords))
 
 
 def inference(module: nn.Module, inputs: Inputs) -> Call:
@@ -59,12 +70,15 @@ def inference(module: nn.Module, inputs: Inputs) -> Call:
     module.eval()
     input, hx, _ = arguments(inputs, grad=False)
     if hx is None:
-        return lambda: module(input)
+        return lambda: module(input, **inputs.keywords)
+    if isinstance(module, Streamed):
+        stream = Stream(module, hx)
+        return lambda: stream(input)
     state = hx
 
     def step() -> None:
         nonlocal state
-        result = module(input, state)
+        result = module(input, state, **inputs.keywords)
         state = result if isinstance(result[1], Tensor) else result[1]
 
     return step
@@ -77,7 +91,7 @@ def training(module: nn.Module, inputs: Inputs) -> Call:
     leaves += module.parameters()
 
     def step() -> tuple[Tensor, ...]:
-        seen = tensors(module(input, hx))
+        seen = tensors(module(input, hx, **inputs.keywords))
         return torch.autograd.grad(list(seen.values()), leaves, [inputs.cotangents[name] for name in seen])
 
     return step

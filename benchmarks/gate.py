@@ -1,13 +1,12 @@
 """The gate before the stopwatch: a workload is timed only if torchlstm computes on it what nn.LSTM computes."""
 
 import torch
-from torch import nn
 
-from torchlstm import LSTM, EngineRefusal, LSTMCell
+from torchlstm import EngineRefusal
 from torchlstm.parity import Verdict, judge
 from torchlstm.parity.observe import Observation, build, observe
 
-from .calls import results
+from .calls import kinds_of, results
 from .unfit import first_line
 from .workloads import Workload
 
@@ -20,18 +19,18 @@ def judge_workload(workload: Workload, device: str) -> list[Verdict]:
     case, inputs = workload.case, workload.inputs()
     place = torch.device(device)
 
-    def see(lstm: type[nn.Module], cell: type[nn.Module], dtype: torch.dtype) -> Observation:
-        module = build(case, lstm, cell, dtype).to(place)
+    def see(who: bool, dtype: torch.dtype) -> Observation:
+        module = build(case, *kinds_of(workload, who), dtype).to(place)
         seen = observe(module, case, inputs.to(place, dtype))
         # Engines keep nothing for a backward pass here, which may be another path through them.
         for name, tensor in results(module, inputs.to(place, dtype)).items():
             seen[f"{name} without gradients"] = tensor
         return seen
 
-    ours = see(LSTM, LSTMCell, case.dtype)
-    truth = see(nn.LSTM, nn.LSTMCell, torch.float64)
+    ours = see(True, case.dtype)
+    truth = see(False, torch.float64)
     try:
-        rival = see(nn.LSTM, nn.LSTMCell, case.dtype)
+        rival = see(False, case.dtype)
     except RuntimeError:  # oneDNN has no half precision on some processors: float64 alone judges then
         rival = None
     return judge(ours, rival, truth, case.dtype)

@@ -82,7 +82,9 @@ def _engine(module: nn.Module, inputs: Inputs) -> str:
     """The engines of the module's layers."""
     assert isinstance(module, LSTM | LSTMCell)
     input, hx, _ = arguments(inputs, grad=False)
-    return ", ".join(sorted({str(decision.engine) for decision in explain(module, input, hx).decisions}))
+    return ", ".join(
+        sorted({str(decision.engine) for decision in explain(module, input, hx, **inputs.keywords).decisions})
+    )
 
 
 def _mode(

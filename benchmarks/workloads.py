@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchlstm.parity import Case
 from torchlstm.parity.observe import Inputs, draw
@@ -20,12 +21,14 @@ class Workload:
     group    workloads whose ratios may be averaged, or which a plot draws together
     case     the module, the form of its input, and its dtype
     devices  where it is measured
+    how      "call", or what makes it no plain call: "lengths", "resets", "stream"
     """
 
     name: str
     group: str
     case: Case
     devices: tuple[str, ...] = ("cpu", "cuda")
+    how: str = "call"
 
     @property
     def layers(self) -> int:
@@ -45,7 +48,7 @@ class Workload:
     @property
     def lengths(self) -> list[int] | None:
         """How long each sequence of a ragged batch is: uniform in 1..T, the same in every run; None if dense."""
-        if self.case.form == "dense":
+        if self.case.form == "dense" and self.how != "lengths":
             return None
         generator = torch.Generator().manual_seed(23)
         lengths: list[int] = torch.randint(1, self.case.steps + 1, (self.case.batch,), generator=generator).tolist()
@@ -99,12 +102,23 @@ class Workload:
     def inputs(self) -> Inputs:
         """Input, states and cotangents, on the CPU; data (T, B, I) is padded if the batch is ragged."""
         inputs, lengths = draw(self.case), self.lengths
+        if self.how == "lengths":
+            return replace(inputs, keywords={"lengths": torch.tensor(lengths)})
+        if self.how == "resets":
+            return replace(inputs, keywords={"resets": self._resets()})
         if lengths is not None:
             generator = torch.Generator().manual_seed(29)
             size = self.directions * (self.proj_size or self.case.hidden_size)
             cotangent = torch.randn(sum(lengths), size, generator=generator).to(self.case.dtype)
             inputs = replace(inputs, lengths=lengths, cotangents=inputs.cotangents | {"output": cotangent})
         return inputs
+
+    def _resets(self) -> Tensor:
+        """Where episodes begin (T, B): at 3 % of the steps, the same in every run, and once in any case."""
+        generator = torch.Generator().manual_seed(31)
+        resets = torch.rand(self.case.steps, self.case.batch, generator=generator) < 0.03
+        resets[self.case.steps // 2, 0] = True
+        return resets
 
     def shrunk(self) -> "Workload":
         """The same kind of call with sizes that take no time."""
@@ -125,6 +139,7 @@ class Workload:
         """The sizes by the letters of the code, for a record."""
         return {
             "kind": "cell" if self.case.cell else "ragged" if self.lengths else "dense",
+            "how": self.how,
             "T": self.steps,
             "B": self.case.batch,
             "I": self.case.input_size,
@@ -143,12 +158,13 @@ def _workload(
     sizes: tuple[int, int, int, int],
     devices: tuple[str, ...] = ("cpu", "cuda"),
     dtype: torch.dtype = torch.float32,
+    how: str = "call",
     **rest: Any,
 ) -> Workload:
     steps, batch, features, hidden = sizes
     case = Case(name, steps=steps, batch=batch, input_size=features, hidden_size=hidden, dtype=dtype,
                 **({"hx": "none"} | rest))  # fmt: skip
-    return Workload(name, group, case, devices)
+    return Workload(name, group, case, devices, how)
 
 
 DENSE = (
@@ -177,6 +193,10 @@ def _everywhere() -> Iterator[Workload]:
     yield _workload("proj64-T100-B16-I128-H256", "projected", usual, options={"proj_size": 64})
     for size in (64, 256, 1024):
         yield _workload(f"stream-H{size}", "stream", (1, 1, size, size), hx="given")
+        yield _workload(f"streamed-H{size}", "stream", (1, 1, size, size), how="stream", hx="given")
+    for sizes in ((500, 16, 32, 32), (200, 64, 128, 256)):
+        yield _workload("lengths-T{}-B{}-I{}-H{}".format(*sizes), "lengths", sizes, how="lengths")
+    yield _workload("resets-T128-B16-I64-H128", "resets", (128, 16, 64, 128), how="resets")
     for batch in (1, 32):
         yield _workload(f"cell-B{batch}-H256", "cell", (1, batch, 256, 256), cell=True, hx="given")
     yield _workload("bfloat16-T128-B16-I128-H256", "bfloat16", (128, 16, 128, 256), dtype=torch.bfloat16)

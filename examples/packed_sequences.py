@@ -1,7 +1,7 @@
-"""Sequences of different lengths: pack them, run them in both directions, unpack, and find each one's last state."""
+"""Sequences of different lengths, packed or padded: run them in both directions and find each one's last state."""
 
 import torch
-from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 import torchlstm
 
@@ -23,6 +23,11 @@ def main() -> None:
         # h_n is each sequence's own last step forwards, and its first step backwards: no padding in either.
         torch.testing.assert_close(h_n[:, index], h_alone)
         print(f"sequence {index}: {len(sequence)} steps, the same in the batch and alone")
+
+    # The same without packing: padded input, and how much of it is there.
+    output, (h_padded, _) = lstm(pad_sequence(sequences), lengths=[len(sequence) for sequence in sequences])
+    torch.testing.assert_close((output, h_padded), (padded, h_n))
+    print("the same from padded input with lengths")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def test_registry_is_complete() -> None:
     assert len(DENSE) == len(set(DENSE)) == 11
     groups = [WORKLOADS[name].group for name in NAMES]
     counts = {group: groups.count(group) for group in dict.fromkeys(groups)}
-    assert counts == {"dense": 11, "stacked": 1, "ragged": 2, "projected": 1, "stream": 3, "cell": 2, "bfloat16": 1}
+    assert counts == {"dense": 11, "stacked": 1, "ragged": 2, "projected": 1, "stream": 6, "lengths": 2, "resets": 1,
+                      "cell": 2, "bfloat16": 1}  # fmt: skip
     assert all(name == workload.name == workload.case.name for name, workload in WORKLOADS.items())
     bi = WORKLOADS["bi2-T100-B16-I128-H256"]
     assert (bi.layers, bi.directions, bi.rows) == (2, 2, 1600)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import torchlstm
 from torchlstm.trace import States, Trace
@@ -69,6 +69,11 @@ def flat(found: Trace, batch_first: bool = False) -> list[Tensor]:
     """Every tensor of a trace, in the order of `plain_loop`."""
     values = [value for layer in found.layers for direction in layer for value in direction]
     return [in_rows(found.output, batch_first), *found.state, *(in_rows(value, batch_first) for value in values)]
+
+
+def directions(found: Trace) -> list[States]:
+    """Of all layers, one after another."""
+    return [states for layer in found.layers for states in layer]
 
 
 T, B, LENGTHS = 5, 3, [2, 5, 3]
@@ -214,6 +219,24 @@ def test_shapes_in_the_form_of_the_input(engine: str) -> None:
     found = module.trace(input, state)
     assert torch.equal(found.layers[0][0].o.batch_sizes, input.batch_sizes)
     assert torch.equal(found.layers[0][0].o.unsorted_indices, input.unsorted_indices)
+
+
+def test_lengths_and_resets(engine: str) -> None:
+    """Beyond a sequence's end all is zero; within, what the trace of the packed batch has."""
+    lstm = torchlstm.LSTM(3, 4, 2, bidirectional=True, proj_size=2, dtype=torch.float64)
+    x = torch.randn(T, B, 3, dtype=torch.float64)
+    found = lstm.trace(x, lengths=LENGTHS)
+    packed = lstm.trace(pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False))
+    for ours, theirs in zip(directions(found), directions(packed), strict=True):
+        for value, rows in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(value, pad_packed_sequence(rows)[0], rtol=0, atol=1e-12)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[2] = True
+    whole = lstm.trace(x, resets=resets)
+    for part, steps in ((lstm.trace(x[:2]), slice(0, 2)), (lstm.trace(x[2:]), slice(2, T))):
+        for ours, theirs in zip(directions(whole), directions(part), strict=True):
+            for value, alone in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(value[steps], alone, rtol=0, atol=1e-12)
 
 
 def test_writing_into_a_trace_is_noticed(engine: str) -> None:

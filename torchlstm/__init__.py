@@ -5,6 +5,7 @@ from .cell import LSTMCell
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
 from .lstm import LSTM
+from .stream import Stream
 from .swap import plan_swap, restore, swap
 
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ __all__ = [
     "LSTM",
     "EngineRefusal",
     "LSTMCell",
+    "Stream",
     "engines",
     "explain",
     "plan_swap",

@@ -9,19 +9,19 @@ from .engines.contract import Weights
 from .precision import autocasts
 
 
-def check_pair(owner: str, hx: object) -> None:
+def check_pair(owner: str, hx: object, name: str = "hx") -> None:
     """Raise unless hx is two tensors; `owner` names the operator in torch's own words ("lstm", "lstm_cell")."""
     if not isinstance(hx, (tuple, list)):
         what = f"one Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else type(hx).__name__
-        raise TypeError(f"{owner} expects hx to be a tuple (h_0, c_0) of two tensors, got {what}")
+        raise TypeError(f"{owner} expects {name} to be a tuple (h_0, c_0) of two tensors, got {what}")
     if len(hx) != 2:
         raise RuntimeError(f"{owner} expects two hidden states, got {len(hx)}")
     for index, state in enumerate(hx):
         if not isinstance(state, Tensor):
-            raise TypeError(f"{owner} expects hx[{index}] to be a Tensor, got {type(state).__name__}")
+            raise TypeError(f"{owner} expects {name}[{index}] to be a Tensor, got {type(state).__name__}")
 
 
-def check_states(input: Tensor, hx: Sequence[Tensor]) -> None:
+def check_states(input: Tensor, hx: Sequence[Tensor], name: str = "hidden") -> None:
     """Raise RuntimeError unless the states live where the input lives, in a dtype that goes with it."""
     device, dtype = input.device, input.dtype
     for index, state in enumerate(hx):
@@ -31,7 +31,7 @@ def check_states(input: Tensor, hx: Sequence[Tensor]) -> None:
                 f"{device} and hidden tensor at {state.device}"
             )
         if state.dtype != dtype and not (autocasts(input) and autocasts(state)):
-            raise RuntimeError(f"Expected hidden[{index}] dtype {dtype}, as the input has, got {state.dtype}")
+            raise RuntimeError(f"Expected {name}[{index}] dtype {dtype}, as the input has, got {state.dtype}")
 
 
 def check_weights(input: Tensor, weights: Weights, shapes: Sequence[tuple[int, ...]]) -> None:

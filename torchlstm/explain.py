@@ -1,5 +1,6 @@
 """Why a module runs on the engine it runs on."""
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -10,8 +11,9 @@ from .dispatch import choose, forced_engine, standings
 from .engines.contract import Dense, Problem
 from .engines.plain import reach
 from .lstm import LSTM
-from .packing import pack
+from .packing import Packed, pack
 from .precision import autocast_precision
+from .segments import Segments
 
 
 class Decision(NamedTuple):
@@ -43,28 +45,54 @@ class Explanation(NamedTuple):
 
     forced: str | None  # the engine in force, or None for automatic choice
     decisions: list[Decision]
+    segments: str | None = None  # what becomes of lengths and resets
 
     def __str__(self) -> str:
         how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"
-        return "\n".join([how, *map(str, self.decisions)])
+        return "\n".join([how, *([self.segments] if self.segments else []), *map(str, self.decisions)])
 
 
 def explain(
-    module: LSTM | LSTMCell, input: Tensor | PackedSequence, hx: Any = None, *, trace: bool = False
+    module: LSTM | LSTMCell,
+    input: Tensor | PackedSequence,
+    hx: Any = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    trace: bool = False,
 ) -> Explanation:
     """Say which engine runs each layer of a torchlstm module for an input, and why no other.
 
-    input, hx  as the module takes them; nothing is computed
-    trace      ask for `LSTM.trace` of them, not for the call; only engines other than `reference` trace at kernel speed
+    input, hx, lengths, resets  as the module takes them; nothing is computed
+    trace                       ask for `LSTM.trace` of them, not for the call; only engines other than `reference`
+                                trace at kernel speed
     Raises TypeError for any other module: `swap` it first.
     """
+    how = None
     if isinstance(module, LSTM):
-        problems = _lstm_problems(module, input, hx, trace)
+        segments = None
+        if lengths is not None or resets is not None:
+            segments, _ = module._segments(input, hx, lengths, resets, None)
+            how = _describe(segments)
+        problems = _lstm_problems(module, pack(input, module.batch_first, hx, segments), hx, trace)
     elif isinstance(module, LSTMCell):
+        if lengths is not None or resets is not None:
+            raise TypeError("explain: lengths and resets are for an LSTM, got an LSTMCell")
         problems = [_cell_problem(module, input, hx)]
     else:
         raise TypeError(f"explain expects a torchlstm.LSTM or LSTMCell, got {type(module).__qualname__}: swap it first")
-    return Explanation(forced_engine(), [_decide(index, problem) for index, problem in enumerate(problems)])
+    return Explanation(forced_engine(), [_decide(index, problem) for index, problem in enumerate(problems)], how)
+
+
+def _describe(segments: Segments | None) -> str:
+    """What becomes of lengths and resets."""
+    if segments is None:
+        return "lengths and resets: they change nothing, the input is computed as it is"
+    if segments.order is None:
+        return "resets: at the first step only, the input is computed as it is"
+    count, steps = segments.enter.shape[1], segments.rows.steps
+    rows, all_rows = segments.order.shape[0], math.prod(segments.shape)
+    return f"lengths and resets: {count} sequences of at most {steps} steps, {rows} rows out of {all_rows}"
 
 
 def _decide(index: int, problem: Problem) -> Decision:
@@ -74,8 +102,7 @@ def _decide(index: int, problem: Problem) -> Decision:
         return Decision(index, problem, None, str(error), standings(problem))
 
 
-def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any, trace: bool) -> list[Problem]:
-    packed = pack(input, module.batch_first)
+def _lstm_problems(module: LSTM, packed: Packed, hx: Any, trace: bool) -> list[Problem]:
     x, state = packed.data, module.proj_size or module.hidden_size
     fused = packed.form is None and not module.proj_size
     precision = autocast_precision(x, None if hx is None else hx[1], module.proj_size > 0, fused)

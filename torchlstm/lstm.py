@@ -8,8 +8,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks
 from .engines.contract import Weights
-from .packing import check_packed, pack, pack_state, unpack, unpack_state
+from .packing import check_packed, pack, pack_state, unpack, unpack_state, with_reset_state
 from .precision import autocast_precision
+from .segments import Segments, segment
 from .stack import run_stack
 from .trace import States, Trace, states_of
 
@@ -26,6 +27,20 @@ class LSTM(nn.RNNBase):
         input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), or a PackedSequence
         hx        None for zeros, or (h_0, c_0): (L*D, B, R), (L*D, B, hidden_size), without B for unbatched input
         returns   output, (h_n, c_n): the output in the input's form with D*R features; the states as hx
+
+    What nn.LSTM has not, by name only and for tensors:
+
+        lengths      B integers from 0 to T, a list or a tensor, in any order: only so many steps of each sequence are
+                     there.  The output beyond them is zero; h_n and c_n are the states at each sequence's own end,
+                     the initial ones where it has no steps.  As a PackedSequence computes, packed and unpacked
+        resets       bool, shaped as input without its last axis: the state restarts before that step; what lies on
+                     its two sides are sequences of their own, in both directions, between which no gradient passes.
+                     Forwards, hx enters the first of them, unless step 0 is a reset, and h_n and c_n leave the last;
+                     in reverse, hx enters the last and h_n and c_n leave the first
+        reset_state  None for zeros, or (h, c), shaped as hx: the state that all others start from
+
+    Padding is not looked at: its gradient is zero, and NaN in it stays there.  Lengths and resets on another device
+    than the CPU are waited for, once a call; lists and CPU tensors wait for nothing.
 
     What differs: it is no instance of nn.LSTM; the weights are read from their attributes at every call, so that
     `flatten_parameters` has nothing to do; and where nn.LSTM fails with a message about its insides, or computes from a
@@ -70,27 +85,52 @@ class LSTM(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Do nothing: no engine needs the weights in one chunk of memory."""
 
-    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
+    ) -> tuple[Any, State]:
         """See the class."""
-        output, state, _ = self._run(input, hx, trace=False)
+        output, state, _ = self._run(input, hx, lengths, resets, reset_state, trace=False)
         return output, state
 
-    def trace(self, input: Tensor | PackedSequence, hx: State | None = None) -> Trace:
+    def trace(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
+    ) -> Trace:
         """Run the forward, and return h, c and the activated gates of every step besides: see `trace.Trace`.
 
         Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
         module are not called, and `checkpoint_every` has no effect, since every state is kept.
         """
-        return Trace(*self._run(input, hx, trace=True))
+        return Trace(*self._run(input, hx, lengths, resets, reset_state, trace=True))
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: State | None, trace: bool
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None,
+        lengths: Any,
+        resets: Any,
+        reset_state: State | None,
+        trace: bool,
     ) -> tuple[Any, State, list[list[States]]]:
         """Output and states, and the states of every step and layer if `trace`."""
         self._check(input, hx)
         checks.check_every(self.checkpoint_every)
         options = (self.dropout, self.training, trace, self.checkpoint_every)
-        packed = pack(input, self.batch_first, hx)
+        segments = None
+        if lengths is not None or resets is not None or reset_state is not None:
+            segments, hx = self._segments(input, hx, lengths, resets, reset_state)
+        packed = pack(input, self.batch_first, hx, segments)
         x, rows = packed.data, packed.rows
         layers = self._layers(x)
         if hx is None:
@@ -143,6 +183,36 @@ class LSTM(nn.RNNBase):
         count = self.num_layers * (2 if self.bidirectional else 1)
         h_0 = x.new_zeros(count, batch, self.proj_size or self.hidden_size)
         return h_0, x.new_zeros(count, batch, self.hidden_size)
+
+    def _segments(
+        self, input: Tensor | PackedSequence, hx: State | None, lengths: Any, resets: Any, reset_state: State | None
+    ) -> tuple[Segments | None, State | None]:
+        """What lengths and resets make of an input that has passed `_check`.
+
+        returns  the plan or None; hx as it is, or with the reset states behind it: (L*D, 2B, R), (L*D, 2B, H)
+        """
+        if isinstance(input, PackedSequence):
+            raise TypeError("LSTM: lengths and resets are for tensors, and input is a PackedSequence: unpack it first")
+        if reset_state is not None:
+            if resets is None:
+                raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
+            self._check_reset_state(input, reset_state)
+        directions = 2 if self.bidirectional else 1
+        segments = segment(input, self.batch_first, directions, lengths, resets, reset_state is not None)
+        if segments is not None and resets is not None:
+            hx = with_reset_state(hx, reset_state, input.dim() == 2)
+        return segments, hx
+
+    def _check_reset_state(self, input: Tensor, reset_state: State) -> None:
+        """Raise unless these states are shaped as hx would have to be."""
+        checks.check_pair("lstm", reset_state, "reset_state")
+        batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+            expected, shape = (count, *batch, size), tuple(reset_state[index].shape)
+            if shape != expected:
+                raise RuntimeError(f"Expected reset_state[{index}] size {expected}, got {list(shape)}")
+        checks.check_states(input, reset_state, "reset_state")
 
     def _check(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         """Raise what nn.LSTM raises for this input, or a clearer error of the same kind."""

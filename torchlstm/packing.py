@@ -1,12 +1,16 @@
-"""Every input form of nn.LSTM to packed rows and back: time-major, batch_first, unbatched, PackedSequence."""
+"""Every input form to packed rows and back: time-major, batch_first, unbatched, PackedSequence; lengths, resets."""
 
-from typing import NamedTuple
+import math
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .engines.contract import Dense, Ragged, Rows, check_batch_sizes
+from .segments import Segments
+
+State: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Packed(NamedTuple):
@@ -18,15 +22,27 @@ class Packed(NamedTuple):
     form: PackedSequence | None  # the input itself, if it was packed already
     batch_first: bool
     unbatched: bool
+    segments: Segments | None = None  # which are the sequences of the rows, where lengths or resets say so
 
 
-def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, Tensor] | None = None) -> Packed:
+def pack(
+    input: Tensor | PackedSequence,
+    batch_first: bool,
+    hx: State | None = None,
+    segments: Segments | None = None,
+) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
 
-    input    (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
-    hx       the states that came with it
-    returns  its rows, step by step
+    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
+    hx        the states that came with it
+    segments  the plan of lengths and resets, if there are any
+    returns   its rows, step by step
     """
+    if segments is not None and segments.order is not None:
+        assert isinstance(input, Tensor)
+        # What is padding is never looked at: nothing in it reaches a result or a gradient.
+        data = input.flatten(0, -2).index_select(0, segments.order)
+        return Packed(data, segments.rows, segments.enter.shape[1], None, batch_first, input.dim() == 2, segments)
     if isinstance(input, PackedSequence):
         sizes, batch = input.batch_sizes, batch_of(input, hx)
         steps = sizes.shape[0]
@@ -35,16 +51,19 @@ def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, Te
         rows = Dense(steps, batch) if dense else Ragged(sizes)
         return Packed(input.data, rows, batch, input, batch_first, unbatched=False)
     if input.dim() == 2:
-        return Packed(input, Dense(input.shape[0], 1), 1, None, batch_first, unbatched=True)
+        return Packed(input, Dense(input.shape[0], 1), 1, None, batch_first, True, segments)
     time_major = input.transpose(0, 1) if batch_first else input
     steps, batch, features = time_major.shape
     data = time_major.reshape(steps * batch, features)
-    return Packed(data, Dense(steps, batch), batch, None, batch_first, unbatched=False)
+    return Packed(data, Dense(steps, batch), batch, None, batch_first, False, segments)
 
 
 def unpack(packed: Packed, y: Tensor) -> Tensor | PackedSequence:
     """Give rows of output y (P, D*R) the form that the input had."""
-    form = packed.form
+    form, segments = packed.form, packed.segments
+    if segments is not None and segments.order is not None:
+        whole = y.new_zeros(math.prod(segments.shape), y.shape[1]).index_add_(0, segments.order, y)
+        return whole.view(*segments.shape, y.shape[1])
     if form is not None:
         return PackedSequence(y, form.batch_sizes, form.sorted_indices, form.unsorted_indices)
     if packed.unbatched:
@@ -54,8 +73,24 @@ def unpack(packed: Packed, y: Tensor) -> Tensor | PackedSequence:
     return y.transpose(0, 1) if packed.batch_first else y
 
 
+def with_reset_state(hx: State | None, reset_state: State | None, unbatched: bool) -> State | None:
+    """States in the user's form, and the reset states behind them, (L*D, 2B, F); None and None are zeros, so None."""
+    given = hx or reset_state
+    if given is None:
+        return None
+    zeros = [torch.zeros_like(state) for state in given]
+    join = torch.stack if unbatched else torch.cat
+    h, c = (join(pair, 1) for pair in zip(hx or zeros, reset_state or zeros, strict=True))
+    return h, c
+
+
 def pack_state(packed: Packed, state: Tensor) -> Tensor:
-    """A state in the user's form, (L*D, B, F) or unbatched (L*D, F), as (L*D, B, F) in the order of the rows."""
+    """A state in the user's form, (L*D, B, F) or unbatched (L*D, F), as (L*D, B, F) in the order of the rows.
+
+    With resets, (L*D, 2B, F): see `with_reset_state`.
+    """
+    if packed.segments is not None:
+        return _select(state, packed.segments.enter)
     if packed.unbatched:
         return state.unsqueeze(1)
     if packed.form is not None and packed.form.sorted_indices is not None:
@@ -65,11 +100,22 @@ def pack_state(packed: Packed, state: Tensor) -> Tensor:
 
 def unpack_state(packed: Packed, state: Tensor) -> Tensor:
     """The inverse of `pack_state`."""
+    if packed.segments is not None:
+        state = _select(state, packed.segments.leave)
     if packed.unbatched:
         return state.squeeze(1)
     if packed.form is not None and packed.form.unsorted_indices is not None:
         return state.index_select(1, packed.form.unsorted_indices)
     return state
+
+
+def _select(state: Tensor, index: Tensor) -> Tensor:
+    """States (L*D, M, F) of the sequences index (D, N) of each direction: (L*D, N, F)."""
+    directions = index.shape[0]
+    if directions == 1:
+        return state.index_select(1, index[0])
+    each = [state[d::directions].index_select(1, index[d]) for d in range(directions)]
+    return torch.stack(each, 1).flatten(0, 1)
 
 
 def check_packed(input: PackedSequence) -> None:
@@ -86,7 +132,7 @@ def check_packed(input: PackedSequence) -> None:
         check_batch_sizes(sizes, input.data.shape[0])
 
 
-def batch_of(input: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> int:
+def batch_of(input: PackedSequence, hx: State | None) -> int:
     """B, from a shape where a compiler is tracing and there is one."""
     if torch.compiler.is_compiling():
         if input.sorted_indices is not None:

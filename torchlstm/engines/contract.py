@@ -29,7 +29,7 @@ class Ragged(NamedTuple):
     @property
     def steps(self) -> int:
         """T."""
-        return len(self.batch_sizes)
+        return self.batch_sizes.shape[0]
 
 
 Rows: TypeAlias = Dense | Ragged

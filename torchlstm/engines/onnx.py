@@ -26,7 +26,7 @@ def layer(
     if problem.proj_size:
         raise _refusal(f"ONNX's LSTM operator has no projection, and this LSTM has proj_size={problem.proj_size}")
     if not isinstance(rows, Dense):
-        raise _refusal("ONNX's LSTM operator takes no PackedSequence: export a model that is given a tensor")
+        raise _refusal("ONNX's LSTM operator takes no PackedSequence, lengths or resets: export a model without")
     w_ih, w_hh = (torch.stack([_iofg(direction[k]) for direction in weights]) for k in (0, 1))
     bias = None
     if problem.bias:

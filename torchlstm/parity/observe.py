@@ -1,7 +1,7 @@
 """Run one module on one case and name every tensor that comes out of it, gradients included."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Inputs:
     h_0: Tensor | None
     c_0: Tensor | None
     cotangents: dict[str, Tensor]
+    keywords: dict[str, Any] = field(default_factory=dict)  # what else the module is called with
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Inputs":
         """The same numbers as leaves of their own."""
@@ -32,7 +33,7 @@ class Inputs:
         cotangents = {name: tensor.to(device, dtype) for name, tensor in self.cotangents.items()}
         data = move(self.data)
         assert data is not None
-        return Inputs(data, self.lengths, move(self.h_0), move(self.c_0), cotangents)
+        return Inputs(data, self.lengths, move(self.h_0), move(self.c_0), cotangents, self.keywords)
 
 
 def build(case: Case, lstm: type[nn.Module], cell: type[nn.Module], dtype: torch.dtype) -> nn.Module:
@@ -129,7 +130,7 @@ def observe(module: nn.Module, case: Case, inputs: Inputs) -> Observation:
     data = inputs.data if inputs.lengths is None else _packed(case, inputs.data, inputs.lengths)
     torch.manual_seed(13)
     with _autocast(case, inputs.data.device.type):
-        result = module(data, hx)
+        result = module(data, hx, **inputs.keywords)
     output, (h_n, c_n) = (None, result) if case.cell else result
     output = output.data if isinstance(output, PackedSequence) else output
     seen: Observation = {"output": output, "h_n": h_n, "c_n": c_n}

@@ -1,0 +1,128 @@
+"""Stream: an LSTM that is fed a sequence in chunks and carries its state from one to the next."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .cell import LSTMCell
+from .lstm import LSTM
+
+State = tuple[Tensor, Tensor]
+
+
+class Stream:
+    """Feeds a module a sequence in chunks of any length; the outputs are those of one call on the whole sequence.
+
+        module   torchlstm.LSTM or LSTMCell, or torch.nn's, and not bidirectional
+        hx       the state that it starts from, and that `reset` goes back to, as the module takes it; None for zeros
+        grad     False: nothing has a gradient.  True: every chunk has a graph of its own, into which the state comes
+                 detached (truncated backpropagation through time)
+
+    >>> stream = torchlstm.Stream(lstm)
+    >>> for chunk in chunks: output = stream(chunk)
+
+    A chunk is an input as the module takes it, but no PackedSequence: (T, B, I), (B, T, I) if batch_first, (T, I)
+    unbatched; for a cell one step, (B, I) or (I,).  No steps, T = 0, are fine.  B is that of the first chunk.  Between
+    layers a module in training draws a dropout mask for every chunk.
+
+    Raises TypeError for other modules, ValueError for a bidirectional one: it needs a sequence's end to begin with.
+    """
+
+    def __init__(self, module: nn.Module, hx: State | None = None, *, grad: bool = False) -> None:
+        kind = getattr(module, "_orig_mod", module)  # of a compiled module
+        self._is_cell = isinstance(kind, LSTMCell | nn.LSTMCell)
+        if not self._is_cell and not isinstance(kind, LSTM | nn.LSTM):
+            raise TypeError(f"Stream: Expected an LSTM or LSTMCell, got {type(kind).__qualname__}")
+        if getattr(kind, "bidirectional", False):
+            raise ValueError("Stream: a bidirectional LSTM needs the end of a sequence before its first output")
+        if hx is not None:
+            checks.check_pair("Stream", hx)
+        self._module: Any = module
+        self._start, self._grad = hx, grad
+        self._state: State | None = None
+        self._batch: tuple[int, ...] | None = None  # (B,), () if unbatched, None before the first chunk
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """The output for the next chunk; of a cell, h."""
+        checks.check_tensor("Stream", input)
+        steps, batch = self._sizes(input)
+        if self._batch is not None and batch != self._batch:
+            was, got = (f"{each[0]} sequences" if each else "unbatched input" for each in (self._batch, batch))
+            raise RuntimeError(f"Stream: Expected {was}, as in the first chunk, got {got}: reset() begins anew")
+        if steps == 0:
+            self._module.check_input(input if batch else input.unsqueeze(1), None)
+            output = input.new_zeros(*input.shape[:-1], self._module.proj_size or self._module.hidden_size)
+        elif self._grad or not torch.is_grad_enabled():
+            output = self._step(input)
+        else:
+            with torch.no_grad():
+                output = self._step(input)
+        self._batch = batch
+        return output
+
+    def _step(self, input: Tensor) -> Tensor:
+        output: Tensor
+        result = self._module(input, self.state)
+        output, (h, c) = (result[0], result) if self._is_cell else result
+        self._state = (h.detach(), c.detach()) if h.requires_grad else (h, c)
+        return output
+
+    def _sizes(self, input: Tensor) -> tuple[int, tuple[int, ...]]:
+        """T, and B if there is one."""
+        if self._is_cell:
+            return 1, tuple(input.shape[:-1])
+        if input.dim() < 3:
+            return input.shape[0] if input.dim() == 2 else 1, ()
+        first, second = input.shape[:2]
+        return (second, (first,)) if self._module.batch_first else (first, (second,))
+
+    @property
+    def state(self) -> State | None:
+        """(h, c) after the last chunk, as the module returns them; before the first, what the stream starts from.
+
+        It can be set: the next chunk goes on from there.
+        """
+        return self._start if self._state is None else self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        checks.check_pair("Stream", state)
+        self._state, self._batch = (state[0].detach(), state[1].detach()), None
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin anew: all sequences, or some of them.
+
+        rows  None for all, also for other ones, of another number; else a bool mask (B,), or indices of sequences
+        """
+        if rows is None:
+            self._state = self._batch = None
+            return
+        if self._batch is None or self._state is None:
+            return
+        if not self._batch:
+            raise RuntimeError(
+                "Stream: rows are sequences of a batch, and the input is unbatched: reset() without rows"
+            )
+        mask = self._mask(torch.as_tensor(rows), self._batch[0]).to(self._state[0].device).unsqueeze(1)
+        zero = [state.new_zeros(()) for state in self._state]
+        h, c = (
+            torch.where(mask, start.detach(), state)
+            for start, state in zip(self._start or zero, self._state, strict=True)
+        )
+        self._state = h, c
+
+    @staticmethod
+    def _mask(rows: Tensor, batch: int) -> Tensor:
+        """Rows, given as a mask or as indices, as a mask (B,)."""
+        if rows.dtype == torch.bool:
+            if rows.shape != (batch,):
+                raise RuntimeError(f"Stream: Expected a mask of {batch} rows, got shape {tuple(rows.shape)}")
+            return rows
+        if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
+            raise TypeError(f"Stream: Expected rows to be a bool mask or integers, got {rows.dtype}")
+        rows = rows.flatten().to(torch.int64)
+        if ((rows < 0) | (rows >= batch)).any():
+            raise IndexError(f"Stream: Expected rows from 0 to {batch - 1}, got {rows.tolist()}")
+        return torch.zeros(batch, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
