@@ -102,6 +102,9 @@ def test_not_a_subclass_of_the_classes_it_replaces() -> None:
     assert not issubclass(torchlstm.LSTMCell, nn.LSTMCell)
     assert issubclass(torchlstm.LSTMCell, nn.RNNCellBase)
     theirs = list(inspect.signature(nn.RNNBase.__init__).parameters)[2:]
-    assert list(inspect.signature(torchlstm.LSTM.__init__).parameters)[1:] == theirs
+    ours = inspect.signature(torchlstm.LSTM.__init__).parameters
+    more = [name for name, parameter in ours.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    assert list(ours)[1:] == [*theirs, *more]
+    assert more == ["checkpoint_every"]
     ours = inspect.signature(torchlstm.LSTMCell.__init__).parameters
     assert list(ours) == list(inspect.signature(nn.LSTMCell.__init__).parameters)
