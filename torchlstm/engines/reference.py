@@ -11,42 +11,17 @@ from torch import Tensor
 
 from ..equations import lstm_cell
 from .contract import Dense, Engine, Problem, Weights
+from .loop import time_loop
 
 
-def recurrence(
-    gates_x: Tensor,
-    batch_sizes: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    w_hh: Tensor,
-    w_hr: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The time loop of one direction, in the part of Python that TorchScript understands.
+def _step(gates_x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """`lstm_cell` as a step of the time loop: state h, c, weights w_hh and, with a projection, w_hr."""
+    w_hr = weights[1] if len(weights) > 1 else None
+    h, c = lstm_cell(gates_x, state[0], state[1], weights[0], w_hr)
+    return [h, c]
 
-    gates_x      (T, B, 4H) if batch_sizes is None, else (P, 4H)
-    batch_sizes  (T,) or None: how many sequences are alive at each step
-    h, c         (B, R), (B, H)
-    returns      y (P, R), h_n (B, R), c_n (B, H)
-    """
-    # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not one buffer a step.
-    if batch_sizes is None:
-        steps = gates_x.unbind(0)
-    else:
-        sizes: list[int] = batch_sizes.tolist()
-        steps = gates_x.split(sizes)
-    y = [h] * len(steps)
-    for k in range(len(steps)):
-        t = len(steps) - 1 - k if reverse else k
-        n = steps[t].shape[0]
-        if n == h.shape[0]:
-            h, c = lstm_cell(steps[t], h, c, w_hh, w_hr)
-            y[t] = h
-        else:
-            h_t, c_t = lstm_cell(steps[t], h[:n], c[:n], w_hh, w_hr)
-            y[t] = h_t
-            h, c = torch.cat([h_t, h[n:]]), torch.cat([c_t, c[n:]])
-    return torch.cat(y), h, c
+
+recurrence = time_loop(_step)
 
 
 @functools.cache
@@ -72,8 +47,10 @@ def layer(
             gates_x = gates_x.view(rows.steps, rows.batch, w_ih.shape[0])
         else:
             batch_sizes = rows.batch_sizes
-        results.append(loop(gates_x, batch_sizes, h_0[d], c_0[d], w_hh, w_hr, d == 1))
-    y, h_n, c_n = zip(*results, strict=True)
+        recurrent = [w_hh] if w_hr is None else [w_hh, w_hr]
+        results.append(loop(gates_x, batch_sizes, [h_0[d], c_0[d]], recurrent, d == 1))
+    y, states = zip(*results, strict=True)
+    h_n, c_n = zip(*states, strict=True)
     # `stack` copies: the final states must not share memory with the output.
     return (y[0] if len(y) == 1 else torch.cat(y, dim=-1)), torch.stack(h_n), torch.stack(c_n)
 
