@@ -1,6 +1,8 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
+from . import cells
 from .cell import LSTMCell
+from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
 from .lstm import LSTM
@@ -8,4 +10,17 @@ from .swap import plan_swap, restore, swap
 
 __version__ = "0.1.0"
 
-__all__ = ["LSTM", "EngineRefusal", "LSTMCell", "engines", "explain", "plan_swap", "restore", "swap", "use_engine"]
+__all__ = [
+    "LSTM",
+    "EngineRefusal",
+    "LSTMCell",
+    "LayerNormLSTM",
+    "cells",
+    "engines",
+    "explain",
+    "plan_swap",
+    "restore",
+    "stack_cells",
+    "swap",
+    "use_engine",
+]

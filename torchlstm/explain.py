@@ -6,12 +6,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .cell import LSTMCell
-from .dispatch import choose, forced_engine, standings
+from .cells.stack import CellStack
+from .dispatch import choose, forced_engine, problem_of, standings
 from .engines.contract import Dense, Problem
 from .engines.plain import reach
 from .lstm import LSTM
 from .packing import pack
-from .precision import autocast_precision
+from .precision import autocast_precision, autocasts
 
 
 class Decision(NamedTuple):
@@ -34,23 +35,36 @@ class Decision(NamedTuple):
         return "\n".join([*lines, *([f"  error: {self.error}"] if self.error else [])])
 
 
+class Loop(NamedTuple):
+    """A layer of a `CellStack` that no engine computes, and why."""
+
+    layer: int
+    reason: str
+    engine: None = None
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}: a loop in torch operations: {self.reason}"
+
+
 class Explanation(NamedTuple):
     """What `explain` found; prints as text."""
 
     forced: str | None  # the engine in force, or None for automatic choice
-    decisions: list[Decision]
+    decisions: list[Decision | Loop]
 
     def __str__(self) -> str:
         how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"
         return "\n".join([how, *map(str, self.decisions)])
 
 
-def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence, hx: Any = None) -> Explanation:
+def explain(module: LSTM | LSTMCell | CellStack, input: Tensor | PackedSequence, hx: Any = None) -> Explanation:
     """Say which engine runs each layer of a torchlstm module for an input, and why no other.
 
     input, hx  as the module takes them; nothing is computed
     Raises TypeError for any other module: `swap` it first.
     """
+    if isinstance(module, CellStack):
+        return Explanation(forced_engine(), [_stack_decision(module, k, input) for k in range(module.num_layers)])
     if isinstance(module, LSTM):
         problems = _lstm_problems(module, input, hx)
     elif isinstance(module, LSTMCell):
@@ -65,6 +79,17 @@ def _decide(index: int, problem: Problem) -> Decision:
         return Decision(index, problem, choose(problem).name, None, standings(problem))
     except RuntimeError as error:
         return Decision(index, problem, None, str(error), standings(problem))
+
+
+def _stack_decision(module: CellStack, k: int, input: Tensor | PackedSequence) -> Decision | Loop:
+    packed = pack(input, module.batch_first)
+    x, weights, name = packed.data, module.as_lstm(k), type(module.layer_cells(k)[0]).__name__
+    if weights is None:
+        return Loop(k, f"engines compute plain LSTMs, not a {name}")
+    if autocasts(x):
+        return Loop(k, f"under autocast torch chooses a dtype for every operation of a {name}")
+    state = x.new_empty(module.directions, packed.batch, 0)
+    return _decide(k, problem_of(x, state, state, weights, packed.rows))
 
 
 def _lstm_problems(module: LSTM, input: Tensor | PackedSequence, hx: Any) -> list[Problem]:

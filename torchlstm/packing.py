@@ -20,7 +20,7 @@ class Packed(NamedTuple):
     unbatched: bool
 
 
-def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, Tensor] | None = None) -> Packed:
+def pack(input: Tensor | PackedSequence, batch_first: bool, hx: tuple[Tensor, ...] | None = None) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
 
     input    (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
@@ -86,7 +86,7 @@ def check_packed(input: PackedSequence) -> None:
         check_batch_sizes(sizes, input.data.shape[0])
 
 
-def batch_of(input: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> int:
+def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
     """B, from a shape where a compiler is tracing and there is one."""
     if torch.compiler.is_compiling():
         if input.sorted_indices is not None:
