@@ -1,6 +1,6 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
-from . import cells
+from . import cells, init
 from .cell import LSTMCell
 from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
@@ -18,6 +18,7 @@ __all__ = [
     "cells",
     "engines",
     "explain",
+    "init",
     "plan_swap",
     "restore",
     "stack_cells",
