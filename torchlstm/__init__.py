@@ -1,6 +1,6 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
-from . import cells, init
+from . import cells, convert, init
 from .cell import LSTMCell
 from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
@@ -16,6 +16,7 @@ __all__ = [
     "LSTMCell",
     "LayerNormLSTM",
     "cells",
+    "convert",
     "engines",
     "explain",
     "init",
