@@ -18,3 +18,12 @@ def unwritten_memory_shows() -> Iterator[None]:
 def engine_is_automatic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave no forced engine behind."""
     monkeypatch.setattr("torchlstm.dispatch._forced", "auto")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests on many small tensors, over which threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

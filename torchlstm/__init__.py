@@ -1,7 +1,8 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
-from . import viz
+from . import cells, convert, init, viz
 from .cell import LSTMCell
+from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
 from .lstm import LSTM
@@ -14,11 +15,16 @@ __all__ = [
     "LSTM",
     "EngineRefusal",
     "LSTMCell",
+    "LayerNormLSTM",
     "Stream",
+    "cells",
+    "convert",
     "engines",
     "explain",
+    "init",
     "plan_swap",
     "restore",
+    "stack_cells",
     "swap",
     "use_engine",
     "viz",

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .cell import LSTMCell
-from .dispatch import choose, forced_engine, standings
+from .cells.stack import CellStack
+from .dispatch import choose, forced_engine, problem_of, standings
 from .engines.contract import Dense, Problem
 from .engines.plain import reach
 from .lstm import LSTM
 from .packing import Packed, pack
-from .precision import autocast_precision
+from .precision import autocast_precision, autocasts
 from .segments import Segments
 
 
@@ -40,11 +41,22 @@ class Decision(NamedTuple):
         return "\n".join([*lines, *([f"  error: {self.error}"] if self.error else [])])
 
 
+class Loop(NamedTuple):
+    """A layer of a `CellStack` that no engine computes, and why."""
+
+    layer: int
+    reason: str
+    engine: None = None
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}: a loop in torch operations: {self.reason}"
+
+
 class Explanation(NamedTuple):
     """What `explain` found; prints as text."""
 
     forced: str | None  # the engine in force, or None for automatic choice
-    decisions: list[Decision]
+    decisions: list[Decision | Loop]
     segments: str | None = None  # what becomes of lengths and resets
 
     def __str__(self) -> str:
@@ -53,7 +65,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    module: LSTM | LSTMCell,
+    module: LSTM | LSTMCell | CellStack,
     input: Tensor | PackedSequence,
     hx: Any = None,
     *,
@@ -69,6 +81,10 @@ def explain(
     Raises TypeError for any other module: `swap` it first.
     """
     how = None
+    if isinstance(module, CellStack):
+        if lengths is not None or resets is not None or trace:
+            raise TypeError("explain: lengths, resets and trace are for an LSTM, got a CellStack")
+        return Explanation(forced_engine(), [_stack_decision(module, k, input) for k in range(module.num_layers)])
     if isinstance(module, LSTM):
         segments = None
         if lengths is not None or resets is not None:
@@ -100,6 +116,17 @@ def _decide(index: int, problem: Problem) -> Decision:
         return Decision(index, problem, choose(problem).name, None, standings(problem))
     except RuntimeError as error:
         return Decision(index, problem, None, str(error), standings(problem))
+
+
+def _stack_decision(module: CellStack, k: int, input: Tensor | PackedSequence) -> Decision | Loop:
+    packed = pack(input, module.batch_first)
+    x, weights, name = packed.data, module.as_lstm(k), type(module.layer_cells(k)[0]).__name__
+    if weights is None:
+        return Loop(k, f"engines compute plain LSTMs, not a {name}")
+    if autocasts(x):
+        return Loop(k, f"under autocast torch chooses a dtype for every operation of a {name}")
+    state = x.new_empty(module.directions, packed.batch, 0)
+    return _decide(k, problem_of(x, state, state, weights, packed.rows))
 
 
 def _lstm_problems(module: LSTM, packed: Packed, hx: Any, trace: bool) -> list[Problem]:

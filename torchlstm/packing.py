@@ -28,7 +28,7 @@ class Packed(NamedTuple):
 def pack(
     input: Tensor | PackedSequence,
     batch_first: bool,
-    hx: State | None = None,
+    hx: tuple[Tensor, ...] | None = None,
     segments: Segments | None = None,
 ) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
@@ -132,7 +132,7 @@ def check_packed(input: PackedSequence) -> None:
         check_batch_sizes(sizes, input.data.shape[0])
 
 
-def batch_of(input: PackedSequence, hx: State | None) -> int:
+def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
     """B, from a shape where a compiler is tracing and there is one."""
     if torch.compiler.is_compiling():
         if input.sorted_indices is not None:

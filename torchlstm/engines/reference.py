@@ -14,45 +14,21 @@ from ..equations import lstm_step
 from . import chunks
 from .contract import Dense, Engine, Problem, Weights
 from .kernel import flatten, unflatten
+from .loop import time_loop
 
 
-def recurrence(
-    gates_x: Tensor,
-    batch_sizes: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    w_hh: Tensor,
-    w_hr: Tensor | None,
-    reverse: bool,
-    trace: bool,
-) -> list[Tensor]:
-    """The time loop of one direction, in the part of Python that TorchScript understands.
+def _step(gates_x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """`lstm_step` as a step of the time loop.
 
-    gates_x      (T, B, 4H) if batch_sizes is None, else (P, 4H)
-    batch_sizes  (T,) or None: how many sequences are alive at each step
-    h, c         (B, R), (B, H)
-    returns      y (P, R), h_n (B, R), c_n (B, H), and of a trace the activated gates (P, 4H) and c (P, H)
+    state    h, c, and in a trace the activated gates, which the next step does not look at
+    weights  w_hh and, with a projection, w_hr
     """
-    # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not one buffer a step.
-    if batch_sizes is None:
-        steps = gates_x.unbind(0)
-    else:
-        sizes: list[int] = batch_sizes.tolist()
-        steps = gates_x.split(sizes)
-    y = [h] * len(steps)
-    acts, cells = y.copy(), y.copy()
-    for k in range(len(steps)):
-        t = len(steps) - 1 - k if reverse else k
-        n = steps[t].shape[0]
-        whole = n == h.shape[0]
-        h_t, c_t, i, f, g, o = lstm_step(steps[t], h if whole else h[:n], c if whole else c[:n], w_hh, w_hr)
-        y[t] = h_t
-        if trace:
-            acts[t], cells[t] = torch.cat([i, f, g, o], dim=-1), c_t
-        h, c = (h_t, c_t) if whole else (torch.cat([h_t, h[n:]]), torch.cat([c_t, c[n:]]))
-    if trace:
-        return [torch.cat(y), h, c, torch.cat(acts), torch.cat(cells)]
-    return [torch.cat(y), h, c]
+    w_hr = weights[1] if len(weights) > 1 else None
+    h, c, i, f, g, o = lstm_step(gates_x, state[0], state[1], weights[0], w_hr)
+    return [h, c] if len(state) == 2 else [h, c, torch.cat([i, f, g, o], dim=-1)]
+
+
+recurrence = time_loop(_step)
 
 
 @functools.cache
@@ -74,18 +50,20 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
 
 
 def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
-    """One direction of rows x (P, I), as `recurrence` returns it."""
+    """One direction of rows x (P, I): y (P, R), h_n, c_n, and of a trace the activated gates (P, 4H) and c (P, H)."""
     # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
     loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
     rows, (w_ih, w_hh, b_ih, b_hh, w_hr) = problem.rows, weights
     bias = None if b_ih is None or b_hh is None else b_ih + b_hh
     gates_x, batch_sizes = F.linear(x, w_ih, bias), None  # one product for all steps
+    acts = [gates_x.new_zeros(h.shape[0], gates_x.shape[1])] if problem.trace else []
     if isinstance(rows, Dense):
         gates_x = gates_x.view(rows.steps, rows.batch, w_ih.shape[0])
     else:
         batch_sizes = rows.batch_sizes
-    results: list[Tensor] = loop(gates_x, batch_sizes, h, c, w_hh, w_hr, d == 1 or problem.reverse, problem.trace)
-    return results
+    recurrent, reverse = [w_hh] if w_hr is None else [w_hh, w_hr], d == 1 or problem.reverse
+    (y, *every), (h, c, *_) = loop(gates_x, batch_sizes, [h, c, *acts], recurrent, reverse, 3 if problem.trace else 1)
+    return [y, h, c, *reversed(every)]
 
 
 def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:

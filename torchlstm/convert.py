@@ -1,0 +1,240 @@
+"""Weights of an LSTM from and to other libraries' layouts: Keras, Flax, ONNX, haste.
+
+`to_X` takes a torchlstm.LSTM or torch.nn.LSTM and gives one entry a layer, tensors of its own.  `from_X` takes such
+entries, of tensors or of anything with `__array__`, and gives a torchlstm.LSTM, whose state_dict is torch.nn.LSTM's.
+
+The others have one bias (ONNX has two): going out, the two of an LSTM are added; coming in, bias_ih gets it and bias_hh
+zero.  None of them has projections.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .lstm import LSTM
+
+_OURS = "ifgo"
+_KERAS, _HASTE, _ONNX = "ifgo", "igfo", "iofg"
+
+
+class _Direction(NamedTuple):
+    """One direction of one layer, as an LSTM has it: w_ih (4H, I), w_hh (4H, H), biases (4H,) or None."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+
+    def bias(self) -> Tensor | None:
+        """Both biases in one."""
+        return None if self.b_ih is None or self.b_hh is None else self.b_ih + self.b_hh
+
+
+def to_keras(lstm: nn.RNNBase) -> list[list[Tensor]]:
+    """For every layer the list that keras.layers.LSTM's `set_weights` takes, or that of a Bidirectional around it.
+
+    kernel (I, 4H), recurrent_kernel (H, 4H) and, with bias, bias (4H,), gates i, f, c, o; then the same backwards.
+    Keras returns the states as h, c.  `set_weights` wants arrays: `[weight.numpy() for weight in layer]`.
+    """
+    return [[tensor for way in layer for tensor in _to_kernels(way, _KERAS).values()] for layer in _read(lstm)]
+
+
+def from_keras(layers: Sequence[Sequence[Any]], **options: Any) -> LSTM:
+    """The LSTM of lists that `get_weights` of Keras layers gave, LSTM or Bidirectional ones.
+
+    options  batch_first, which Keras is, dropout, device, dtype
+    """
+    read = []
+    for k, arrays in enumerate(layers):
+        if len(arrays) not in (2, 3, 4, 6):
+            raise ValueError(f"layer {k}: expected 2 or 3 arrays for each of one or two directions, got {len(arrays)}")
+        each = 3 if len(arrays) % 3 == 0 else 2
+        ways = [arrays[start : start + each] for start in range(0, len(arrays), each)]
+        names = ("kernel", "recurrent_kernel", "bias")
+        read.append([_from_kernels(dict(zip(names, way, strict=False)), _KERAS) for way in ways])
+    return _write(read, options)
+
+
+def to_haste(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
+    """For every layer the parameters of a haste_pytorch.LSTM, which has one direction and always a bias.
+
+    kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,), gates i, g, f, o
+    """
+    if lstm.bidirectional:
+        raise ValueError("a haste LSTM has one direction, and this LSTM is bidirectional")
+    return [_to_kernels(layer[0], _HASTE, always_bias=True) for layer in _read(lstm)]
+
+
+def from_haste(layers: Sequence[Mapping[str, Any]], **options: Any) -> LSTM:
+    """The LSTM of the state_dicts of haste_pytorch.LSTMs; options as `from_keras`."""
+    return _write([[_from_kernels(layer, _HASTE)] for layer in layers], options)
+
+
+def to_flax(lstm: nn.RNNBase) -> list[list[dict[str, dict[str, Tensor]]]]:
+    """For every layer and direction the parameters of a flax.linen OptimizedLSTMCell or LSTMCell.
+
+    {"ii": {"kernel": (I, H)}, ..., "hi": {"kernel": (H, H), "bias": (H,)}, ...}: a dense layer for the input part and
+    one for the recurrent part of every gate i, f, g, o; the bias is in the latter.  The carry of Flax is (c, h).
+    """
+    result = []
+    for layer in _read(lstm):
+        ways = []
+        for way in layer:
+            bias = way.bias()
+            bias = torch.zeros_like(way.w_ih[:, 0]) if bias is None else bias
+            cell: dict[str, dict[str, Tensor]] = {}
+            for gate, w, r, b in zip(_OURS, way.w_ih.chunk(4), way.w_hh.chunk(4), bias.chunk(4), strict=True):
+                cell["i" + gate] = {"kernel": _own(w.t())}
+                cell["h" + gate] = {"kernel": _own(r.t()), "bias": _own(b)}
+            ways.append(cell)
+        result.append(ways)
+    return result
+
+
+def from_flax(layers: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> LSTM:
+    """The LSTM of the parameters of Flax cells, one list of directions a layer; options as `from_keras`."""
+    read = []
+    for layer in layers:
+        ways = []
+        for cell in layer:
+            if missing := [part + gate for part in "ih" for gate in _OURS if part + gate not in cell]:
+                raise ValueError(
+                    f"not the parameters of a Flax LSTM cell: {', '.join(missing)} missing of {list(cell)}"
+                )
+            w_ih, w_hh = (torch.cat([_tensor(cell[part + gate]["kernel"]).t() for gate in _OURS]) for part in "ih")
+            bias = torch.cat([_tensor(cell["h" + gate]["bias"]) for gate in _OURS])
+            ways.append(_Direction(w_ih, w_hh, bias, torch.zeros_like(bias)))
+        read.append(ways)
+    return _write(read, options)
+
+
+def to_onnx(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
+    """For every layer the inputs of an ONNX LSTM node.
+
+    W (D, 4H, I), R (D, 4H, H) and, with bias, B (D, 8H): input biases, then recurrent ones; gates i, o, f, c
+    """
+    result = []
+    for layer in _read(lstm):
+        node = {
+            "W": torch.stack([_ordered(way.w_ih, _ONNX) for way in layer]),
+            "R": torch.stack([_ordered(way.w_hh, _ONNX) for way in layer]),
+        }
+        biases = [
+            torch.cat([_ordered(way.b_ih, _ONNX), _ordered(way.b_hh, _ONNX)])
+            for way in layer
+            if way.b_ih is not None and way.b_hh is not None
+        ]
+        if biases:
+            node["B"] = torch.stack(biases)
+        result.append(node)
+    return result
+
+
+def from_onnx(layers: Sequence[Mapping[str, Any]], **options: Any) -> LSTM:
+    """The LSTM of the inputs W, R and, if there is one, B of ONNX LSTM nodes; options as `from_keras`."""
+    read = []
+    for layer in layers:
+        w, r = _tensor(layer["W"]), _tensor(layer["R"])
+        b = _tensor(layer["B"]) if "B" in layer else None
+        ways = []
+        for d in range(w.shape[0]):
+            halves = (None, None) if b is None else [_restored(half, _ONNX) for half in b[d].chunk(2)]
+            ways.append(_Direction(_restored(w[d], _ONNX), _restored(r[d], _ONNX), *halves))
+        read.append(ways)
+    return _write(read, options)
+
+
+def _read(lstm: nn.RNNBase) -> list[list[_Direction]]:
+    """The weights of an LSTM as they are now, by layer and direction."""
+    if not isinstance(lstm, nn.RNNBase) or lstm.mode != "LSTM":
+        raise TypeError(f"expected an LSTM, torchlstm's or torch.nn's, got {type(lstm).__name__}")
+    if lstm.proj_size:
+        raise ValueError(f"this LSTM has proj_size={lstm.proj_size}, and the layout has no projections")
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return [
+        [
+            _Direction(*(_detached(getattr(lstm, f"{name}_l{k}{suffix}", None)) for name in names))  # type: ignore[arg-type]
+            for suffix in ("", "_reverse")[: 1 + lstm.bidirectional]
+        ]
+        for k in range(lstm.num_layers)
+    ]
+
+
+def _write(layers: list[list[_Direction]], options: dict[str, Any]) -> LSTM:
+    """An LSTM with these weights."""
+    if not layers:
+        raise ValueError("expected at least one layer, got none")
+    first = layers[0][0]
+    hidden, directions, bias = first.w_hh.shape[1], len(layers[0]), first.b_ih is not None
+    options = {"dtype": first.w_ih.dtype} | options
+    # Nothing is drawn: no use in moving the random numbers of whoever converts.
+    with torch.random.fork_rng(devices=[]):
+        lstm = LSTM(
+            first.w_ih.shape[1], hidden, num_layers=len(layers), bias=bias, bidirectional=directions == 2, **options
+        )
+    with torch.no_grad():
+        for k, layer in enumerate(layers):
+            if len(layer) != directions:
+                raise ValueError(f"layer {k} has {len(layer)} directions, layer 0 has {directions}")
+            for way, suffix in zip(layer, ("", "_reverse"), strict=False):
+                for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), way, strict=True):
+                    parameter = getattr(lstm, f"{name}_l{k}{suffix}", None)
+                    if (value is None) != (parameter is None):
+                        raise ValueError(f"layer {k} {'lacks' if value is None else 'has'} a bias, unlike layer 0")
+                    if value is None or parameter is None:
+                        continue
+                    if value.shape != parameter.shape:
+                        expected, got = tuple(parameter.shape), tuple(value.shape)
+                        raise ValueError(f"layer {k}: expected {name}{suffix} of shape {expected}, got {got}")
+                    parameter.copy_(value)
+    return lstm
+
+
+def _to_kernels(way: _Direction, order: str, always_bias: bool = False) -> dict[str, Tensor]:
+    """kernel (I, 4H), recurrent_kernel (H, 4H) and, if there is one, bias (4H,), with the gates in some order."""
+    bias = way.bias()
+    kernels = {
+        "kernel": _own(_ordered(way.w_ih, order).t()),
+        "recurrent_kernel": _own(_ordered(way.w_hh, order).t()),
+    }
+    if bias is not None:
+        kernels["bias"] = _ordered(bias, order)
+    elif always_bias:
+        kernels["bias"] = torch.zeros_like(way.w_ih[:, 0])
+    return kernels
+
+
+def _from_kernels(kernels: Mapping[str, Any], order: str) -> _Direction:
+    """The inverse of `_to_kernels`."""
+    w_ih, w_hh = (_restored(_tensor(kernels[name]).t(), order) for name in ("kernel", "recurrent_kernel"))
+    if "bias" not in kernels:
+        return _Direction(w_ih, w_hh, None, None)
+    bias = _restored(_tensor(kernels["bias"]), order)
+    return _Direction(w_ih, w_hh, bias, torch.zeros_like(bias))
+
+
+def _ordered(tensor: Tensor, order: str) -> Tensor:
+    """Gates i, f, g, o (4H, ..) in another order."""
+    return torch.cat([tensor.chunk(4)[_OURS.index(gate)] for gate in order])
+
+
+def _restored(tensor: Tensor, order: str) -> Tensor:
+    """The inverse of `_ordered`."""
+    if tensor.shape[0] % 4:
+        raise ValueError(f"expected four gates of the same size, got {tensor.shape[0]} rows of gates")
+    return torch.cat([tensor.chunk(4)[order.index(gate)] for gate in _OURS])
+
+
+def _tensor(value: Any) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.tensor(value.__array__())
+
+
+def _detached(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A contiguous copy: nobody who writes into it changes the LSTM."""
+    return tensor.clone(memory_format=torch.contiguous_format)

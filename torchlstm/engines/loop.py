@@ -1,0 +1,63 @@
+"""The time loop of one direction over any cell, dense or ragged, forwards or backwards."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, cat
+
+# step(x, state, weights) -> state: one step of the sequences that are alive.
+#   x        (n, F) what comes in
+#   state    tensors (n, ..), the first is h
+#   weights  whatever the loop was given, the same at every step
+Step: TypeAlias = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
+Loop: TypeAlias = Callable[..., tuple[list[Tensor], list[Tensor]]]
+
+
+def time_loop(step: Step) -> Loop:
+    """The loop over a step, in the part of Python that TorchScript understands, as long as the step is too."""
+
+    def loop(
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        state: list[Tensor],
+        weights: list[Tensor],
+        reverse: bool,
+        kept: int = 1,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run all steps.
+
+        x            (T, B, F) if batch_sizes is None, else (P, F)
+        batch_sizes  (T,) or None: how many sequences are alive at each step
+        state        tensors (B, ..), the first is h
+        kept         so many tensors of the state, the first ones, are wanted of every step
+        returns      these, each (P, ..), and the final state
+        """
+        # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not one buffer a step.
+        if batch_sizes is None:
+            steps = x.unbind(0)
+        else:
+            sizes: list[int] = batch_sizes.tolist()
+            steps = x.split(sizes)
+        every: list[list[Tensor]] = []
+        for _ in range(kept):
+            every.append([x] * len(steps))
+        # The state of the sequences that are not alive: that have ended or, in reverse, not begun.
+        idle: list[Tensor] = []
+        for k in range(len(steps)):
+            t = len(steps) - 1 - k if reverse else k
+            n, alive = steps[t].shape[0], state[0].shape[0]
+            if n < alive:
+                ended = [s[n:] for s in state]
+                idle = ended if len(idle) == 0 else [cat([ended[j], idle[j]]) for j in range(len(idle))]
+                state = [s[:n] for s in state]
+            elif n > alive:
+                state = [cat([state[j], idle[j][: n - alive]]) for j in range(len(idle))]
+                idle = [s[n - alive :] for s in idle]
+            state = step(steps[t], state, weights)
+            for j in range(kept):
+                every[j][t] = state[j]
+        if len(idle) > 0:
+            state = [cat([state[j], idle[j]]) for j in range(len(idle))]
+        return [cat(rows) for rows in every], state
+
+    return loop
