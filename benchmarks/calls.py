@@ -10,21 +10,20 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torchlstm import LSTM, LSTMCell, Stream
 from torchlstm.parity.observe import Inputs, build
 
-from .rivals import PadPacked, SplitAtResets, Streamed
 from .workloads import Workload
 
 Call = Callable[[], Any]
 
 
-_OURS: dict[str, type[nn.Module]] = {"stream": Streamed}
-_THEIRS: dict[str, type[nn.Module]] = {"lengths": PadPacked, "resets": SplitAtResets}
+class Streamed(LSTM):
+    """An LSTM whose inference is timed through a `torchlstm.Stream`."""
 
 
 def kinds_of(workload: Workload, ours: bool) -> tuple[type[nn.Module], type[nn.Module]]:
     """The classes of LSTM and LSTMCell, torchlstm's or torch.nn's."""
     if ours:
-        return _OURS.get(workload.how, LSTM), LSTMCell
-    return _THEIRS.get(workload.how, nn.LSTM), nn.LSTMCell
+        return Streamed if workload.streamed else LSTM, LSTMCell
+    return nn.LSTM, nn.LSTMCell
 
 
 def module_of(workload: Workload, ours: bool, device: str = "cpu") -> nn.Module:

@@ -118,8 +118,8 @@ def choose(names: str) -> tuple[list[str], dict[str, str]]:
 
 def prepare(peer: Peer, workload: Workload, inputs: Inputs, mode: str, device: str) -> Prepared:
     """The peer ready to be timed, its results compared with nn.LSTM's; raises Unfit where there is no comparison."""
-    if workload.how in ("lengths", "resets") and peer.name not in ("nn", "compile"):
-        raise Unfit(f"{peer.name} is not called with {workload.how}")
+    if workload.case.form in ("lengths", "resets") and peer.name not in ("nn", "compile"):
+        raise Unfit(f"{peer.name} is not called with {workload.case.form}")
     try:
         prepared = peer.prepare(workload, inputs, mode, device)
     except Unfit:

@@ -21,14 +21,14 @@ class Workload:
     group    workloads whose ratios may be averaged, or which a plot draws together
     case     the module, the form of its input, and its dtype
     devices  where it is measured
-    how      "call", or what makes it no plain call: "lengths", "resets", "stream"
+    streamed whether inference goes through a Stream
     """
 
     name: str
     group: str
     case: Case
     devices: tuple[str, ...] = ("cpu", "cuda")
-    how: str = "call"
+    streamed: bool = False
 
     @property
     def layers(self) -> int:
@@ -48,7 +48,7 @@ class Workload:
     @property
     def lengths(self) -> list[int] | None:
         """How long each sequence of a ragged batch is: uniform in 1..T, the same in every run; None if dense."""
-        if self.case.form == "dense" and self.how != "lengths":
+        if self.case.form in ("dense", "resets"):
             return None
         generator = torch.Generator().manual_seed(23)
         lengths: list[int] = torch.randint(1, self.case.steps + 1, (self.case.batch,), generator=generator).tolist()
@@ -102,9 +102,9 @@ class Workload:
     def inputs(self) -> Inputs:
         """Input, states and cotangents, on the CPU; data (T, B, I) is padded if the batch is ragged."""
         inputs, lengths = draw(self.case), self.lengths
-        if self.how == "lengths":
+        if self.case.form == "lengths":
             return replace(inputs, keywords={"lengths": torch.tensor(lengths)})
-        if self.how == "resets":
+        if self.case.form == "resets":
             return replace(inputs, keywords={"resets": self._resets()})
         if lengths is not None:
             generator = torch.Generator().manual_seed(29)
@@ -135,11 +135,16 @@ class Workload:
         )
         return replace(self, case=small)
 
+    @property
+    def _kind(self) -> str:
+        if self.case.cell or self.streamed:
+            return "cell" if self.case.cell else "stream"
+        return "ragged" if self.case.form == "unsorted" else self.case.form
+
     def sizes(self) -> dict[str, Any]:
         """The sizes by the letters of the code, for a record."""
         return {
-            "kind": "cell" if self.case.cell else "ragged" if self.lengths else "dense",
-            "how": self.how,
+            "kind": self._kind,
             "T": self.steps,
             "B": self.case.batch,
             "I": self.case.input_size,
@@ -158,13 +163,13 @@ def _workload(
     sizes: tuple[int, int, int, int],
     devices: tuple[str, ...] = ("cpu", "cuda"),
     dtype: torch.dtype = torch.float32,
-    how: str = "call",
+    streamed: bool = False,
     **rest: Any,
 ) -> Workload:
     steps, batch, features, hidden = sizes
     case = Case(name, steps=steps, batch=batch, input_size=features, hidden_size=hidden, dtype=dtype,
                 **({"hx": "none"} | rest))  # fmt: skip
-    return Workload(name, group, case, devices, how)
+    return Workload(name, group, case, devices, streamed)
 
 
 DENSE = (
@@ -193,10 +198,10 @@ def _everywhere() -> Iterator[Workload]:
     yield _workload("proj64-T100-B16-I128-H256", "projected", usual, options={"proj_size": 64})
     for size in (64, 256, 1024):
         yield _workload(f"stream-H{size}", "stream", (1, 1, size, size), hx="given")
-        yield _workload(f"streamed-H{size}", "stream", (1, 1, size, size), how="stream", hx="given")
+        yield _workload(f"streamed-H{size}", "stream", (1, 1, size, size), streamed=True, hx="given")
     for sizes in ((500, 16, 32, 32), (200, 64, 128, 256)):
-        yield _workload("lengths-T{}-B{}-I{}-H{}".format(*sizes), "lengths", sizes, how="lengths")
-    yield _workload("resets-T128-B16-I64-H128", "resets", (128, 16, 64, 128), how="resets")
+        yield _workload("lengths-T{}-B{}-I{}-H{}".format(*sizes), "lengths", sizes, form="lengths")
+    yield _workload("resets-T128-B16-I64-H128", "resets", (128, 16, 64, 128), form="resets")
     for batch in (1, 32):
         yield _workload(f"cell-B{batch}-H256", "cell", (1, batch, 256, 256), cell=True, hx="given")
     yield _workload("bfloat16-T128-B16-I128-H256", "bfloat16", (128, 16, 128, 256), dtype=torch.bfloat16)

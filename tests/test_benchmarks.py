@@ -208,6 +208,7 @@ def test_what_has_no_figure_says_why(quick_run: Path) -> None:
     timing = run["rows"][0]["modes"]["training"]["peers"]["nn"]
     timing.update(ms=None, ours_ms=None, ratio=None, low=None, high=None, note="nn cannot run this here")
     run["rows"][1].update(outcome="refused", parity="not today", modes={})
+    run["rows"][0]["modes"]["inference"]["peers"]["nn"].update(ratio=2.0)  # whatever was measured
     run["rows"][2]["modes"]["inference"]["peers"]["nn"].update(ratio=0.5, low=0.4, high=0.6)
     run["left_out"] = {"ort": "not installed"}
     shown = text(run)

@@ -13,7 +13,7 @@ class Case:
 
     options   arguments of the constructor besides the sizes
     form      dense, unbatched, packed (sorted), unsorted (packed), equal (packed, all as long), zeros (packed, with
-              steps at the end at which no sequence is alive)
+              steps at the end at which no sequence is alive), lengths or resets (dense, with that argument)
     hx        none, given, list, aliased, expanded or strided (not contiguous)
     training  False: eval mode, which turns dropout off
     autocast  the dtype of an autocast region around the forward, or None
@@ -106,6 +106,18 @@ def _forms() -> Iterator[Case]:
     yield Case("four-layers", options={"num_layers": 4, "dropout": 0.1})
 
 
+def _segments() -> Iterator[Case]:
+    """Against nn.LSTM between packing and unpacking, and split at the resets."""
+    one_way = {"num_layers": 2, "proj_size": 3, "batch_first": True}
+    for form, options in (("lengths", _EVERYTHING | {"dropout": 1.0}), ("resets", one_way)):
+        for hx in ("none", "given"):
+            yield Case(f"{form}-hx-{hx}", form=form, hx=hx, options=options)
+        for dtype in (torch.float32, torch.bfloat16):
+            sizes: dict[str, Any] = {"steps": 20, "batch": 4, "input_size": 17, "hidden_size": 33}
+            yield Case(f"{form}-{_short(dtype)}", form=form, dtype=dtype, **sizes)
+    yield Case("lengths-dropout", form="lengths", options={"num_layers": 3, "dropout": 0.4})
+
+
 def _dropouts() -> Iterator[Case]:
     for p in (0.0, 0.3, 1.0):
         for form in ("dense", "unsorted"):
@@ -161,7 +173,7 @@ def _autocasts() -> Iterator[Case]:
 
 def _table() -> dict[str, Case]:
     table: dict[str, Case] = {}
-    for group in (_options, _dtypes, _forms, _dropouts, _losses, _values, _cells, _autocasts):
+    for group in (_options, _dtypes, _forms, _segments, _dropouts, _losses, _values, _cells, _autocasts):
         for case in group():
             if case.name in table:
                 raise ValueError(f"two parity cases are called {case.name!r}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .cases import Case
+from .rivals import RIVALS
 
 Observation = dict[str, Tensor | None]  # by name: "output", "h_n", "c_n", "grad input", "grad weight_ih_l0", ...
 
@@ -22,7 +23,7 @@ class Inputs:
     h_0: Tensor | None
     c_0: Tensor | None
     cotangents: dict[str, Tensor]
-    keywords: dict[str, Any] = field(default_factory=dict)  # what else the module is called with
+    keywords: dict[str, Any] = field(default_factory=dict)  # lengths or resets
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Inputs":
         """The same numbers as leaves of their own."""
@@ -39,7 +40,7 @@ class Inputs:
 def build(case: Case, lstm: type[nn.Module], cell: type[nn.Module], dtype: torch.dtype) -> nn.Module:
     """The case's module in a dtype, its numbers drawn in the case's dtype, so that all dtypes start from the same."""
     torch.manual_seed(7)
-    kind = cell if case.cell else lstm
+    kind = cell if case.cell else RIVALS.get(case.form, lstm) if lstm is nn.LSTM else lstm
     module = kind(case.input_size, case.hidden_size, dtype=case.dtype, **case.options).to(dtype)
     return module.train(case.training)
 
@@ -79,7 +80,12 @@ def draw(case: Case) -> Inputs:
     cotangents = {"output": randn(*output_shape), "h_n": randn(*h_shape), "c_n": randn(*c_shape)}
     if case.cell:
         del cotangents["output"]
-    return Inputs(data, lengths, h_0, c_0, {k: v for k, v in cotangents.items() if k in case.loss})
+    keywords: dict[str, Any] = {}
+    if case.form == "lengths":
+        keywords["lengths"] = torch.randint(1, case.steps + 1, (case.batch,), generator=generator)
+    elif case.form == "resets":
+        keywords["resets"] = torch.rand(steps, generator=generator) < 0.3
+    return Inputs(data, lengths, h_0, c_0, {k: v for k, v in cotangents.items() if k in case.loss}, keywords)
 
 
 def _lengths(case: Case, generator: torch.Generator) -> list[int] | None:
