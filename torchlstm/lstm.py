@@ -72,7 +72,7 @@ class LSTM(nn.RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
         """See the class."""
-        output, state, _ = self._run(input, hx, trace=False)
+        output, state, _ = self._run(input, hx, False)
         return output, state
 
     def trace(self, input: Tensor | PackedSequence, hx: State | None = None) -> Trace:
@@ -81,15 +81,16 @@ class LSTM(nn.RNNBase):
         Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
         module are not called, and `checkpoint_every` has no effect, since every state is kept.
         """
-        return Trace(*self._run(input, hx, trace=True))
+        return Trace(*self._run(input, hx, True))
 
     def _run(
         self, input: Tensor | PackedSequence, hx: State | None, trace: bool
     ) -> tuple[Any, State, list[list[States]]]:
         """Output and states, and the states of every step and layer if `trace`."""
         self._check(input, hx)
-        checks.check_every(self.checkpoint_every)
-        options = (self.dropout, self.training, trace, self.checkpoint_every)
+        if (every := self.checkpoint_every) is not None:
+            checks.check_every(every)
+        options = (self.dropout, self.training, trace, every)
         packed = pack(input, self.batch_first, hx)
         x, rows = packed.data, packed.rows
         layers = self._layers(x)
@@ -107,7 +108,7 @@ class LSTM(nn.RNNBase):
                 x, h_0, c_0 = precision.cast((x, h_0, c_0))
                 y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, *options)
             y, h_n, c_n = precision.results(y, h_n, c_n)
-        states = [states_of(packed, layer, precision) for layer in traced]
+        states = [states_of(packed, layer, precision) for layer in traced] if trace else []
         return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n)), states
 
     def _layers(self, x: Tensor) -> Layers:
