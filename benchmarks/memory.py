@@ -4,7 +4,9 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,7 +49,11 @@ def peak_of_step(name: str, ours: bool, device: str) -> float:
     tiny = workload.shrunk()
     training(module_of(tiny, ours, device), tiny.inputs().to(torch.device(device), tiny.case.dtype))()
     inputs = workload.inputs().to(torch.device(device), workload.case.dtype)
-    step = training(module_of(workload, ours, device), inputs)
+    return peak_of(training(module_of(workload, ours, device), inputs), device)
+
+
+def peak_of(step: Callable[[], Any], device: str) -> float:
+    """MB at the peak of a call, its result included, above what was there before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

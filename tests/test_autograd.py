@@ -47,7 +47,7 @@ class PythonKernel:
         y = x.new_empty(rows, len(weights) * size)
         acts, after = (x.new_empty(len(weights), rows, k * hidden) for k in (4, 1))
         for d, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
-            for step in self._steps(problem, d == 1):
+            for step in self._steps(problem, d == 1 or problem.reverse):
                 n = step.stop - step.start
                 gates = x[step] @ w_ih.t() + h_n[d, :n] @ w_hh.t()
                 if b_ih is not None and b_hh is not None:
@@ -85,7 +85,7 @@ class PythonKernel:
         dc = torch.zeros_like(c_0) if dc_n is None else dc_n.clone()
         db = acts.new_zeros(len(weights), acts.shape[2])
         for d, (_, w_hh, _, _, w_hr) in enumerate(weights):
-            steps = self._steps(problem, d == 1)
+            steps = self._steps(problem, d == 1 or problem.reverse)
             for index, step in reversed(list(enumerate(steps))):
                 n = step.stop - step.start
                 h, c = h_0[d, :n].clone(), c_0[d, :n].clone()
@@ -137,6 +137,14 @@ def test_parity(name: str, kernel: PythonKernel) -> None:
     assert result.skipped is None
     assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
     assert kernel.forwards
+
+
+@pytest.mark.parametrize("name", ["L2-bi-proj3-dense", "L2-bi-proj3-unsorted", "zeros-hx-given", "batch-0"])
+def test_parity_in_chunks(name: str, kernel: PythonKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchlstm.LSTM, "checkpoint_every", 3)
+    result = run_case(CASES[name], engine="python")
+    assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
+    assert len(kernel.forwards) == 2 * 3 * 4  # forward and again, chunks, layers and directions
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -95,7 +95,7 @@ class LSTM(nn.RNNBase):
         reset_state: State | None = None,
     ) -> tuple[Any, State]:
         """See the class."""
-        output, state, _ = self._run(input, hx, lengths, resets, reset_state, trace=False)
+        output, state, _ = self._run(input, hx, lengths, resets, reset_state, False)
         return output, state
 
     def trace(
@@ -112,7 +112,7 @@ class LSTM(nn.RNNBase):
         Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
         module are not called, and `checkpoint_every` has no effect, since every state is kept.
         """
-        return Trace(*self._run(input, hx, lengths, resets, reset_state, trace=True))
+        return Trace(*self._run(input, hx, lengths, resets, reset_state, True))
 
     def _run(
         self,
@@ -125,8 +125,9 @@ class LSTM(nn.RNNBase):
     ) -> tuple[Any, State, list[list[States]]]:
         """Output and states, and the states of every step and layer if `trace`."""
         self._check(input, hx)
-        checks.check_every(self.checkpoint_every)
-        options = (self.dropout, self.training, trace, self.checkpoint_every)
+        if (every := self.checkpoint_every) is not None:
+            checks.check_every(every)
+        options = (self.dropout, self.training, trace, every)
         segments = None
         if lengths is not None or resets is not None or reset_state is not None:
             segments, hx = self._segments(input, hx, lengths, resets, reset_state)
@@ -147,7 +148,7 @@ class LSTM(nn.RNNBase):
                 x, h_0, c_0 = precision.cast((x, h_0, c_0))
                 y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, *options)
             y, h_n, c_n = precision.results(y, h_n, c_n)
-        states = [states_of(packed, layer, precision) for layer in traced]
+        states = [states_of(packed, layer, precision) for layer in traced] if trace else []
         return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n)), states
 
     def _layers(self, x: Tensor) -> Layers:

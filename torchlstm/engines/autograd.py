@@ -26,20 +26,21 @@ def layer_of(kernel: Kernel) -> Layer:
     ) -> tuple[Tensor, ...]:
         flat, trace = flatten(weights), problem.trace
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, c_0, *flat))
+        result: tuple[Tensor, ...]
         if problem.reach.direct and differentiable:
             result = _Forward.apply(Call(kernel, problem), x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]
-        elif problem.reach.direct:
-            *result, saved = kernel.forward(problem, x, h_0, c_0, weights, trace)
-            result += saved
+            return result
+        if problem.reach.direct:
+            y, h_n, c_n, saved = kernel.forward(problem, x, h_0, c_0, weights, trace)
+            return y, h_n, c_n, *saved
+        static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
+        # An exported program has no gradients: what only they need would be written for nothing.
+        if (differentiable or problem.reach.transformed) and not torch.compiler.is_exporting():
+            tensors = _distinct(x, h_0, c_0, *flat)
+            result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
         else:
-            static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
-            # An exported program has no gradients: what only they need would be written for nothing.
-            if (differentiable or problem.reach.transformed) and not torch.compiler.is_exporting():
-                tensors = _distinct(x, h_0, c_0, *flat)
-                result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
-            else:
-                result = operators.lstm(name, x, h_0, c_0, flat, *static[1:], trace)
-        return tuple(result[: 5 if trace else 3])
+            result = operators.lstm(name, x, h_0, c_0, flat, *static[1:], trace)
+        return result if trace else result[:3]
 
     return layer
 

@@ -63,7 +63,7 @@ typedef struct {
     long H, dy_step, step;
 } FN(cells_back_t);
 
-INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n) {
+INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n, const int traced) {
     vec si = {0}, sf = {0}, sg = {0}, so = {0};
 #pragma GCC unroll 1
     for (; rows > 0; rows--) {
@@ -72,9 +72,9 @@ INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n) {
         vec i = FN(load)(p.gates, n), f = FN(load)(p.gates + p.H, n);
         vec g = FN(load)(p.gates + 2 * p.H, n), o = FN(load)(p.gates + 3 * p.H, n);
         vec tc = FN(tanh)(FN(load)(p.c, n)), dc = FN(load)(p.dc, n) + dh * o * (1 - tc * tc);
-        if (p.dcells) dc += FN(load)(p.dcells, n), p.dcells += p.H;
+        if (traced && p.dcells) dc += FN(load)(p.dcells, n), p.dcells += p.H;
         vec di = dc * g, df = dc * FN(load)(p.c_before, n), dg = dc * i, do_ = dh * tc;
-        if (p.dacts) {
+        if (traced && p.dacts) {
             di += FN(load)(p.dacts, n), df += FN(load)(p.dacts + p.H, n);
             dg += FN(load)(p.dacts + 2 * p.H, n), do_ += FN(load)(p.dacts + 3 * p.H, n);
             p.dacts += 4 * p.H;
@@ -95,9 +95,14 @@ INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n) {
     *(vec *)(p.db + 2 * LANES) += sg;
     *(vec *)(p.db + 3 * LANES) += so;
 }
-NOINLINE void FN(cells_back_whole)(FN(cells_back_t) p, long rows) { FN(cells_back)(p, rows, LANES); }
-NOINLINE void FN(cells_back_part)(FN(cells_back_t) p, long rows, long n) { FN(cells_back)(p, rows, n); }
+NOINLINE void FN(cells_back_whole)(FN(cells_back_t) p, long rows) { FN(cells_back)(p, rows, LANES, 0); }
+NOINLINE void FN(cells_back_part)(FN(cells_back_t) p, long rows, long n) { FN(cells_back)(p, rows, n, 0); }
+NOINLINE void FN(cells_back_traced)(FN(cells_back_t) p, long rows) { FN(cells_back)(p, rows, LANES, 1); }
+NOINLINE void FN(cells_back_traced_part)(FN(cells_back_t) p, long rows, long n) { FN(cells_back)(p, rows, n, 1); }
 INLINE void FN(run_cells_back)(FN(cells_back_t) p, long rows, long n) {
-    if (n >= LANES) FN(cells_back_whole)(p, rows);
-    else FN(cells_back_part)(p, rows, n);
+    int traced = p.dacts || p.dcells;
+    if (n >= LANES && !traced) FN(cells_back_whole)(p, rows);
+    else if (n >= LANES) FN(cells_back_traced)(p, rows);
+    else if (!traced) FN(cells_back_part)(p, rows, n);
+    else FN(cells_back_traced_part)(p, rows, n);
 }
