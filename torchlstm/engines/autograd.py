@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import operators, reference
+from . import operators, per_sample, reference
 from .contract import Layer, Problem, Weights
 from .kernel import Call, Kernel, flatten, gradients, unflatten
 from .plain import reach
@@ -21,6 +21,8 @@ def layer_of(kernel: Kernel) -> Layer:
         problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         flat = flatten(weights)
+        if problem.recorder is not None:
+            return per_sample.by_operators(name, problem, x, h_0, c_0, flat)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, c_0, *flat))
         if problem.reach.direct and differentiable:
             result = _Forward.apply(Call(kernel, problem), x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]

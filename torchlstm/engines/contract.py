@@ -6,7 +6,7 @@ D directions, L layers.  Gates are i, f, g, o along the 4H axis, in this order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,6 +49,19 @@ def check_batch_sizes(sizes: Tensor, rows: int) -> None:
 Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
+class Recorder(Protocol):
+    """Who wants every sequence's own gradients of one layer's weights; see `per_sample`."""
+
+    def begin(self, batch: int) -> None:
+        """A forward of so many sequences has begun, whose backward will hand them over."""
+
+    def wanted(self) -> bool:
+        """Whether they still are, now that the backward runs."""
+
+    def record(self, samples: Any) -> None:
+        """Take a `per_sample.Samples`."""
+
+
 class Problem(NamedTuple):
     """One layer, all its directions, as far as an engine needs it to say whether it can run it."""
 
@@ -62,6 +75,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
+    recorder: Recorder | None = None  # who wants every sequence's own gradients of the weights
 
     @property
     def batch_sizes(self) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..equations import lstm_cell
+from . import per_sample
 from .contract import Dense, Engine, Problem, Weights
 
 
@@ -62,6 +63,8 @@ def layer(
     problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `contract.Layer`."""
+    if problem.recorder is not None:
+        return per_sample.by_transforms(layer, problem, x, h_0, c_0, weights)
     # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
     loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
     rows, results = problem.rows, []
