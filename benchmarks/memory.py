@@ -4,13 +4,14 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from torchlstm import use_engine
 
-from .calls import module_of, training
+from .calls import Call, module_of, training
 from .record import Memory
 from .workloads import WORKLOADS
 
@@ -43,11 +44,24 @@ def _resident(field: str) -> float:
 def peak_of_step(name: str, ours: bool, device: str) -> float:
     """MB at the peak of one training step of a workload, above what was there before it."""
     workload = WORKLOADS[name]
-    # What a first call loads and sets up is the library's, not the step's.
     tiny = workload.shrunk()
-    training(module_of(tiny, ours, device), tiny.inputs().to(torch.device(device), tiny.case.dtype))()
-    inputs = workload.inputs().to(torch.device(device), workload.case.dtype)
-    step = training(module_of(workload, ours, device), inputs)
+    inputs = tiny.inputs().to(torch.device(device), tiny.case.dtype)
+
+    def step() -> Call:
+        inputs = workload.inputs().to(torch.device(device), workload.case.dtype)
+        return training(module_of(workload, ours, device), inputs)
+
+    return peak_of(training(module_of(tiny, ours, device), inputs), step, device)
+
+
+def peak_of(first: Call, prepare: Callable[[], Call], device: str = "cpu") -> float:
+    """MB at the peak of a call, above what was there before it.
+
+    first    a small call of the same kind: what it loads and sets up is the library's, not the step's
+    prepare  makes the call that is weighed
+    """
+    first()
+    step = prepare()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
