@@ -48,12 +48,10 @@ def step_of(workload: Workload, who: str) -> Call:
     module.train()
     if who == "vmap":
         return _vmapped(module, input)
-    wrap = {
-        "ours": gs.GradSampleModule,
-        "dplstm": gs.GradSampleModule,
-        "ghost": gs.GradSampleModuleFastGradientClipping,
-    }
-    run = wrap[who](module, loss_reduction="sum") if who in wrap else module
+    run: Any = module
+    if who != "plain":
+        wrap = gs.GradSampleModuleFastGradientClipping if who == "ghost" else gs.GradSampleModule
+        run = wrap(module, loss_reduction="sum")
 
     def step() -> tuple[Tensor, ...]:
         for weight in module.parameters():

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "engines.kernel": {"engines.contract"},
     "engines.onnx": {"engines.contract"},
-    "engines.operators": {"engines.contract", "engines.kernel"},
+    "engines.operators": {"engines.contract", "engines.kernel", "engines.plain"},
     "engines.cpu": {"engines.autograd", "engines.contract", "engines.kernel"},
     "engines.contract": {"engines.plain"},
     "engines.plain": set(),

@@ -23,8 +23,8 @@ Factors = tuple[Tensor, Tensor | None]
 class Samples:
     """The gradients of a layer's weights, sequence by sequence in the order of the rows."""
 
-    def __init__(self, problem: Problem, factors: Sequence[Factors]) -> None:
-        self.batch = problem.batch
+    def __init__(self, kernel: str, problem: Problem, factors: Sequence[Factors]) -> None:
+        self.kernel, self.batch = kernel, problem.batch
         self._factors = factors
         self._totals: dict[int, Tensor] = {}
         self._cut = _cutter(problem)
@@ -35,7 +35,7 @@ class Samples:
         if right is None:
             found: Tensor = torch.cat([block.sum(1) for block in self._cut(left)]) * scale
         else:
-            found, first = left.new_empty(self.batch, left.shape[1], right.shape[1]), 0
+            found, first = operators.empty(self.kernel, left, self.batch, left.shape[1], right.shape[1]), 0
             for a, b in zip(self._cut(left), self._cut(right), strict=True):
                 place = found[first : first + a.shape[0]]
                 torch.baddbmm(place, a.transpose(1, 2), b, beta=0, alpha=scale, out=place)
@@ -163,7 +163,7 @@ class _ByOperators(torch.autograd.Function):
             factors += [(dgates[d], x), (dgates[d], before[d])]
             factors += [] if b_ih is None else [(dgates[d], None)] * 2
             factors += [] if w_hr is None else [(dh[d], raw[d])]
-        samples = Samples(problem, factors)
+        samples = Samples(ctx.kernel, problem, factors)
         _recorder(problem).record(samples)
         dx = sum(dgates[d] @ w_ih for d, (w_ih, *_) in enumerate(weights)) if needs[0] else None
         totals = (samples.total(index) if needed else None for index, needed in enumerate(needs[3:]))
