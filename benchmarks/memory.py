@@ -45,8 +45,8 @@ def _resident(field: str) -> float:
 def peak_of_step(name: str, ours: bool, device: str) -> float:
     """MB at the peak of one training step of a workload, above what was there before it."""
     workload = WORKLOADS[name]
-    # What a first call loads and sets up is the library's, not the step's.
     tiny = workload.shrunk()
+    # What a first call loads and sets up is the library's, not the step's.
     training(module_of(tiny, ours, device), tiny.inputs().to(torch.device(device), tiny.case.dtype))()
     inputs = workload.inputs().to(torch.device(device), workload.case.dtype)
     return peak_of(training(module_of(workload, ours, device), inputs), device)

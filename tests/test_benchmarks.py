@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import memory, peers
+from benchmarks import memory, peers, private
 from benchmarks.__main__ import main
 from benchmarks.calls import arguments, call_of, module_of, results
 from benchmarks.environment import slugify
@@ -339,6 +339,16 @@ def test_opacus_computes_the_same() -> None:
     pytest.importorskip("opacus")
     runs = ("T37*", "bi2-*", "ragged-T500*", "stream-H64")
     _check_peer("opacus", "training", dict.fromkeys(runs) | {"proj*": "drops proj_size", "cell": "no LSTMCell"})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_per_sample_gradients_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("opacus")
+    names = "T37-B5-I53-H77,ragged-T500-B16-I32-H32"
+    assert private.main(["--quick", "--threads", "1", "--seconds", "0.001", "--only", names]) == 0
+    dense, ragged = (line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert [bool(cell.strip()) for cell in dense] == [True] * 9 + [False] * 4
+    assert [index for index, cell in enumerate(ragged) if not cell.strip()] == [4, 7, 9, 10, 11, 12]  # no vmap
 
 
 def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,24 @@
 """Which engine computes a layer: automatic choice, `use_engine`, `engines`."""
 
 import os
+from collections.abc import Iterator
 from itertools import chain
+from threading import get_ident
 
 import torch
 from torch import Tensor
 
 from .engines import ENGINES, onnx
-from .engines.contract import Dense, Engine, Problem, Rows, Weights
+from .engines.contract import Dense, Engine, Problem, Recorder, Rows, Weights
 from .engines.plain import reach
 
 _AUTOMATIC = "auto"
 
 # The name of a forced engine, or "auto".  Process-wide, as torch.backends' flags are.
 _forced = os.environ.get("TORCHLSTM_ENGINE") or _AUTOMATIC
+
+# Who records the layers that a thread runs next, by its id; see `record_layers`.
+_recorders: dict[int, Iterator[Recorder | None]] = {}
 
 
 def engines() -> dict[str, str | None]:
@@ -94,6 +99,14 @@ def choose(problem: Problem) -> Engine:
     raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
 
+def record_layers(recorders: Iterator[Recorder | None] | None) -> None:
+    """Give every layer that this thread runs from now on the next of these recorders; None ends it."""
+    if recorders is None:
+        _recorders.pop(get_ident(), None)
+    else:
+        _recorders[get_ident()] = recorders
+
+
 def problem_of(
     x: Tensor,
     h_0: Tensor,
@@ -138,6 +151,8 @@ def layer(
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
     engine = choose(problem)
+    if _recorders and (mine := _recorders.get(get_ident())):
+        problem = problem._replace(recorder=next(mine))
     if not torch.autograd.profiler._is_profiler_enabled or torch.compiler.is_compiling():
         return engine.layer(problem, x, h_0, c_0, weights)
     with torch.profiler.record_function(f"torchlstm::layer {engine.name}"):

@@ -23,3 +23,8 @@ def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of what skorch imports
 def test_skorch(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("with_skorch", capsys) > 0.8
+
+
+@pytest.mark.filterwarnings("ignore")  # opacus' own, on random numbers and hooks
+def test_opacus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("with_opacus", capsys) > 0.9

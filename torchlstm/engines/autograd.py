@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunks, operators, reference
+from . import chunks, operators, per_sample, reference
 from .contract import Layer, Problem, Weights
 from .gradients import gradients
 from .kernel import Call, Kernel, flatten, unflatten
@@ -25,6 +25,8 @@ def layer_of(kernel: Kernel) -> Layer:
         problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
     ) -> tuple[Tensor, ...]:
         flat, trace = flatten(weights), problem.trace
+        if problem.recorder is not None:
+            return per_sample.by_operators(name, problem, x, h_0, c_0, flat)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, c_0, *flat))
         result: tuple[Tensor, ...]
         if problem.reach.direct and differentiable:

@@ -6,7 +6,7 @@ D directions, L layers.  Gates are i, f, g, o along the 4H axis, in this order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,6 +49,19 @@ def check_batch_sizes(sizes: Tensor, rows: int) -> None:
 Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
+class Recorder(Protocol):
+    """Who wants every sequence's own gradients of one layer's weights; see `per_sample`."""
+
+    def begin(self, batch: int) -> None:
+        """A forward of so many sequences has begun, whose backward will hand them over."""
+
+    def wanted(self) -> bool:
+        """Whether they still are, now that the backward runs."""
+
+    def record(self, samples: Any) -> None:
+        """Take a `per_sample.Samples`."""
+
+
 class Problem(NamedTuple):
     """One layer, all its directions, as far as an engine needs it to say whether it can run it."""
 
@@ -65,6 +78,7 @@ class Problem(NamedTuple):
     trace: bool = False  # the states of every step are wanted too
     checkpoint_every: int | None = None  # keep the states of every so many steps only; never with `trace`
     reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone
+    recorder: Recorder | None = None  # who wants every sequence's own gradients of the weights
 
     @property
     def batch_sizes(self) -> Tensor | None:

@@ -12,6 +12,7 @@ from . import chunks
 from .contract import Dense, Problem, Ragged, check_batch_sizes
 from .gradients import gradients
 from .kernel import Call, Kernel, unflatten
+from .plain import reach
 
 # Every operator begins with the eight arguments that make an `Arguments`.
 #   lstm                the layer; gates and cells are what a backward needs, empty unless `save`; where there are
@@ -270,18 +271,27 @@ def _lstm_backward_vmap(info: Any, dims: Any, *given: Any) -> Any:
     give(2, _unfold, dc_0, 1, count)
     for d in range(len(weights)):
         left, right = _unfold(dgates[d], 0, count), _unfold(before[d], 0, count)
-        give(0, _product_by_member, left, x)
-        give(0, _product_by_member, left, right)
+        give(0, _product_by_member, call.kernel, left, x)
+        give(0, _product_by_member, call.kernel, left, right)
         for _ in range(2 if each >= 4 else 0):
             give(0, left.sum, 0)
         if each % 2:
-            give(0, _product_by_member, _unfold(dh[d], 0, count), _unfold(raw[d], 0, count))
+            give(0, _product_by_member, call.kernel, _unfold(dh[d], 0, count), _unfold(raw[d], 0, count))
     return [gradient for gradient, _ in found], [dim for _, dim in found]
 
 
-def _product_by_member(left: Tensor, right: Tensor) -> Tensor:
-    """The products left^T right of rows (P, N, ..) and (P, N, ..), for each of N members."""
-    return torch.einsum("pna,pnb->nab", left, right)
+def _product_by_member(kernel: str, left: Tensor, right: Tensor) -> Tensor:
+    """The products left^T right of rows (P, N, a) and (P, N, b), for each of N members: (N, a, b)."""
+    left, right = left.permute(1, 2, 0), right.transpose(0, 1)
+    if not reach((left, right)).direct:
+        return torch.bmm(left, right)
+    product: Tensor = torch.bmm(left, right, out=empty(kernel, left, *left.shape[:2], right.shape[2]))
+    return product
+
+
+def empty(kernel: str, like: Tensor, *shape: int) -> Tensor:
+    """A kernel's `empty`: the gradients of all members are large, and half of the time went into pages of 4 KiB."""
+    return _kernels[kernel].empty(like, *shape)
 
 
 # For torch.utils.flop_counter: a row's product with a matrix is 2 operations for each element of the matrix.

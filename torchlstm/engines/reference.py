@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..equations import lstm_step
-from . import chunks
+from . import chunks, per_sample
 from .contract import Dense, Engine, Problem, Weights
 from .kernel import flatten, unflatten
 from .loop import time_loop
@@ -42,6 +42,8 @@ def _scripted() -> Callable[..., Any]:
 
 def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
     """See `contract.Layer`."""
+    if problem.recorder is not None:
+        return per_sample.by_transforms(layer, problem, x, h_0, c_0, weights)
     run = _chunked if _checkpoints(problem, (x, h_0, c_0, *flatten(weights))) else _direction
     results = [run(problem, d, x, h_0[d], c_0[d], direction) for d, direction in enumerate(weights)]
     y, *rest = zip(*results, strict=True)

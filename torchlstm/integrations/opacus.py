@@ -1,0 +1,180 @@
+"""Training with differential privacy: once this is imported, opacus finds per-sample gradients in LSTM and LSTMCell.
+
+>>> import torchlstm.integrations.opacus
+>>> model, optimizer, loader = opacus.PrivacyEngine().make_private(module=model, ...)
+
+GradSampleModule and PrivacyEngine then take models that contain them, with every option and form of input, in the modes
+"hooks", "functorch" (the same as "hooks" here) and "ghost", which opacus limits to one call of a module a step.  opacus
+hooks inputs and outputs of modules, and sees neither states, packed rows nor what is between two layers; so it hooks
+nothing here, and the backward of each layer hands over every sample's gradients (`engines/per_sample.py`).
+
+Raises NotImplementedError where a weight is no Parameter of the module's own, and for "ghost_fsdp" and "ghost_tp";
+RuntimeError where a private model is compiled.  "ew" is torch's ExpandedWeights, which fails for want of an LSTM.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler, register_norm_sampler
+from opacus.grad_sample.grad_sample_module import create_or_accumulate_grad_sample
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..cell import LSTMCell
+from ..dispatch import record_layers
+from ..engines.per_sample import EAGER_ONLY, Samples
+from ..lstm import LSTM
+
+
+class _Layer(nn.Module):
+    """The parameters of one layer, by `kernel.flatten`, as a module that opacus can keep its books of."""
+
+    activations: list[Any]
+    max_batch_len: int
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.flat = weights
+        for index, weight in enumerate(weights):
+            self.register_parameter(str(index), weight)
+
+
+class _Recorder:
+    """One forward of one layer; see `contract.Recorder`.
+
+    order  where in the rows each sample is, None if in its own place
+    """
+
+    def __init__(self, hooks: Any, layer: _Layer, order: Tensor | None) -> None:
+        self.hooks, self.layer, self.order = hooks, layer, order
+
+    def begin(self, batch: int) -> None:
+        # opacus counts a parameter's forwards, to know at which backward it is complete.
+        self.layer.max_batch_len = max(batch, getattr(self.layer, "max_batch_len", 0))
+        self.hooks.capture_activations_hook(self.layer, [], None)
+
+    def wanted(self) -> bool:
+        return bool(self.hooks.hooks_enabled)
+
+    def record(self, samples: Samples) -> None:
+        self.layer.activations[-1] = [samples, self.order]
+        # Instead of gradients, a one: all that opacus does with them is to undo the mean over the batch.
+        one = torch.ones((), dtype=torch.float64)
+        # The mode "functorch" would transform the layer's forward, which it has not.
+        forced, self.hooks.force_functorch = self.hooks.force_functorch, False
+        try:
+            self.hooks.capture_backprops_hook(self.layer, None, (one,), self.hooks.loss_reduction, True)
+        finally:
+            self.hooks.force_functorch = forced
+
+
+class _Recording:
+    """What runs before and after every forward of a module of ours."""
+
+    def __init__(self, hooks: Any, module: LSTM | LSTMCell) -> None:
+        self.hooks = hooks
+        self.layers = [_Layer(weights) for weights in _weights(module)]
+
+    def start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not (self.hooks.hooks_enabled and module.training and torch.is_grad_enabled()):
+            return
+        if torch.compiler.is_compiling():
+            raise RuntimeError(EAGER_ONLY)
+        if others := [name for name, value in kwargs.items() if name not in ("input", "hx") and value is not None]:
+            raise RuntimeError(f"opacus: {type(module).__name__} takes input and hx, not {', '.join(others)}")
+        input = args[0] if args else kwargs["input"]
+        order = input.unsorted_indices if isinstance(input, PackedSequence) else None
+        record_layers(
+            _Recorder(self.hooks, layer, order) if any(weight.requires_grad for weight in layer.flat) else None
+            for layer in self.layers
+        )
+
+    def stop(self, *_: Any) -> None:
+        record_layers(None)
+
+
+def _weights(module: LSTM | LSTMCell) -> list[list[nn.Parameter]]:
+    """The Parameters of every layer, by `kernel.flatten`."""
+    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
+    if isinstance(module, LSTMCell):
+        names = [kinds]
+    else:
+        kinds += ["weight_hr"] if module.proj_size else []
+        directions = ("", "_reverse") if module.bidirectional else ("",)
+        names = [[f"{kind}_l{k}{d}" for d in directions for kind in kinds] for k in range(module.num_layers)]
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    expected = [name for layer in names for name in layer]
+    if missing := [name for name in expected if name not in own]:
+        raise NotImplementedError(
+            f"opacus: {missing[0]} of this {type(module).__name__} is no Parameter of its own (a parametrization, or a "
+            "tensor in its place): remove that before the model is made private"
+        )
+    if extra := [name for name, weight in own.items() if name not in expected and weight.requires_grad]:
+        raise NotImplementedError(
+            f"opacus: {type(module).__name__} has a parameter {extra[0]} that torchlstm does not know; "
+            "put it into a module of its own"
+        )
+    return [[own[name] for name in layer] for layer in names]
+
+
+_iterate: Callable[..., Iterator[nn.Module]] = GradSampleHooks.iterate_submodules
+
+
+def _iterate_submodules(self: Any, module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that opacus hooks: not ours, which get hooks of their own.  It asks once, when it adds hooks."""
+    if not isinstance(module, (LSTM, LSTMCell)):
+        yield from _iterate(self, module)
+        return
+    handles, recorded = self._module.autograd_grad_sample_hooks, self.__dict__.setdefault("_torchlstm", [])
+    if module in recorded or not any(weight.requires_grad for weight in module.parameters(recurse=False)):
+        return
+    for kind in type(self).__mro__:
+        if issubclass(kind, GradSampleHooksFastGradientClipping) and kind.__name__.endswith(("FSDP", "TP")):
+            raise NotImplementedError(
+                f"opacus: {kind.__name__} does not know torchlstm; use the mode 'ghost' or 'hooks', with DDP"
+            )
+    recorded.append(module)
+    recording = _Recording(self, module)
+    handles.append(module.register_forward_pre_hook(recording.start, with_kwargs=True))
+    handles.append(module.register_forward_hook(recording.stop, always_call=True))
+
+
+GradSampleHooks.iterate_submodules = _iterate_submodules
+
+
+def _gradient(samples: Samples, order: Tensor | None, index: int, scale: float) -> Tensor:
+    """A weight's gradients (B, ..) in the order of the samples."""
+    gradient = samples.gradient(index, scale)
+    return gradient if order is None else gradient.index_select(0, order)
+
+
+@register_grad_sampler(_Layer)  # type: ignore[untyped-decorator]
+def _gradients(layer: _Layer, activations: list[Any], scale: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Give every parameter its gradients; what is returned would be copied."""
+    samples, order = activations
+    for index, weight in enumerate(layer.flat):
+        if weight.requires_grad:
+            gradient = _gradient(samples, order, index, scale.item())
+            if hasattr(weight, "_current_grad_sample") or len(gradient) < layer.max_batch_len:
+                create_or_accumulate_grad_sample(param=weight, grad_sample=gradient, max_batch_len=layer.max_batch_len)
+            else:
+                weight._current_grad_sample = gradient  # type: ignore[attr-defined]
+    return {}
+
+
+@register_norm_sampler(_Layer)  # type: ignore[untyped-decorator]
+def _norms(layer: _Layer, activations: list[Any], scale: Tensor) -> dict[nn.Parameter, Tensor]:
+    """The norms (B,) of every parameter's gradients."""
+    samples, order = activations
+    norms = {}
+    for weight in layer.parameters():
+        places = [index for index, each in enumerate(layer.flat) if each is weight]
+        if len(places) == 1:
+            norm = samples.norm(places[0]) * scale.item()
+            norms[weight] = norm if order is None else norm.index_select(0, order)
+        else:
+            total = sum(_gradient(samples, order, index, scale.item()) for index in places)
+            norms[weight] = total.flatten(1).norm(dim=1)  # type: ignore[union-attr]
+    return norms
