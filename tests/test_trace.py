@@ -321,7 +321,8 @@ def test_gradients_under_vmap(members: bool, engine: str) -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_compiled(packed: bool) -> None:
     torch._dynamo.reset()
-    lstm, input = torchlstm.LSTM(2, 3, 2, bidirectional=True), torch.randn(4, 2, 2)
+    lstm = torchlstm.LSTM(2, 3, 2, bidirectional=True, dtype=torch.float64)
+    input = torch.randn(4, 2, 2, dtype=torch.float64)
     x = input.requires_grad_()
     if packed:
         input = pack_padded_sequence(x.detach(), torch.tensor([2, 4]), enforce_sorted=False)
