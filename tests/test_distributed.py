@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "train_distributed.py"
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "train_distributed.py"
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available() or sys.platform != "linux",
@@ -20,10 +21,12 @@ pytestmark = pytest.mark.skipif(
 def losses(processes: int, *arguments: str) -> list[float]:
     """The losses that the example prints."""
     launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # The package of this checkout, installed or not.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [sys.executable, *launch, str(EXAMPLE), *arguments],
-        env=environment, capture_output=True, text=True, timeout=180, check=False,
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     (line,) = re.findall(r"^losses (.*)$", run.stdout, re.MULTILINE)

@@ -27,22 +27,37 @@ class Samples:
         self.kernel, self.batch = kernel, problem.batch
         self._factors = factors
         self._totals: dict[int, Tensor] = {}
-        self._cut = _cutter(problem)
+        self._ragged, self._cut = isinstance(problem.rows, Ragged), _cutter(problem)
+        self._last: tuple[Tensor, list[Tensor]] | None = None
 
-    def gradient(self, index: int, scale: float = 1.0) -> Tensor:
-        """`scale` times the gradients (B, ..) of the weight that `kernel.flatten` puts at this place."""
+    def gradient(self, index: int, scale: float = 1.0, order: Tensor | None = None) -> Tensor:
+        """`scale` times the gradients (B, ..) of the weight that `kernel.flatten` puts at this place.
+
+        order  (B,) which of the rows' sequences comes first, second and so on; None: as in the rows
+        """
         left, right = self._factors[index]
+        lefts = self._blocks(left)
         if right is None:
-            found: Tensor = torch.cat([block.sum(1) for block in self._cut(left)]) * scale
+            found: Tensor = torch.cat([block.sum(1) for block in lefts]) * scale
         else:
-            found, first = operators.empty(self.kernel, left, self.batch, left.shape[1], right.shape[1]), 0
-            for a, b in zip(self._cut(left), self._cut(right), strict=True):
-                place = found[first : first + a.shape[0]]
+            found = operators.empty(self.kernel, left, self.batch, left.shape[1], right.shape[1])
+            starts = [0]
+            if self._ragged:
+                # Each goes where it belongs at once: all of them are too large to be copied into order.
+                starts = list(range(self.batch)) if order is None else order.argsort().tolist()
+                order = None
+            for start, a, b in zip(starts, lefts, self._cut(right), strict=True):
+                place = found[start : start + a.shape[0]]
                 torch.baddbmm(place, a.transpose(1, 2), b, beta=0, alpha=scale, out=place)
-                first += a.shape[0]
         # The sum of what is there: a tenth of the time of the product that would make it.
         self._totals[index] = found.sum(0) / (scale or 1.0)
-        return found
+        return found if order is None else found.index_select(0, order)
+
+    def _blocks(self, left: Tensor) -> list[Tensor]:
+        """A left factor, cut; it is the same for several weights in a row."""
+        if self._last is None or self._last[0] is not left:
+            self._last = left, list(self._cut(left))
+        return self._last[1]
 
     def norm(self, index: int) -> Tensor:
         """The 2-norms (B,) of `gradient(index)`, without it where that is less work."""
@@ -50,7 +65,7 @@ class Samples:
         if right is None:
             return _norm(self.gradient(index))
         a, b, norms = left.shape[1], right.shape[1], []
-        for x, y in zip(self._cut(left), self._cut(right), strict=True):
+        for x, y in zip(self._blocks(left), self._cut(right), strict=True):
             if x.shape[1] * (a + b) < a * b:
                 # |sum_t x_t y_t^T|^2 = sum_ts (x_t x_s) (y_t y_s), the trick of ghost clipping.
                 squares = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(y, y.transpose(1, 2))
@@ -73,8 +88,9 @@ class _Given(Samples):
     def __init__(self, batch: int, gradients: Sequence[Tensor]) -> None:
         self.batch, self._gradients = batch, gradients
 
-    def gradient(self, index: int, scale: float = 1.0) -> Tensor:
-        return self._gradients[index] * scale
+    def gradient(self, index: int, scale: float = 1.0, order: Tensor | None = None) -> Tensor:
+        gradient = self._gradients[index]
+        return (gradient if order is None else gradient.index_select(0, order)) * scale
 
     def norm(self, index: int) -> Tensor:
         return _norm(self._gradients[index])
@@ -161,8 +177,9 @@ class _ByOperators(torch.autograd.Function):
         factors: list[Factors] = []
         weights = unflatten(flat, len(dgates))
         for d, (_, _, b_ih, _, w_hr) in enumerate(weights):
-            factors += [(dgates[d], x), (dgates[d], before[d])]
-            factors += [] if b_ih is None else [(dgates[d], None)] * 2
+            left = dgates[d]
+            factors += [(left, x), (left, before[d])]
+            factors += [] if b_ih is None else [(left, None)] * 2
             factors += [] if w_hr is None else [(dh[d], raw[d])]
         samples = Samples(ctx.kernel, problem, factors)
         _recorder(problem).record(samples)

@@ -144,19 +144,13 @@ def _iterate_submodules(self: Any, module: nn.Module) -> Iterator[nn.Module]:
 GradSampleHooks.iterate_submodules = _iterate_submodules
 
 
-def _gradient(samples: Samples, order: Tensor | None, index: int, scale: float) -> Tensor:
-    """A weight's gradients (B, ..) in the order of the samples."""
-    gradient = samples.gradient(index, scale)
-    return gradient if order is None else gradient.index_select(0, order)
-
-
 @register_grad_sampler(_Layer)  # type: ignore[untyped-decorator]
 def _gradients(layer: _Layer, activations: list[Any], scale: Tensor) -> dict[nn.Parameter, Tensor]:
     """Give every parameter its gradients; what is returned would be copied."""
     samples, order = activations
     for index, weight in enumerate(layer.flat):
         if weight.requires_grad:
-            gradient = _gradient(samples, order, index, scale.item())
+            gradient = samples.gradient(index, scale.item(), order)
             if hasattr(weight, "_current_grad_sample") or len(gradient) < layer.max_batch_len:
                 create_or_accumulate_grad_sample(param=weight, grad_sample=gradient, max_batch_len=layer.max_batch_len)
             else:
@@ -175,6 +169,6 @@ def _norms(layer: _Layer, activations: list[Any], scale: Tensor) -> dict[nn.Para
             norm = samples.norm(places[0]) * scale.item()
             norms[weight] = norm if order is None else norm.index_select(0, order)
         else:
-            total = sum(_gradient(samples, order, index, scale.item()) for index in places)
-            norms[weight] = total.flatten(1).norm(dim=1)  # type: ignore[union-attr]
+            total = sum(samples.gradient(index, scale.item(), order) for index in places)
+            norms[weight] = total.flatten(1).norm(dim=1)
     return norms
