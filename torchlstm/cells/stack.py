@@ -197,9 +197,14 @@ def stack_cells(
     variational the dropout between layers draws one mask a sequence, for all its steps (Gal and Ghahramani 2016)
     device, dtype  where the parameters go after the cells have drawn them
 
-    `torchlstm.testing.check_cell` tests a cell.  A stack is computed by a loop in torch operations; what torch.compile
-    makes of one is in CONTRIBUTING.md.  Raises ValueError for sizes and rates out of range, TypeError for an hx that
-    is no tuple of as many tensors as the cell's state, RuntimeError for shapes that do not fit.
+    `torchlstm.testing.check_cell` tests a cell.  A stack is computed by a loop in torch operations.  To compile it,
+    compile the cells: `for cell in stack.cells: cell.compile()` takes 2 s whatever T is, and makes inference of
+    LayerNormLSTM 1.3 to 1.6 times as fast, training no faster (T=64 and 128, B=16, H=64, two cores).  torch.compile
+    of a whole stack, on dense input, unrolls the loop, as torch.jit.trace does: at T=64 it takes a minute for inference
+    and minutes for training, and is then 2.2 and 1.5 times as fast.
+
+    Raises ValueError for sizes and rates out of range, TypeError for an hx that is no tuple of as many tensors as the
+    cell's state, RuntimeError for shapes that do not fit.
     """
     return CellStack(
         cell_class, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, variational,
