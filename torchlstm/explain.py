@@ -56,11 +56,13 @@ def explain(
 
     input, hx  as the module takes them; nothing is computed
     trace      ask for `LSTM.trace` of them, not for the call; only engines other than `reference` trace at kernel speed
-    Raises TypeError for any other module: `swap` it first.
+    Raises TypeError for any other module: `swap` it first; and for the trace of an LSTMCell, which has none.
     """
     if isinstance(module, LSTM):
         problems = _lstm_problems(module, input, hx, trace)
     elif isinstance(module, LSTMCell):
+        if trace:
+            raise TypeError("explain: an LSTMCell has no trace, only an LSTM has")
         problems = [_cell_problem(module, input, hx)]
     else:
         raise TypeError(f"explain expects a torchlstm.LSTM or LSTMCell, got {type(module).__qualname__}: swap it first")
