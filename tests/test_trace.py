@@ -363,6 +363,8 @@ def test_explain_names_the_engine_of_a_trace() -> None:
             found = torchlstm.explain(module, x, trace=True)
         assert found.decisions[0].problem.trace
         assert ("step by step" in str(found)) == (name == "reference")
+    with pytest.raises(TypeError, match="lengths, resets and trace are for an LSTM, got an LSTMCell"):
+        torchlstm.explain(torchlstm.LSTMCell(2, 3), torch.zeros(2), trace=True)
     assert "traced" not in str(torchlstm.explain(module, x))
     assert "checkpoint_every=4" in str(torchlstm.explain(module, x))
 

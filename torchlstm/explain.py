@@ -78,7 +78,7 @@ def explain(
     input, hx, lengths, resets  as the module takes them; nothing is computed
     trace                       ask for `LSTM.trace` of them, not for the call; only engines other than `reference`
                                 trace at kernel speed
-    Raises TypeError for any other module: `swap` it first.
+    Raises TypeError for any other module: `swap` it first; and for what an LSTMCell has not.
     """
     how = None
     if isinstance(module, CellStack):
@@ -92,8 +92,8 @@ def explain(
             how = _describe(segments)
         problems = _lstm_problems(module, pack(input, module.batch_first, hx, segments), hx, trace)
     elif isinstance(module, LSTMCell):
-        if lengths is not None or resets is not None:
-            raise TypeError("explain: lengths and resets are for an LSTM, got an LSTMCell")
+        if lengths is not None or resets is not None or trace:
+            raise TypeError("explain: lengths, resets and trace are for an LSTM, got an LSTMCell")
         problems = [_cell_problem(module, input, hx)]
     else:
         raise TypeError(f"explain expects a torchlstm.LSTM or LSTMCell, got {type(module).__qualname__}: swap it first")
