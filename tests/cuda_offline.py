@@ -80,7 +80,8 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
         value = values[argument]
         if isinstance(value, torch.Tensor):
             signature[argument] = _TYPES[value.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            if value.dtype != torch.int64:  # of which the kernels are told not to ask how they are aligned
+                attributes[(position,)] = [["tt.divisibility", 16]]
         elif argument in constants or value is None:
             signature[argument] = "constexpr"
             constexprs[(position,)] = value

@@ -19,6 +19,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LIMIT = 1 << 24
 
 
+# A CUDA graph copies from this memory at every replay: it stays as long as the process.
+_captured: list[Tensor] = []
+
+
 class Work(NamedTuple):
     """A problem without projection, and what its launches need besides tensors.
 
@@ -54,11 +58,13 @@ def work_of(problem: Problem, rows: int, precise: bool) -> Work:
     sizes = problem.rows.batch_sizes
     starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     # Sizes fall: so many of them are above b.
-    lengths = steps - torch.searchsorted(sizes.flip(0), torch.arange(batch), right=True)
+    lengths = steps - torch.searchsorted(sizes.flip(0), torch.arange(batch, device="cpu"), right=True)
     places = torch.cat([starts, lengths])
     if device.type == "cuda":
-        # From pinned memory the copy waits for nothing.
-        places = places.pin_memory().to(device, non_blocking=True)
+        places = places.pin_memory()  # so that the copy waits for nothing
+        if torch.cuda.is_current_stream_capturing():
+            _captured.append(places)
+        places = places.to(device, non_blocking=True)
     return Work(problem, rows, sizes.tolist(), starts.tolist(), places, precise)
 
 

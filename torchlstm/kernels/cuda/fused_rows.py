@@ -34,7 +34,7 @@ from .common import (
 
 
 # What changes from call to call compiles nothing anew.
-@triton.jit(do_not_specialize=["T", "B", "P"])
+@triton.jit(do_not_specialize=["T", "B", "P"], do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
     p_gates, p_w_hh, p_y, p_cells, p_h_0, p_c_0, p_h_n, p_c_n, p_starts, p_lengths, T, B, P,
     H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, BB: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
@@ -65,8 +65,8 @@ def forward(
     h = tl.load(p_h_0 + o_state, mask=mask, other=0.0)
     c = tl.load(p_c_0 + o_state, mask=mask, other=0.0).to(tl.float32)
     onwards = i_d + REVERSE == 0
-    t = tl.where(onwards, 0, steps - 1)
-    row = row_of(p_starts, tl.maximum(t, 0), B, RAGGED)
+    t = tl.where(onwards, 0, tl.maximum(steps - 1, 0))  # a tile may have no steps at all
+    row = row_of(p_starts, t, B, RAGGED)
     live = mask
     if RAGGED:
         live = mask & (t < length)[:, None]
@@ -143,7 +143,7 @@ def _saved(
     return i, f, g, o, c, before, load_like(p_dy + row * D * H + o_y, live, like, ASM)
 
 
-@triton.jit(do_not_specialize=["T", "B", "P"])
+@triton.jit(do_not_specialize=["T", "B", "P"], do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def backward(
     p_acts, p_w_hh, p_cells, p_c_0, p_dy, p_dh_n, p_dc_n, p_dacts, p_dcells, p_dgates, p_dh_0, p_dc_0,
     p_starts, p_lengths, T, B, P,

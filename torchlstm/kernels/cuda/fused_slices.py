@@ -26,6 +26,8 @@ from .common import barrier, cell_backward, cell_forward, load_like, product, ro
 # All ones: as a float a NaN with a payload that arithmetic does not make.  A NaN of that kind is stored as another one.
 EMPTY = tl.constexpr(-1)
 
+CHANGING = ["T", "B", "P", "TILES", "LIMIT", "OFFSET"]
+
 
 @triton.jit
 def _publish(p, p_bits, value, mask, ASM: tl.constexpr):
@@ -88,7 +90,7 @@ def _carried(p_state, b, u, i_d, B, H: tl.constexpr, HELD: tl.constexpr):
         return tl.zeros(mask.shape, tl.float32)
 
 
-@triton.jit(do_not_specialize=["T", "B", "P", "TILES", "LIMIT", "OFFSET"])
+@triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
     p_gates, p_w_hh, p_y, p_y_bits, p_cells, p_h_0, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
@@ -170,7 +172,7 @@ def forward(
             s += 1
 
 
-@triton.jit(do_not_specialize=["T", "B", "P", "TILES", "LIMIT", "OFFSET"])
+@triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def backward(
     p_acts, p_w_hh, p_cells, p_c_0, p_dy, p_dh_n, p_dc, p_dacts, p_dcells, p_dgates, p_dgates_bits,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
