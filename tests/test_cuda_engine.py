@@ -11,6 +11,7 @@ import torch
 from torch import multiprocessing
 
 import torchlstm
+from benchmarks import gpu_stress
 from torchlstm.engines import cuda, cuda_loops
 from torchlstm.engines.contract import Dense, Problem, Ragged
 from torchlstm.engines.cuda_plan import Rows, Slices, Steps, plan
@@ -205,6 +206,19 @@ def test_rows_against_steps(dtype: torch.dtype, ragged: bool) -> None:
     atol = 2e-5 if dtype == FLOAT32 else 0.2
     for a, b in zip((*ours, gates, *back), (*true, other, *true_back), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@interpreted
+def test_the_stress_program_on_one_small_shape_of_each_kind() -> None:
+    """What `benchmarks/gpu_check.sh` runs on a GPU, as far as it goes without one."""
+    for case in gpu_stress.cases(small=True):
+        if case.dtype == FLOAT32 and case.form == "dense":
+            with torchlstm.use_engine("cuda"):
+                first, second = gpu_stress.results(case, 2, torch.device("cpu"))
+                assert gpu_stress.poisoned(case, torch.device("cpu")).outcome == "its own sequence only"
+            for name, tensor in first.items():
+                assert tensor is not None
+                assert torch.equal(tensor, second[name])
 
 
 @interpreted
