@@ -88,7 +88,7 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
         else:
             signature[argument] = "i32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    options = {"num_warps": warps, "num_stages": 1}
+    options = {"num_warps": warps, **cuda_loops.OPTIONS}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _read(f"{file}.{name}", compiled)
 

@@ -19,6 +19,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LIMIT = 1 << 24
 
 
+# How every kernel is compiled: not pipelined, and products fused with sums, which newer Tritons want to be told.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
 # A CUDA graph copies from this memory at every replay: it stays as long as the process.
 _captured: list[Tensor] = []
 
@@ -242,9 +245,7 @@ def launch(
 ) -> None:
     """Launch a kernel on the current stream; `together`: refuse to unless all its programs can run at once."""
     kernel = getattr(importlib.import_module(f"..kernels.cuda.{file}", __package__), name)
-    options: dict[str, Any] = {} if INTERPRETED else {"num_warps": warps, "num_stages": 1}
-    if together and not INTERPRETED:
-        options["launch_cooperative_grid"] = True
+    options = {} if INTERPRETED else {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
     if 0 not in grid:
         kernel[grid](*tensors, *numbers, **constants, **options)
 
