@@ -25,9 +25,13 @@ end = text.index("\n", text.index("token = ", start)) + 1
 with torch.no_grad():
     _, state = lstm(embedding(data[:start]))
     trace = lstm.trace(embedding(data[start:end]), state)
+
+states = trace.layers[0][0]
+lively = states.c.tanh().std(0).topk(24).indices
+few = trace._replace(layers=[[type(states)(*(values[:, lively] for values in states))]])
 if pictures.possible:
-    figure = torchlstm.viz.gates(trace, labels=pictures.readable(text[start:end]))
-    pictures.save(figure, "04_gates.png", dpi=60)
+    figure = torchlstm.viz.gates(few, labels=pictures.readable(text[start:end]))
+    pictures.save(figure, "04_gates.png", dpi=90)
 
 
 def features(text: str) -> dict[str, Tensor]:
@@ -54,7 +58,8 @@ def features(text: str) -> dict[str, Tensor]:
 def correlation(units: Tensor, feature: Tensor) -> Tensor:
     """Of each unit (T, H) with a feature (T,): (H,)."""
     units, feature = units - units.mean(0), feature - feature.mean()
-    return torch.mv(units.T, feature) / (units.norm(dim=0) * feature.norm() + 1e-12)
+    found: Tensor = units.T @ feature / (units.norm(dim=0) * feature.norm() + 1e-12)
+    return found
 
 
 with torch.no_grad():

@@ -92,13 +92,14 @@ def cell(name: str) -> None:
 
 def layer(name: str) -> None:
     """Two layers in two directions; three sequences as packed rows."""
-    if (figure := _canvas(11, 4.6)) is None:
+    if (figure := _canvas(11, 4.9)) is None:
         return
     stack, rows = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _stack(stack)
     _rows(rows)
-    stack.set_title("two layers, two directions", y=1.0)
-    rows.set_title("sequences of 5, 3 and 2 steps", y=1.0)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.93))
+    figure.text(0.28, 0.96, "two layers, two directions", ha="center", va="center", fontsize=12)
+    figure.text(0.78, 0.96, "sequences of 5, 3 and 2 steps", ha="center", va="center", fontsize=12)
     save(figure, name)
 
 
@@ -159,9 +160,12 @@ def losses(name: str, theirs: Sequence[float], ours: Sequence[float]) -> None:
     curves.plot(ours, color="black", linewidth=0.9, label="torchlstm.LSTM")
     curves.set(xlabel="step", ylabel="loss (nats a character)", title="two loss curves")
     curves.legend(frameon=False)
+    # A logarithm has no zero: what is equal to the last bit is drawn on the lowest line.
     apart = [max(abs(a - b), 1e-8) for a, b in zip(theirs, ours, strict=True)]
     gaps.semilogy(apart, ".", color=ORANGE, markersize=3)
-    gaps.set(xlabel="step", ylabel="difference of the losses", title="what lies between them", ylim=(5e-9, 1))
+    gaps.set(xlabel="step", ylabel="difference of the losses", title="what lies between them", ylim=(5e-9, 1e-2))
+    gaps.set_yticks([10.0**power for power in range(-8, -1)])
+    gaps.set_yticklabels(["0", *(f"$10^{{{power}}}$" for power in range(-7, -1))])
     for axes in (curves, gaps):
         axes.spines[["top", "right"]].set_visible(False)
     save(figure, name)
@@ -180,9 +184,9 @@ def units(name: str, text: str, curves: dict[str, Sequence[float]], shade: Seque
         axes.plot(places, values, ".-", color=colour, linewidth=1.2, markersize=4)
         axes.set(ylim=(-1.05, 1.05), xlim=(-0.5, len(text) - 0.5), ylabel="tanh(c)")
         axes.set_title(title, fontsize=11, loc="left")
+        axes.tick_params(axis="x", length=0)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xticks(places, readable(text), fontfamily="monospace", fontsize=9)
-    panels[-1].tick_params(axis="x", length=0)
     save(figure, name, dpi=90)
 
 
