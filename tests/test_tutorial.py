@@ -30,6 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
     for file in FOLDER.glob("*.py"):
         shutil.copy(file, folder)
     found = {}
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUTORIAL_STEPS", str(STEPS))
         patch.syspath_prepend(str(folder))
@@ -38,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
             with contextlib.redirect_stdout(printed):
                 left = runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
             found[name] = printed.getvalue(), left
+        torch.set_num_threads(threads)
         yield folder, found
 
 
@@ -77,7 +79,7 @@ def test_links_and_pictures() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_a_program_prints_what_its_page_says(page: Path, runs: tuple[Path, dict[str, Run]]) -> None:
-    (said,) = blocks(page, "text")
+    said = "".join(blocks(page, "text"))
     printed = runs[1][page.stem][0]
     if page.stem == "01_one_cell":
         assert printed_lines(printed) == lines(said)
@@ -158,6 +160,26 @@ def test_the_correlation_is_pearsons(runs: tuple[Path, dict[str, Run]]) -> None:
         said = re.search(rf"{name} +{unit} +\S+ +(\S+)", runs[1]["04_its_gates"][0])
         assert said is not None
         assert float(said[1]) == pytest.approx(judged, abs=0.006)
+
+
+def test_the_counter_is_judged_elsewhere(runs: tuple[Path, dict[str, Run]]) -> None:
+    printed, left = runs[1]["04_its_gates"]
+    c, half, line = left["states"].c, left["half"], left["line"]
+    inside = left["truth"]["indentation"] > 0
+    column = left["truth"]["column"]
+    assert min(left["start"], line) >= half
+    expected = []
+    for part in (slice(0, half), slice(half, None)):
+        there = inside[part]
+        expected.append(
+            torch.corrcoef(torch.stack([c[part, left["counter"]][there], column[part][there]]))[0, 1].item()
+        )
+    said = re.search(rf"unit {left['counter']}: (\S+) where chosen, (\S+) where judged", printed)
+    assert said is not None
+    assert [float(number) for number in said.groups()] == pytest.approx(expected, abs=0.006)
+    assert left["text"][line : line + 13] == "        token"
+    shown = [float(row.split()[-1]) for row in printed.split("column     i")[1].splitlines()[1:9]]
+    assert shown == pytest.approx(c[line : line + 8, left["counter"]].tolist(), abs=0.006)
 
 
 def test_the_pictures_are_drawn(runs: tuple[Path, dict[str, Run]]) -> None:

@@ -63,7 +63,8 @@ def correlation(units: Tensor, feature: Tensor) -> Tensor:
 
 
 with torch.no_grad():
-    memory = lstm.trace(embedding(data)).layers[0][0].c.tanh()  # (T, H)
+    states = lstm.trace(embedding(data)).layers[0][0]
+memory = states.c.tanh()  # (T, H)
 truth, half = features(text), len(text) // 2
 best = {}
 print(f"{'feature':>12} {'unit':>5} {'chosen on':>10} {'judged on':>10}")
@@ -79,7 +80,22 @@ for name, where in (("indentation", indentation), ("other spaces", space & ~inde
     print(f"unit {best['indentation']} in {name}: {unit[where].mean():.2f} on average")
 
 
+inside, column = truth["indentation"] > 0, truth["column"]
+first, second = (torch.arange(len(text)) < half) & inside, (torch.arange(len(text)) >= half) & inside
+chosen = correlation(states.c[first], column[first])
+counter = int(chosen.argmax())
+judged = correlation(states.c[second], column[second])
+print(f"unit {counter}: {chosen[counter]:.2f} where chosen, {judged[counter]:.2f} where judged")
+print("column     i     f     g      c")
+line = text.index("\n", start) + 1
+for t in range(line, line + 8):
+    values = (states.i[t, counter], states.f[t, counter], states.g[t, counter])
+    print(f"{t - line:6}", *(f"{value:5.2f}" for value in values), f"{states.c[t, counter]:6.2f}")
+
 end = text.index("\n", text.index("raise StopIteration", start)) + 1
-names = ("indentation", "column")
-curves = {f"unit {best[name]}, chosen for: {name}": memory[start:end, best[name]].tolist() for name in names}
+curves = {
+    f"unit {best[name]}, tanh(c), chosen for: {name}": memory[start:end, best[name]].tolist()
+    for name in ("indentation", "column")
+}
+curves[f"unit {counter}, c, chosen for: column inside the indentation"] = states.c[start:end, counter].tolist()
 pictures.units("04_units.png", text[start:end], curves, truth["indentation"][start:end].tolist())
