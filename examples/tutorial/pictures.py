@@ -179,11 +179,12 @@ def units(name: str, text: str, curves: dict[str, Sequence[float]], shade: Seque
     places = range(len(text))
     for axes, colour, (title, values) in zip(panels, (BLUE, ORANGE, GREEN), curves.items(), strict=False):
         inside = [value > 0 for value in shade]
-        high = 1.05 * max(1.0, *(abs(value) for value in values))
-        axes.fill_between(places, -high, high, where=inside, step="mid", color="0.9", linewidth=0)
+        margin = 0.05 * (max(values) - min(values))
+        low, high = min(values) - margin, max(values) + margin
+        axes.fill_between(places, low, high, where=inside, step="mid", color="0.9", linewidth=0)
         axes.axhline(0, color=GREY, linewidth=0.6)
         axes.plot(places, values, ".-", color=colour, linewidth=1.2, markersize=4)
-        axes.set(ylim=(-high, high), xlim=(-0.5, len(text) - 0.5))
+        axes.set(ylim=(low, high), xlim=(-0.5, len(text) - 0.5))
         axes.set_title(title, fontsize=11, loc="left")
         axes.tick_params(axis="x", length=0)
         axes.spines[["top", "right"]].set_visible(False)
