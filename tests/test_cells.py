@@ -301,6 +301,8 @@ def test_ready_stacks_are_classes_of_their_own() -> None:
     assert "form='rnnt'" in repr(stack)
     norms = torchlstm.LayerNormLSTM(4, 5, 2, eps=0.25).modules()
     assert [module.eps for module in norms if isinstance(module, nn.LayerNorm)] == [0.25] * 6
+    for form in ("ba2016", "fastrnns", "rnnt"):
+        assert not any("bias" in name for name in torchlstm.LayerNormLSTM(4, 5, bias=False, form=form).state_dict())
     assert cells.VariationalLSTM(4, 5).variational
     assert not cells.VariationalLSTM(4, 5, variational=False).variational
 

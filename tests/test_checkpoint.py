@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchlstm
 from torchlstm.engines import chunks, cpu
+from torchlstm.engines.contract import Dense, Problem, Ragged
 from torchlstm.parity import CASES, run_case
 
 ENGINES = [name for name, missing in torchlstm.engines().items() if missing is None]
@@ -96,6 +97,17 @@ def test_a_chunk_that_is_handed_over_in_parts(monkeypatch: pytest.MonkeyPatch) -
     for lengths in (None, [11, 6, 6]):
         expected = everything(whole, x, lengths)
         torch.testing.assert_close(everything(part, x, lengths), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [Dense(5, 3), Ragged(torch.tensor([3, 3, 2, 1, 1]))], ids=["dense", "ragged"])
+def test_chunks_of_a_reverse_problem(rows: Any) -> None:
+    """They are those of the second of two directions."""
+    both = Problem(rows, 3, 4, 6, 0, 2, True, torch.float32, torch.device("cpu"), checkpoint_every=2)
+    alone = both._replace(directions=1, reverse=True)
+    found, expected = list(chunks.chunks(alone, 0)), list(chunks.chunks(both, 1))
+    assert [chunk.number for chunk in found] == [2, 1, 0]
+    assert [chunk.rows for chunk in found] == [chunk.rows for chunk in expected]
+    assert all(chunk.problem.reverse for chunk in found)
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 4}], ids=["plain", "both", "projected"])

@@ -155,6 +155,16 @@ def test_onnx(name: str) -> None:
     torch.testing.assert_close(run_onnx(convert.to_onnx(module), x), flat(module(x)), rtol=1e-4, atol=1e-5)
 
 
+def test_onnx_has_the_biases_of_the_input_first() -> None:
+    """A runtime adds the two: its results do not show which is which."""
+    module = lstm("two-layers-both-ways")
+    for k, node in enumerate(convert.to_onnx(module)):
+        for d, suffix in enumerate(("", "_reverse")):
+            for half, name in zip(node["B"][d].chunk(2), ("bias_ih", "bias_hh"), strict=True):
+                i, f, g, o = getattr(module, f"{name}_l{k}{suffix}").chunk(4)
+                assert torch.equal(half, torch.cat([i, o, f, g]))
+
+
 def test_peepholes_are_those_of_onnx() -> None:
     """Another implementation of two cells: ONNX has peepholes, and clips what goes into the gates, not c."""
     stack = torchlstm.cells.PeepholeLSTM(FEATURES, HIDDEN, batch_first=True)

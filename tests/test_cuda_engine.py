@@ -209,6 +209,7 @@ def test_rows_against_steps(dtype: torch.dtype, ragged: bool) -> None:
 
 
 @interpreted
+<<<<<<< HEAD
 def test_the_stress_program_on_one_small_shape_of_each_kind() -> None:
     """What `benchmarks/gpu_check.sh` runs on a GPU, as far as it goes without one."""
     for case in gpu_stress.cases(small=True):
@@ -219,6 +220,25 @@ def test_the_stress_program_on_one_small_shape_of_each_kind() -> None:
             for name, tensor in first.items():
                 assert tensor is not None
                 assert torch.equal(tensor, second[name])
+=======
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
+def test_a_reverse_problem_is_the_second_direction_alone(ragged: bool) -> None:
+    work, *both, dy, dh_n, dc_n, dacts, dcells = _tensors(FLOAT32, ragged)
+    alone, hidden = work._replace(problem=work.problem._replace(directions=1, reverse=True)), dh_n.shape[2]
+    one = [tensor[1:] for tensor in both]
+    slices = [_one_slice(1, 32)(work.problem, way, True, 0) for way in ("forward", "backward")]
+    for plans in ([Rows(32, 16, 4)] * 2, [Steps(256, 4)] * 2, slices):
+        gates, c_0, w_hh = both[0].clone(), both[2], both[3]
+        own = gates[1:].clone()
+        true = cuda_loops.forward(plans[0], work, gates, *both[1:], True)
+        ours = cuda_loops.forward(plans[0], alone, own, *one[1:], True)
+        true_back = cuda_loops.backward(plans[1], work, gates, true[3], c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
+        part = (dy[:, hidden:].contiguous(), dh_n[1:], dc_n[1:], dacts[1:], dcells[1:])
+        back = cuda_loops.backward(plans[1], alone, own, ours[3], one[2], one[3], *part)
+        expected = (true[0][:, hidden:], *(t[1:] for t in (*true[1:], gates, *true_back)))
+        for a, b in zip((*ours, own, *back), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+>>>>>>> h-mutants
 
 
 @interpreted

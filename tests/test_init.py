@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -88,6 +89,12 @@ def test_chrono_is_log_uniform() -> None:
     torch.testing.assert_close(quartiles, torch.tensor([1.0, 10.75, 20.5, 30.25, 40.0]), rtol=0, atol=0.8)
 
 
+def test_chrono_of_two_steps() -> None:
+    """The shortest that there is: u is 1."""
+    module = initialise.chrono_(torchlstm.LSTM(3, 6), 2)
+    assert not (module.bias_ih_l0 + module.bias_hh_l0)[:12].any()
+
+
 def test_layer_norm_and_one_bias() -> None:
     stack = torchlstm.LayerNormLSTM(3, 6, **OPTIONS)
     initialise.orthogonal_(initialise.forget_bias_(stack, 2.0))
@@ -101,7 +108,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "gru-cell": (lambda: initialise.orthogonal_(nn.GRUCell(2, 2)), "no LSTM in GRUCell"),
     "three-gates": (lambda: initialise.forget_bias_(cells.CoupledLSTM(2, 2), 1), "no LSTM in CoupledLSTM"),
     "no-biases": (lambda: initialise.chrono_(nn.LSTM(2, 2, bias=False), 9), "LSTM in LSTM has no biases"),
-    "too-short": (lambda: initialise.chrono_(nn.LSTM(2, 2), 1), "at least 2 steps, got 1"),
+    "too-short": (lambda: initialise.chrono_(nn.LSTM(2, 2), 1.9), "at least 2 steps, got 1.9"),
 }
 
 
@@ -115,7 +122,7 @@ def test_errors(name: str) -> None:
 LEARNED: dict[str, Callable[..., nn.Module]] = {
     "torchlstm": torchlstm.LSTM,
     "torch.nn": nn.LSTM,
-    "stack": cells.PeepholeLSTM,
+    "stack": partial(cells.ClippedLSTM, cell_clip=0.4),
 }
 
 
@@ -123,12 +130,9 @@ LEARNED: dict[str, Callable[..., nn.Module]] = {
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_state(name: str, form: str) -> None:
     """As an hx that is a leaf of its own; its gradient is the sum over the sequences."""
-    kind = LEARNED[name]
-    options = {} if kind is cells.PeepholeLSTM else {"proj_size": 3}
-    module = kind(4, 5, batch_first=form == "batch_first", dtype=torch.float64, **OPTIONS, **options)
+    module = LEARNED[name](4, 5, proj_size=3, batch_first=form == "batch_first", dtype=torch.float64, **OPTIONS)
     learned = initialise.LearnedState(module)
-    state_sizes = [5, 5] if kind is cells.PeepholeLSTM else [3, 5]
-    assert [tuple(tensor.shape) for tensor in learned.initial] == [(4, size) for size in state_sizes]
+    assert [tuple(tensor.shape) for tensor in learned.initial] == [(4, 3), (4, 5)]
     x = torch.randn(3, 4, dtype=torch.float64) if form == "unbatched" else torch.randn(3, 2, 4, dtype=torch.float64)
     input: Any = pack_padded_sequence(x, torch.tensor([1, 3]), enforce_sorted=False) if form == "packed" else x
 
@@ -150,12 +154,14 @@ def test_learned_state(name: str, form: str) -> None:
     mine = torch.autograd.grad(found, list(learned.initial), cotangents)
     theirs = torch.autograd.grad(expected, hx, cotangents)
     torch.testing.assert_close(mine, tuple(grad.sum(1) if batch else grad for grad in theirs))
-    torch.testing.assert_close(flat(learned(input, hx)), expected)
+    other = tuple(torch.randn_like(tensor) for tensor in hx)
+    torch.testing.assert_close(flat(learned(input, other)), flat(module(input, other)))
 
 
 def test_learned_state_of_something_else() -> None:
     gru = nn.GRU(4, 5)
     with pytest.raises(TypeError, match="states of a GRU are not known: give their sizes"):
         initialise.LearnedState(gru)
-    learned = initialise.LearnedState(torchlstm.LSTM(4, 5), sizes=(5, 5))
+    learned = initialise.LearnedState(torchlstm.LSTM(4, 5, device="meta"), sizes=(5, 5))
+    assert all(tensor.is_meta for tensor in learned.initial)
     assert {name for name, _ in learned.named_parameters() if name.startswith("initial")} == {"initial.0", "initial.1"}

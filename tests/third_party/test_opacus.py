@@ -204,6 +204,21 @@ def test_tied_weights() -> None:
     torch.testing.assert_close(module.weight_hh_l0.grad_sample, torch.stack(expected), rtol=1e-10, atol=1e-10)
 
 
+def test_ghost_norms_of_weights_tied_within_a_layer() -> None:
+    torch.manual_seed(0)
+    module = torchlstm.LSTM(3, 4, bidirectional=True, dtype=torch.float64)
+    module.weight_hh_l0_reverse = module.weight_hh_l0
+    x = pack_padded_sequence(torch.randn(5, 3, 3, dtype=torch.float64), torch.tensor([1, 5, 3]), enforce_sorted=False)
+    weights = list(module.parameters())
+    found = [torch.autograd.grad(module(x)[1][0][:, n].sum(), weights) for n in range(3)]
+    norms = torch.stack([torch.cat([gradient.flatten() for gradient in each]).norm() for each in found])
+    ghost = GradSampleModuleFastGradientClipping(module, loss_reduction="mean", max_grad_norm=1.0)
+    ghost(x)[1][0].sum((0, 2)).mean().backward()
+    torch.testing.assert_close(ghost.get_norm_sample(), norms, rtol=1e-10, atol=1e-10)
+    for weight, gradients in zip(weights, zip(*found, strict=True), strict=True):
+        torch.testing.assert_close(weight.grad, sum(gradients) / 3, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("steps", [2, 60], ids=["few-steps", "many-steps"])
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
