@@ -183,6 +183,27 @@ def _nan_of_ones(dtype: torch.dtype) -> torch.Tensor:
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16], ids=str)
+def test_what_is_published_never_looks_like_what_is_not_there(dtype: torch.dtype) -> None:
+    import triton
+    from triton import language as tl
+
+    from torchlstm.kernels.cuda.fused_slices import _publish
+
+    @triton.jit
+    def publish(p, p_bits, p_value):  # type: ignore[no-untyped-def]
+        i = tl.arange(0, 2)
+        _publish(p + i, p_bits + i, tl.load(p_value + i), i < 2, False)
+
+    there = torch.zeros(2, dtype=dtype)
+    bits = there.view(torch.int16 if dtype.itemsize == 2 else torch.int32)
+    publish[(1,)](there, bits, torch.stack([_nan_of_ones(FLOAT32), torch.tensor(0.5)]))
+    assert there[0].isnan()
+    assert bits[0] != -1
+    assert there[1] == 0.5
+
+
+@interpreted
 def test_a_program_that_waits_in_vain_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     work, gates, h_0, c_0, w_hh, *_ = _tensors(FLOAT32, ragged=False)
     codes = _side_by_side(monkeypatch, leave_out=1, limit=3000)
