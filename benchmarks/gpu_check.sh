@@ -5,7 +5,7 @@
 #   benchmarks/gpu_check.sh [folder]                 # default: gpu-check
 #
 # Leaves a log of every step and the JSON of parity, stress and benchmarks in the folder; prints a table last.
-# PYTHON=... chooses the interpreter.  Exit code 0 if every step was green.
+# PYTHON=... chooses the interpreter.  Exit code 0 if every step ran and was green.
 set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -41,6 +41,7 @@ sanitizer() {
     step "$1" "$2" compute-sanitizer --tool "$1" --error-exitcode 9 "$python" -m benchmarks.gpu_stress --once
   else
     table+=$(printf '%-22s %5s    not run: no compute-sanitizer on the PATH' "$1" -)$'\n'
+    failed=1
   fi
 }
 

@@ -84,12 +84,16 @@ def repeat(case: Case, repeats: int, device: torch.device, busy: bool) -> Found:
                 outcome = "not finite"
                 break
             continue
-        different = [n for n, t in found.items() if t is not None and not torch.equal(t, first[n])]  # type: ignore[arg-type]
+        different = [name for name, tensor in found.items() if not _same(tensor, first[name])]
         if different:
             outcome = f"call {index} differs in {', '.join(different)}"
             break
     torch.cuda.synchronize(device)
     return Found(case.name, repeats, time.perf_counter() - start, outcome)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def poisoned(case: Case, device: torch.device) -> Found:
