@@ -47,7 +47,7 @@ class LSTMCell(nn.RNNCellBase):
             with torch.autocast(x.device.type, enabled=False):
                 x, h, c = precision.cast((x, h, c))
                 h, c = run_step(x, h, c, precision.cast(weights))
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+        return (h, c) if batched else (h.squeeze_(0), c.squeeze_(0))
 
     def _check(self, input: Tensor, hx: State | None) -> None:
         """Raise what nn.LSTMCell raises for this input, or a clearer error of the same kind."""

@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .engines import ENGINES, onnx
 from .engines.contract import Dense, Engine, Problem, Recorder, Rows, Weights
-from .engines.plain import reach
+from .engines.plain import as_plain, reach
 
 _AUTOMATIC = "auto"
 
@@ -148,6 +149,8 @@ def layer(
     if isinstance(rows, Dense) and rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     problem = problem_of(x, h_0, c_0, weights, rows, trace, checkpoint_every)
+    if problem.reach.subclass:
+        return _layer_of_subclasses(x, h_0, c_0, weights, rows, trace, checkpoint_every)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
     engine = choose(problem)
@@ -157,3 +160,19 @@ def layer(
         return engine.layer(problem, x, h_0, c_0, weights)
     with torch.profiler.record_function(f"torchlstm::layer {engine.name}"):
         return engine.layer(problem, x, h_0, c_0, weights)
+
+
+def _layer_of_subclasses(
+    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], *options: Any
+) -> tuple[Tensor, ...]:
+    """`layer` of tensors of which some are of subclasses of Tensor: one operation to them, as torch.lstm is.
+
+    A class that does not say otherwise (`__torch_function__`) gets its results in its own type.
+    """
+    given = [tensor for tensor in (x, h_0, c_0, *chain.from_iterable(weights)) if tensor is not None]
+    if torch.overrides.has_torch_function(given):
+        result: tuple[Tensor, ...]
+        result = torch.overrides.handle_torch_function(layer, given, x, h_0, c_0, weights, *options)
+        return result
+    plain = tuple(tuple(None if tensor is None else as_plain(tensor) for tensor in each) for each in weights)
+    return layer(as_plain(x), as_plain(h_0), as_plain(c_0), plain, *options)  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ class LSTM(nn.RNNBase):
                 y, h_n, c_n, traced = run_stack(x, h_0, c_0, layers, rows, *options)
             y, h_n, c_n = precision.results(y, h_n, c_n)
         states = [states_of(packed, layer, precision) for layer in traced] if trace else []
-        return unpack(packed, y), (unpack_state(packed, h_n), unpack_state(packed, c_n)), states
+        return unpack(packed, y, own=not trace), (unpack_state(packed, h_n), unpack_state(packed, c_n)), states
 
     def _layers(self, x: Tensor) -> Layers:
         """The weights of every layer and direction as they are now, checked against rows of input x (P, I)."""

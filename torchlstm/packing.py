@@ -1,7 +1,7 @@
 """Every input form to packed rows and back: time-major, batch_first, unbatched, PackedSequence; lengths, resets."""
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -58,19 +58,28 @@ def pack(
     return Packed(data, Dense(steps, batch), batch, None, batch_first, False, segments)
 
 
-def unpack(packed: Packed, y: Tensor) -> Tensor | PackedSequence:
-    """Give rows of output y (P, D*R) the form that the input had."""
+# As `view`, but the result is no view to autograd: whoever is handed it may detach it or write into it in place.  Right
+# where the tensor that it is made from is given up, as matmul's own is.
+_shaped: Any = torch.ops.aten._unsafe_view.default
+
+
+def unpack(packed: Packed, y: Tensor, own: bool = True) -> Tensor | PackedSequence:
+    """Give rows of output y (P, D*R) the form that the input had; `own`: they belong to nobody else."""
     form, segments = packed.form, packed.segments
     if segments is not None and segments.order is not None:
         whole = y.new_zeros(math.prod(segments.shape), y.shape[1]).index_add_(0, segments.order, y)
-        return whole.view(*segments.shape, y.shape[1])
+        return _shaped(whole, [*segments.shape, y.shape[1]])  # type: ignore[no-any-return]
     if form is not None:
         return PackedSequence(y, form.batch_sizes, form.sorted_indices, form.unsorted_indices)
     if packed.unbatched:
         return y
     assert isinstance(packed.rows, Dense)
-    y = y.view(packed.rows.steps, packed.batch, y.shape[1])
-    return y.transpose(0, 1) if packed.batch_first else y
+    shape = [packed.rows.steps, packed.batch, y.shape[1]]
+    if not own:
+        y = y.view(shape)
+        return y.transpose(0, 1) if packed.batch_first else y
+    y = _shaped(y, shape)
+    return y.transpose_(0, 1) if packed.batch_first else y
 
 
 def with_reset_state(hx: State | None, reset_state: State | None, unbatched: bool) -> State | None:
@@ -99,11 +108,11 @@ def pack_state(packed: Packed, state: Tensor) -> Tensor:
 
 
 def unpack_state(packed: Packed, state: Tensor) -> Tensor:
-    """The inverse of `pack_state`."""
+    """The inverse of `pack_state`, of a state that belongs to nobody else."""
     if packed.segments is not None:
         state = _select(state, packed.segments.leave)
     if packed.unbatched:
-        return state.squeeze(1)
+        return state.squeeze_(1)
     if packed.form is not None and packed.form.unsorted_indices is not None:
         return state.index_select(1, packed.form.unsorted_indices)
     return state
@@ -115,7 +124,8 @@ def _select(state: Tensor, index: Tensor) -> Tensor:
     if directions == 1:
         return state.index_select(1, index[0])
     each = [state[d::directions].index_select(1, index[d]) for d in range(directions)]
-    return torch.stack(each, 1).flatten(0, 1)
+    stacked = torch.stack(each, 1)
+    return _shaped(stacked, [stacked.shape[0] * directions, *stacked.shape[2:]])  # type: ignore[no-any-return]
 
 
 def check_packed(input: PackedSequence) -> None:

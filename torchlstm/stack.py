@@ -49,4 +49,5 @@ def run_stack(
 def run_step(x: Tensor, h_0: Tensor, c_0: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """One step of one layer in one direction: x (B, I), h_0 (B, R), c_0 (B, H) -> h_1 (B, R), c_1 (B, H)."""
     _, h_1, c_1 = layer(x, h_0.unsqueeze(0), c_0.unsqueeze(0), (weights,), Dense(1, x.shape[0]))
-    return h_1.squeeze(0), c_1.squeeze(0)
+    # In place: the results are tensors of their own, not views.
+    return h_1.squeeze_(0), c_1.squeeze_(0)

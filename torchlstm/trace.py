@@ -55,4 +55,7 @@ def states_of(packed: Packed, traced: Traced, precision: Precision | None) -> li
         y, acts, cells = precision.results(y, acts, cells)
     # `chunk` and `unbind` cut all at once: their gradient is one concatenation.
     directions = zip(y.chunk(acts.shape[0], dim=1), cells.unbind(), acts.unbind(), strict=True)
-    return [States(*(unpack(packed, rows) for rows in (h, c, *gates.chunk(4, dim=1)))) for h, c, gates in directions]
+    return [
+        States(*(unpack(packed, rows, own=False) for rows in (h, c, *gates.chunk(4, dim=1))))
+        for h, c, gates in directions
+    ]

@@ -116,7 +116,7 @@ static void compare_part(const run_t *r, const backward_t *b) {
 
 static void backward(run_t *r, long part, long padding) {
     const naive_t *n = r->n;
-    backward_t b = { .gates = r->f.gates, .cells = r->f.cells, .y = r->f.y, .h_0 = r->f.h_0, .c_0 = r->f.c_0,
+    backward_t b = { .gates = r->f.gates, .cells = r->f.cells, .y = r->f.sizes.projected ? r->f.y : NULL, .h_0 = r->f.h_0, .c_0 = r->f.c_0,
                      .sizes = r->f.sizes, .step = 4 * r->f.sizes.hidden + padding };
     const sizes_t *s = &b.sizes;
     long D = s->directions, states = D * s->batch, H = s->hidden, R = s->output, first, count;

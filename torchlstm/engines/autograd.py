@@ -1,7 +1,7 @@
 """The Functions that kernel engines share: gradients of any order, around kernels called directly or as operators."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from . import chunks, operators, per_sample, reference
 from .contract import Layer, Problem, Weights
 from .gradients import gradients
 from .kernel import Call, Kernel, flatten, unflatten
-from .plain import reach
+from .plain import as_plain, reach
 
 # Of y, h_n, c_n and of what a trace adds, the activated gates and c of every row; the last two are None without one.
 _COTANGENTS = 5
@@ -42,7 +42,7 @@ def layer_of(kernel: Kernel) -> Layer:
             result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
         else:
             result = operators.lstm(name, x, h_0, c_0, flat, *static[1:], trace)
-        return result if trace else result[:3]
+        return result[:5] if trace else result[:3]
 
     return layer
 
@@ -56,36 +56,88 @@ def _distinct(*tensors: Tensor) -> list[Tensor]:
     return result
 
 
+class _Unread(NamedTuple):
+    """An argument that the backward does not read, and its version then.
+
+    It is kept for the gradients of gradients only, and whoever changes it in place is told when they are asked for.
+    """
+
+    place: int  # among the arguments
+    tensor: Tensor
+    version: int
+
+    def checked(self) -> Tensor:
+        """The tensor, or torch's own error if it has been changed in place."""
+        if (found := _version(self.tensor)) != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a tensor {list(self.tensor.shape)} of an LSTM is at version {found}; "
+                f"expected version {self.version} instead, to compute gradients of gradients"
+            )
+        return self.tensor
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; inference tensors do not count it."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _read(call: Call, needs: Sequence[bool]) -> list[bool]:
+    """Which arguments (x, h_0, c_0 and all weights by `flatten`) the backward reads."""
+    directions, count = call.problem.directions, len(needs) - 3
+    if call.problem.checkpoint_every is not None:
+        return [True] * len(needs)
+    # The gradient at h_0 of a single step is the only one that w_hh has a part in.
+    each = [needs[0], needs[1] or call.problem.rows.steps > 1]
+    each += [False, False] if call.problem.bias else []
+    each += [True] if call.problem.proj_size else []
+    of_ih, of_hh = (needs[3 + index :: count // directions] for index in (0, 1))
+    return [any(of_ih), any(of_hh), True, *each * directions]
+
+
 class _Forward(torch.autograd.Function):
-    """A layer on plain tensors."""
+    """A layer on plain tensors.
+
+    Neither results nor what is not read are saved: they are the user's to write into.
+    """
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, h_0: Tensor, c_0: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         weights = unflatten(flat, h_0.shape[0])
         y, h_n, c_n, saved = chunks.forward(call, x, h_0, c_0, weights, True)
-        ctx.call = call
-        ctx.save_for_backward(*saved, y, x, h_0, c_0, *flat)
+        ctx.call, ctx.count = call, len(saved)
+        arguments = (x, h_0, c_0, *flat)
+        read = _read(call, ctx.needs_input_grad[1:])
+        ctx.unread = [_Unread(k, t, _version(t)) for k, t in enumerate(arguments) if not read[k]]
+        ctx.save_for_backward(*saved, *(t if r else None for t, r in zip(arguments, read, strict=True)))
         ctx.set_materialize_grads(False)
         # As outputs, what is saved is guarded: the backward says so if somebody has written into it.
-        return (y, h_n, c_n, *saved) if call.problem.trace else (y, h_n, c_n)
+        return (y, h_n, c_n, *saved[:2]) if call.problem.trace else (y, h_n, c_n)
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        gates, cells, y, *arguments = ctx.saved_tensors
-        call, needs = ctx.call, ctx.needs_input_grad[1:]
+        call, needs, count = ctx.call, ctx.needs_input_grad[1:], ctx.count
+        saved, arguments = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
         cotangents = given if call.problem.trace else (*given, None, None)
-        found = reach(cotangents)
+        found, graph = reach(cotangents), torch.is_grad_enabled()
+        for each in ctx.unread:
+            arguments[each.place] = each.checked() if graph or not found.direct else each.tensor
+        if found.subclass:
+            cotangents = tuple(None if t is None else as_plain(t) for t in cotangents)
         if found.direct:
             # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
-            run = _Backward.apply if torch.is_grad_enabled() else gradients
-            return None, *run(call, needs, (gates, cells), y, *cotangents, *arguments)
+            run = _Backward.apply if graph else gradients
+            return None, *run(call, needs, saved, *cotangents, *arguments)
         # A batch of cotangents under vmap, for one: nothing that a kernel could read.
         if found.refusal is not None:
             return None, *_reference_gradients(call.problem, needs, (*cotangents, *arguments))
         problem = call.problem
         static = (call.kernel.name, needs, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
-        tensors = (*_zeros_for_none(cotangents[:3], (y, *arguments[1:3])), *cotangents[3:], *arguments)
-        opaque = _OpaqueBackward.apply(*static, gates, cells, y, *tensors)  # type: ignore[no-untyped-call]
+        x, h_0, c_0 = arguments[:3]
+        y = x.new_empty(()).expand(x.shape[0], h_0.shape[0] * h_0.shape[2])
+        tensors = (*_zeros_for_none(cotangents[:3], (y, h_0, c_0)), *cotangents[3:], *arguments)
+        gates, cells, h = (*saved, x.new_empty(0))[:3]
+        opaque = _OpaqueBackward.apply(*static, gates, cells, h, *tensors)  # type: ignore[no-untyped-call]
         return None, *_spread(needs, opaque)
 
 
@@ -94,16 +146,16 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, needs: Sequence[bool], saved: tuple[Tensor, ...], y: Tensor, *tensors: Any
+        ctx: Any, call: Call, needs: Sequence[bool], saved: tuple[Tensor, ...], *tensors: Any
     ) -> tuple[Tensor | None, ...]:
         ctx.call, ctx.needs = call, needs
         ctx.save_for_backward(*tensors)
-        return gradients(call, needs, saved, y, *tensors)
+        return gradients(call, needs, saved, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         """Differentiate the reference twice: what is rare is not worth kernels of its own."""
-        return None, None, None, None, *_second_order(ctx.call.problem, ctx.needs, ctx.saved_tensors, cotangents)
+        return None, None, None, *_second_order(ctx.call.problem, ctx.needs, ctx.saved_tensors, cotangents)
 
 
 class _OpaqueForward(torch.autograd.Function):
@@ -129,16 +181,15 @@ class _OpaqueForward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.trace, ctx.name, batch_sizes, ctx.steps, ctx.every, *arguments = inputs
-        y, _, _, gates, cells = output
-        if not ctx.trace:
-            ctx.mark_non_differentiable(gates, cells)
-        ctx.save_for_backward(batch_sizes, gates, cells, y, *arguments)
+        *_, gates, cells, h = output
+        ctx.mark_non_differentiable(*((h,) if ctx.trace else (gates, cells, h)))
+        ctx.save_for_backward(batch_sizes, gates, cells, h, *arguments)
 
     @staticmethod
     def backward(
-        ctx: Any, dy: Tensor, dh_n: Tensor, dc_n: Tensor, dacts: Tensor | None, dcells: Tensor | None
+        ctx: Any, dy: Tensor, dh_n: Tensor, dc_n: Tensor, dacts: Tensor | None, dcells: Tensor | None, _: Any
     ) -> tuple[Any, ...]:
-        batch_sizes, gates, cells, y, *arguments = ctx.saved_tensors
+        batch_sizes, gates, cells, h, *arguments = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[5:])
         if not ctx.trace:
             dacts = dcells = None
@@ -146,7 +197,7 @@ class _OpaqueForward(torch.autograd.Function):
         run = _OpaqueBackward.forward if torch.compiler.is_compiling() else _OpaqueBackward.apply
         cotangents = (dy, dh_n, dc_n, dacts, dcells)
         static = (ctx.name, needs, batch_sizes, ctx.steps, ctx.every)
-        found = run(*static, gates, cells, y, *cotangents, *arguments)
+        found = run(*static, gates, cells, h, *cotangents, *arguments)
         return (None,) * 5 + tuple(_spread(needs, found))
 
 
@@ -164,7 +215,7 @@ class _OpaqueBackward(torch.autograd.Function):
         every: int | None,
         gates: Tensor,
         cells: Tensor,
-        y: Tensor,
+        h: Tensor,
         dy: Tensor,
         dh_n: Tensor,
         dc_n: Tensor,
@@ -176,7 +227,7 @@ class _OpaqueBackward(torch.autograd.Function):
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
         layer = (name, x, h_0, c_0, list(flat), batch_sizes, steps, every)
-        return tuple(operators.lstm_backward(*layer, gates, cells, y, dy, dh_n, dc_n, dacts, dcells, list(needs)))
+        return tuple(operators.lstm_backward(*layer, gates, cells, h, dy, dh_n, dc_n, dacts, dcells, list(needs)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -41,13 +41,16 @@ def chunks(problem: Problem, direction: int) -> Iterator[Chunk]:
 def forward(
     call: Call, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """As `kernel.Kernel.forward`; if the problem asks for chunks, `saved` is h and c before each of them.
+    """As `kernel.Kernel.forward`, with `saved` as its backward wants it.
 
-    They are (D, N * B, R) and (D, N * B, H) of N chunks, chunk by chunk in the order of time.
+    y is the caller's to give away, and shares no memory with `saved`: of a projected layer h is a copy.  If the problem
+    asks for chunks, `saved` is h and c before each of them: (D, N * B, R) and (D, N * B, H) of N chunks, chunk by chunk
+    in the order of time.
     """
     (kernel, problem), size = call, h_0.shape[2]
     if not save or problem.checkpoint_every is None:
-        return kernel.forward(problem, x, h_0, c_0, weights, save)
+        y, h_n, c_n, saved = kernel.forward(problem, x, h_0, c_0, weights, save)
+        return y, h_n, c_n, (*saved, y.clone()) if save and problem.proj_size else saved
     y = kernel.empty(x, x.shape[0], len(weights) * size)
     n = count(problem.rows.steps, problem.checkpoint_every)
     hs, cs = (x.new_empty(len(weights), n, *state.shape[1:]) for state in (h_0, c_0))
@@ -70,18 +73,18 @@ def backward(
     h_0: Tensor,
     c_0: Tensor,
     weights: tuple[Weights, ...],
-    y: Tensor,
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
     dacts: Tensor | None,
     dcells: Tensor | None,
     accumulate: Accumulate,
+    needs_h_0: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernel.Kernel.backward`, of what `forward` saved; x (P, I) is read only for chunks."""
     (kernel, problem), size = call, h_0.shape[2]
     if problem.checkpoint_every is None:
-        arguments = (h_0, c_0, weights, y, dy, dh_n, dc_n, dacts, dcells, accumulate)
+        arguments = (h_0, c_0, weights, dy, dh_n, dc_n, dacts, dcells, accumulate, needs_h_0)
         return kernel.backward(problem, saved, *arguments)
     n = count(problem.rows.steps, problem.checkpoint_every)
     hs, cs = (states.unflatten(1, (n, problem.batch)) for states in saved)
@@ -95,12 +98,13 @@ def backward(
             def hand_over(_: int, rows: slice, *parts: Tensor | None, d: int = d, first: int = first) -> None:
                 accumulate(d, slice(first + rows.start, first + rows.stop), *parts)  # type: ignore[arg-type]
 
-            again = kernel.forward(chunk.problem, x[chunk.rows], *states, (direction,), True)
+            out, _, _, again = kernel.forward(chunk.problem, x[chunk.rows], *states, (direction,), True)
+            again = (*again, out) if problem.proj_size else again
             given = None if dy is None else dy[chunk.rows, d * size : (d + 1) * size]
-            arguments = (*states, (direction,), again[0], given, dh, dc, None, None, hand_over)
-            dh, dc, more = kernel.backward(chunk.problem, again[3], *arguments)
+            arguments = (*states, (direction,), given, dh, dc, None, None, hand_over, True)
+            dh, dc, more = kernel.backward(chunk.problem, again, *arguments)
             db[d] += more[0]
             # Before the next chunk takes as much.
-            del again, arguments
+            del out, again
         dh_0[d], dc_0[d] = dh[0], dc[0]  # type: ignore[index]
     return dh_0, dc_0, db

@@ -133,24 +133,25 @@ class _CPU:
         h_0: Tensor,
         c_0: Tensor,
         weights: tuple[Weights, ...],
-        y: Tensor,
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
         dacts: Tensor | None,
         dcells: Tensor | None,
         accumulate: Accumulate,
+        needs_h_0: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `kernel.Kernel`; parts of a few steps at a time."""
-        gates, cells = saved
+        gates, cells, *projected_h = saved
         directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
-        dh_0, dc_0 = y.new_empty(directions, batch, size), y.new_empty(directions, batch, hidden)
-        db = y.new_empty(directions, 4 * hidden)
-        if not y.shape[0]:
+        dh_0, dc_0 = gates.new_empty(directions, batch, size), gates.new_empty(directions, batch, hidden)
+        db = gates.new_empty(directions, 4 * hidden)
+        if not gates.shape[1]:
             for to, grad in ((dh_0, dh_n), (dc_0, dc_n), (db, None)):
                 to.zero_() if grad is None else to.copy_(grad)
             return dh_0, dc_0, db
-        y, h_0, c_0 = y.contiguous(), h_0.contiguous(), c_0.contiguous()
+        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
+        y = projected_h[0].contiguous() if projected_h else None
         cotangents = [None if t is None else t.contiguous() for t in (dy, dh_n, dc_n, dacts, dcells)]
         recurrent = [
             (w_hh.contiguous(), None if w_hr is None else w_hr.contiguous()) for _, w_hh, _, _, w_hr in weights
@@ -158,16 +159,18 @@ class _CPU:
         projected = problem.proj_size > 0
         starts = _starts(problem)
         sizes = _sizes(self._isa, problem, starts)
-        scratch = _empty(y, _kernel.scratch(*sizes, 1) // y.itemsize)
+        scratch = _empty(gates, _kernel.scratch(*sizes, 1) // gates.itemsize)
         last = (_address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
         given = tuple(map(_address, (dc_0, db, gates, cells, y, h_0, c_0, *cotangents)))
         if _is_step(problem):
             # No part to wait for; h of the step before is h_0, and dh_0 one product.
-            n = y.shape[0]
-            dgates = y.new_empty(directions, n, 4 * hidden)
+            n = gates.shape[1]
+            dgates = gates.new_empty(directions, n, 4 * hidden)
             _kernel.backward(*sizes, dgates.data_ptr(), 0, 0, 0, 0, *given, 0, 1, n, 4 * hidden, *last)
             for d, (w_hh, _) in enumerate(recurrent):
                 accumulate(d, slice(0, n), dgates[d], h_0[d, :n], None, None)
+                if not needs_h_0:
+                    continue
                 self.multiply(dh_0[d, :n], dgates[d], w_hh, False)
                 if n < batch:
                     dh_0[d, n:] = 0 if dh_n is None else dh_n[d, n:]
@@ -178,11 +181,11 @@ class _CPU:
         def row(step: int) -> int:
             return step * batch if first_rows is None else first_rows[step]
 
-        per_part = max(1, min(steps, _PART // (4 * hidden * directions * y.itemsize * max(row(1), 1))))
+        per_part = max(1, min(steps, _PART // (4 * hidden * directions * gates.itemsize * max(row(1), 1))))
         room, stride = row(per_part), 4 * hidden + _PAD
-        dgates = _empty(y, directions, room, stride)[..., : 4 * hidden]
-        before = _empty(y, directions, room, size)
-        dh, raw = (_empty(y, directions, room, k) if projected else None for k in (size, hidden))
+        dgates = _empty(gates, directions, room, stride)[..., : 4 * hidden]
+        before = _empty(gates, directions, room, size)
+        dh, raw = (_empty(gates, directions, room, k) if projected else None for k in (size, hidden))
         fixed = (*sizes, *map(_address, (dgates, before, dh, raw, dh_0)), *given)
         for first in range(0, steps, per_part):
             end = min(steps, first + per_part)
@@ -202,12 +205,8 @@ class _CPU:
         By the kernel's own microkernel: on large products 10 % faster than torch.mm on an AMD Zen 4 (one thread,
         2560 x 4096 x 1024: 105 against 94 GFLOP/s), and on no threads that a fork has lost.
         """
-        (row, column), (right_row, right_column) = left.stride(), right.stride()
-        turned = column != 1
-        if turned and row != 1:
-            return self.multiply(out, left.contiguous(), right, add)
-        if right_column != 1:
-            return self.multiply(out, left, right.contiguous(), add)
+        left, turned, left_row = _matrix(left, may_turn=True)
+        right, _, right_row = _matrix(right, may_turn=False)
         # isa, threads, element, turned, add, M, N, K, and the strides of rows
         sizes = (
             self._isa,
@@ -218,7 +217,7 @@ class _CPU:
             *out.shape,
             left.shape[1],
             out.stride(0),
-            column if turned else row,
+            left_row,
             right_row,
         )
         need = _kernel.gemm_scratch(*sizes)
@@ -228,6 +227,23 @@ class _CPU:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _matrix(matrix: Tensor, may_turn: bool) -> tuple[Tensor, bool, int]:
+    """A matrix as the kernel reads it, whether it is stored column by column, and the stride of its rows or columns.
+
+    An axis of length 1 has a stride that says nothing, and that `contiguous` keeps.
+    """
+    (rows, columns), (row, column) = matrix.shape, matrix.stride()
+    if column == 1:
+        return matrix, False, row
+    if may_turn and row == 1:
+        return matrix, True, column
+    if columns == 1:
+        return matrix, False, row
+    if may_turn and rows == 1:
+        return matrix, True, column
+    return matrix.contiguous(), False, columns
 
 
 def _first(tensor: Tensor | None, direction: int, rows: int) -> Any:

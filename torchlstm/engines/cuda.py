@@ -130,23 +130,23 @@ class _CUDA:
         h_0: Tensor,
         c_0: Tensor,
         weights: tuple[Weights, ...],
-        y: Tensor,
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
         dacts: Tensor | None,
         dcells: Tensor | None,
         accumulate: Accumulate,
+        needs_h_0: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `kernel.Kernel`; all rows are one part."""
-        acts, cells = saved
+        acts, cells, *projected_h = saved
         directions, count, hidden, size = *acts.shape[:2], problem.hidden_size, h_0.shape[2]
         h_0, c_0 = h_0.contiguous(), c_0.contiguous()
         dh_n = torch.zeros_like(h_0) if dh_n is None else dh_n.contiguous()
         dc_n = torch.zeros_like(c_0) if dc_n is None else dc_n.contiguous()
         if not count:
             return dh_n.clone(), dc_n.clone(), acts.new_zeros(directions, 4 * hidden)
-        dy = torch.zeros_like(y) if dy is None else dy.contiguous()
+        dy = acts.new_zeros(count, directions * size) if dy is None else dy.contiguous()
         if dacts is not None or dcells is not None:
             dacts = torch.zeros_like(acts) if dacts is None else dacts.contiguous()
             dcells = torch.zeros_like(cells) if dcells is None else dcells.contiguous()
@@ -165,12 +165,13 @@ class _CUDA:
                 dgates, dh_0, dc_0 = loops.backward(path, work, *given)
             for d in range(directions):
                 own, turned = slice(d * size, (d + 1) * size), loops.turned(work, d)
-                before = loops.neighbours(work, y[:, own], h_0[d], backwards=turned)
-                dh = raw = None
+                h = raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
+                dh = None
                 if problem.proj_size:
+                    h = projected_h[0][:, own]
                     dh = loops.neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=not turned).add_(dy[:, own])
-                    raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
-                accumulate(d, slice(0, count), dgates[d], before, dh, raw)
+                before = loops.neighbours(work, h, h_0[d], backwards=turned)
+                accumulate(d, slice(0, count), dgates[d], before, dh, raw if problem.proj_size else None)
         return dh_0, dc_0, dgates.sum(1)
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:

@@ -14,7 +14,6 @@ def gradients(
     call: Call,
     needs: Sequence[bool],
     saved: tuple[Tensor, ...],
-    y: Tensor,
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
@@ -59,7 +58,7 @@ def gradients(
             add(each * d + each - 1, dh.t(), raw)
 
     cotangents = (dy, dh_n, dc_n, dacts, dcells)
-    dh_0, dc_0, db = chunks.backward(call, saved, x, h_0, c_0, weights, y, *cotangents, accumulate)
+    dh_0, dc_0, db = chunks.backward(call, saved, x, h_0, c_0, weights, *cotangents, accumulate, needs[1])
     if not x.shape[0]:
         # No rows, no parts: nothing was added to anything.
         dweights = [torch.zeros_like(w) if needed else None for w, needed in zip(flat, needs[3:], strict=True)]

@@ -20,8 +20,9 @@ class Kernel(Protocol):
     """The time loop of one layer, all its directions, on plain tensors.
 
     name  what the operators call it: another name for another kernel
-    Shapes as in `contract.Layer`; `saved` is the activated gates (D, P, 4H) and c (D, P, H) of every row.  The one
-    direction of a problem may be the reverse one: `Problem.reverse`.
+    Shapes as in `contract.Layer`; `saved` is the activated gates (D, P, 4H) and c (D, P, H) of every row.  h of a row
+    is o * tanh(c), and is not saved; of a projected layer the backward is given h (P, D*R) as a third tensor.
+    The one direction of a problem may be the reverse one: `Problem.reverse`.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Kernel(Protocol):
     def forward(
         self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return y, h_n, c_n and saved, which is () unless `save`."""
+        """Return y, h_n, c_n and saved, gates and cells, which is () unless `save`."""
 
     def backward(
         self,
@@ -38,15 +39,15 @@ class Kernel(Protocol):
         h_0: Tensor,
         c_0: Tensor,
         weights: tuple[Weights, ...],
-        y: Tensor,
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
         dacts: Tensor | None,
         dcells: Tensor | None,
         accumulate: Accumulate,
+        needs_h_0: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return dh_0, dc_0 and db (D, 4H), the gradient of either bias.
+        """Return dh_0, dc_0 and db (D, 4H), the gradient of either bias; dh_0 may be anything unless `needs_h_0`.
 
         dacts, dcells  (D, P, 4H), (D, P, H) gradients of `saved` beyond those of the recurrence itself; None for zero
         `saved` is not written: a graph may be kept and run again.

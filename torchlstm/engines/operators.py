@@ -15,8 +15,9 @@ from .kernel import Call, Kernel, unflatten
 from .plain import reach
 
 # Every operator begins with the eight arguments that make an `Arguments`.
-#   lstm                the layer; gates and cells are what a backward needs, empty unless `save`; where there are
-#                       chunks they are the states before each: see `chunks.forward`
+#   lstm                the layer; gates, cells and h are what a backward needs, empty unless `save`; where there are
+#                       chunks the first two are the states before each, and h is empty, as without a projection: see
+#                       `chunks.forward`
 #   lstm_backward       the gradients of x, h_0, c_0 and the weights, those that are needed
 #   lstm_backward_loop  what the loop hands over: dgates (D, P, 4H), h before each row (D, P, R), with a projection the
 #                       gradient at h (D, P, R) and o * tanh(c) (D, P, H), else both empty; dh_0 and dc_0
@@ -24,10 +25,11 @@ _ARGUMENTS = (
     "str kernel, Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, SymInt steps, int? every"
 )
 _COTANGENTS = "Tensor dy, Tensor dh_n, Tensor dc_n, Tensor? dacts, Tensor? dcells"
-_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor y, {_COTANGENTS}"
+_BACKWARD = f"{_ARGUMENTS}, Tensor gates, Tensor cells, Tensor h, {_COTANGENTS}"
 
 _library = torch.library.Library("torchlstm", "DEF")
-_library.define(f"lstm({_ARGUMENTS}, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)")
+_RESULTS = "Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor h"
+_library.define(f"lstm({_ARGUMENTS}, bool save) -> ({_RESULTS})")
 _library.define(f"lstm_backward({_BACKWARD}, bool[] needs) -> Tensor[]")
 _library.define(f"lstm_backward_loop({_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
 
@@ -85,8 +87,19 @@ class Arguments(NamedTuple):
         """The kernel and the problem."""
         return Call(_kernels[self.kernel], self.problem)
 
+    def saved(self, gates: Tensor, cells: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        """What the forward saved, without the h of a layer that needs none."""
+        whole = self.every is None and _projected(self.h_0, self.weights)
+        return (gates, cells, h) if whole else (gates, cells)
+
+
+def _projected(h_0: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the weights of all directions, by `kernel.flatten`, have a projection."""
+    return len(weights) // h_0.shape[0] % 2 == 1
+
 
 _COUNT = len(Arguments._fields)
+_SAVED = 3  # gates, cells, h
 _Decorator: TypeAlias = Callable[[Callable[..., Any]], Any]
 _kernels: dict[str, Kernel] = {}
 
@@ -117,27 +130,29 @@ def _lstm(*given: Any) -> tuple[Tensor, ...]:
     call.check()
     weights = unflatten(call.weights, call.h_0.shape[0])
     y, h_n, c_n, saved = chunks.forward(call.call, call.x, call.h_0, call.c_0, weights, save)
-    return y, h_n, c_n, *(saved or (call.x.new_empty(0), call.x.new_empty(0)))
+    return y, h_n, c_n, *saved, *(call.x.new_empty(0) for _ in range(_SAVED - len(saved)))
 
 
 @_fake("lstm")
 def _lstm_fake(*given: Any) -> tuple[Tensor, ...]:
-    (_, x, h_0, c_0, _, _, steps, every), (save,) = given[:_COUNT], given[_COUNT:]
+    (_, x, h_0, c_0, weights, _, steps, every), (save,) = given[:_COUNT], given[_COUNT:]
     (directions, batch, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
-    saved: Any = ((0,), (0,))
+    saved: Any = ((0,), (0,), (0,))
     if save and every is None:
-        saved = ((directions, rows, 4 * hidden), (directions, rows, hidden))
+        h = (rows, directions * size) if _projected(h_0, weights) else (0,)
+        saved = ((directions, rows, 4 * hidden), (directions, rows, hidden), h)
     elif save:
         kept = chunks.count(steps, every) * batch
-        saved = ((directions, kept, size), (directions, kept, hidden))
+        saved = ((directions, kept, size), (directions, kept, hidden), (0,))
     return tuple(x.new_empty(shape) for shape in ((rows, directions * size), h_0.shape, c_0.shape, *saved))
 
 
 @_impl("lstm_backward")
 def _lstm_backward(*given: Any) -> list[Tensor]:
-    call, (gates, cells, y, *cotangents, needs) = Arguments(*given[:_COUNT]), given[_COUNT:]
+    call, rest = Arguments(*given[:_COUNT]), given[_COUNT:]
+    *cotangents, needs = rest[_SAVED:]
     arguments = (call.x, call.h_0, call.c_0, *call.weights)
-    found = gradients(call.call, needs, (gates, cells), y, *cotangents, *arguments)
+    found = gradients(call.call, needs, call.saved(*rest[:_SAVED]), *cotangents, *arguments)
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -150,7 +165,7 @@ def _lstm_backward_fake(*given: Any) -> list[Tensor]:
 
 @_impl("lstm_backward_loop")
 def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
-    call, (gates, cells, y, *cotangents) = Arguments(*given[:_COUNT]), given[_COUNT:]
+    call, rest = Arguments(*given[:_COUNT]), given[_COUNT:]
     *parts, _, _ = _lstm_backward_loop_fake(*given)
 
     def accumulate(d: int, rows: slice, dgates: Tensor, before: Tensor, dh: Tensor | None, raw: Tensor | None) -> None:
@@ -159,8 +174,8 @@ def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
                 whole[d, rows] = part
 
     weights = unflatten(call.weights, call.h_0.shape[0])
-    arguments = (call.x, call.h_0, call.c_0, weights, y, *cotangents, accumulate)
-    dh_0, dc_0, _ = chunks.backward(call.call, (gates, cells), *arguments)
+    arguments = (call.x, call.h_0, call.c_0, weights, *rest[_SAVED:], accumulate, True)
+    dh_0, dc_0, _ = chunks.backward(call.call, call.saved(*rest[:_SAVED]), *arguments)
     return *parts, dh_0, dc_0
 
 
@@ -168,7 +183,7 @@ def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
 def _lstm_backward_loop_fake(*given: Any) -> tuple[Tensor, ...]:
     _, x, h_0, c_0, weights, *_ = given
     (directions, _, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
-    projected = len(weights) // directions % 2 == 1
+    projected = _projected(h_0, weights)
     sizes = (4 * hidden, size, size if projected else 0, hidden if projected else 0)
     parts = [x.new_empty(directions, rows, size) for size in sizes]
     return *parts, x.new_empty(h_0.shape), x.new_empty(c_0.shape)
@@ -176,7 +191,7 @@ def _lstm_backward_loop_fake(*given: Any) -> tuple[Tensor, ...]:
 
 # Under vmap.  A mapped axis goes into the batch, right behind the axis of rows or sequences: mapped sequences lie side
 # by side, and ragged ones stay sorted by falling length.  Members with weights of their own run one after another.
-# These are the axes of x, h_0, c_0 and of gates, cells, y, dy, dh_n, dc_n, dacts, dcells.
+# These are the axes of x, h_0, c_0 and of gates, cells, h, dy, dh_n, dc_n, dacts, dcells.
 _AXES = (0, 1, 1)
 _BACKWARD_AXES = (1, 1, 0, 0, 1, 1, 1, 1)
 
@@ -235,8 +250,9 @@ def _lstm_vmap(info: Any, dims: Any, *given: Any) -> Any:
     y, h_n, c_n, *saved = lstm(*folded)
     results = [_unfold(t, axis, info.batch_size) for t, axis in ((y, 0), (h_n, 1), (c_n, 1))]
     if not given[-1]:
-        return (*results, *saved), (1, 2, 2, None, None)
-    return (*results, *(_unfold(t, 1, info.batch_size) for t in saved)), (1, 2, 2, 2, 2)
+        return (*results, *saved), (1, 2, 2, None, None, None)
+    kept = [_unfold(t, axis, info.batch_size) for t, axis in zip(saved, (1, 1, 0), strict=True)]
+    return (*results, *kept), (1, 2, 2, 2, 2, 1)
 
 
 @_vmap("lstm_backward_loop")

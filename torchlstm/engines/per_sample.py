@@ -158,18 +158,18 @@ class _ByOperators(torch.autograd.Function):
         ctx: Any, kernel: str, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, *flat: Tensor
     ) -> tuple[Tensor, ...]:
         static = problem.batch_sizes, problem.rows.steps, None
-        y, h_n, c_n, gates, cells = operators.lstm(kernel, x, h_0, c_0, list(flat), *static, True)
+        y, h_n, c_n, *saved = operators.lstm(kernel, x, h_0, c_0, list(flat), *static, True)
         ctx.kernel, ctx.problem = kernel, problem
-        ctx.save_for_backward(gates, cells, y, x, h_0, c_0, *flat)
+        ctx.save_for_backward(*saved, x, h_0, c_0, *flat)
         return y, h_n, c_n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        gates, cells, y, x, h_0, c_0, *flat = ctx.saved_tensors
+        gates, cells, h, x, h_0, c_0, *flat = ctx.saved_tensors
         problem, needs = ctx.problem, ctx.needs_input_grad[2:]
         static = problem.batch_sizes, problem.rows.steps, None
-        given = (ctx.kernel, x, h_0, c_0, flat, *static, gates, cells, y, *cotangents, None, None)
+        given = (ctx.kernel, x, h_0, c_0, flat, *static, gates, cells, h, *cotangents, None, None)
         if not _recorder(problem).wanted():
             found = iter(operators.lstm_backward(*given, needs))
             return None, None, *(next(found) if needed else None for needed in needs)

@@ -16,14 +16,19 @@ class Reach(NamedTuple):
     direct       through their addresses
     transformed  a torch.func transform is active; what it differentiates need not say `requires_grad`
     refusal      why a kernel cannot run even as an operator, or None
+    subclass     some are of a subclass of Tensor that keeps numbers as Tensor does: see `as_plain`
     """
 
     direct: bool
     transformed: bool = False
     refusal: str | None = None
+    subclass: bool = False
 
 
 DIRECT = Reach(direct=True)
+# What a subclass of Tensor inherits that has no say in what its operations do to memory.
+_NO_DISPATCH = Tensor.__torch_dispatch__
+
 OPERATOR = Reach(direct=False)
 TRANSFORM = Reach(direct=False, transformed=True)
 
@@ -40,22 +45,28 @@ def reach(tensors: Iterable[Tensor | None]) -> Reach:
         return Reach(direct=False, refusal="torch.jit is tracing this call")
     if forward_ad._current_level >= 0:
         return Reach(direct=False, refusal="forward-mode differentiation is active")
-    found = DIRECT
+    found, subclass = DIRECT, False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         found = TRANSFORM
     elif torch._C._len_torch_dispatch_stack():
         found = OPERATOR
     for tensor in tensors:
-        kind = type(tensor)
-        if tensor is None or kind is Parameter:
+        if tensor is None or (kind := type(tensor)) is Parameter:
             continue
         if kind is FakeTensor:
             found = OPERATOR if found is DIRECT else found
-        elif kind is not Tensor:
+        elif kind is not Tensor and kind.__torch_dispatch__ is not _NO_DISPATCH:
             return Reach(direct=False, refusal=f"a tensor is a {kind.__name__}")
-        elif found is DIRECT and (tensor.is_neg() or tensor.is_conj()):
+        elif kind is not Tensor:
+            subclass = True
+        if found is DIRECT and (tensor.is_neg() or tensor.is_conj()):
             found = OPERATOR  # it negates what is only marked as negated
-        elif found is DIRECT and not torch._C._has_storage(tensor):
+        if found is DIRECT and not torch._C._has_storage(tensor):
             # As in autograd's own vmap (`is_grads_batched`), which knows no operators but torch's.
             return Reach(direct=False, refusal="a tensor has no memory of its own")
-    return found
+    return found._replace(subclass=True) if subclass else found
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """The same memory as a Tensor or Parameter, differentiable; of a tensor of a class that is `Reach.subclass`."""
+    return tensor if type(tensor) in (Tensor, Parameter) else tensor.as_subclass(Tensor)

@@ -91,38 +91,51 @@ NOINLINE void FN(project_back)(const FN(back_t) *l, long t, long row) {
     FN(multiply_back)(l->dh + row * R, R, n, l->w_r, R, l->draw, B, p->r0, l->u0, l->u1, 0, l->left);
 }
 
-/* Copies h of the step before: `old` rows from y, the others from h_0. */
-NOINLINE void FN(gather_before)(const FN(back_t) *l, long before, long old, long n, long row) {
-    long R = l->s->output, r0 = l->p->r0, from = l->o0 * LANES, to = l->o1 * LANES < R ? l->o1 * LANES : R;
-    for (long r = 0; r < n; r++) {
-        const REAL *h = r < old ? l->y + (first_row(l->s, before) + r0 + r) * l->y_step : l->h_0 + (r0 + r) * R;
+/* h of the step before for rows [r, n) of a step whose rows are from `row` on in `before`: of the first `old` sequences,
+ * h at the step `before`; of the others, which had none, h_0.  h is y of a projected layer, else o tanh c. */
+NOINLINE void FN(gather_before)(const FN(back_t) *l, long before, long old, long n, long row, long r) {
+    long H = l->s->hidden, R = l->s->output, r0 = l->p->r0, from = l->o0 * LANES, to = l->o1 * LANES < R ? l->o1 * LANES : R;
+    for (; r < n; r++) {
         REAL *out = l->before + (row + r) * R;
+        if (r < old && !l->raw) {
+            long at = first_row(l->s, before) + r0 + r;
+            const REAL *o = l->gates + at * 4 * H + 3 * H, *c = l->cells + at * H;
+            for (long j = from; j < to; j += LANES)
+                FN(store)(out + j, FN(load)(o + j, H - j) * FN(tanh)(FN(load)(c + j, H - j)), H - j);
+            continue;
+        }
+        const REAL *h = r < old ? l->y + (first_row(l->s, before) + r0 + r) * l->y_step : l->h_0 + (r0 + r) * R;
         for (long j = from; j < to; j++) out[j] = h[j];
     }
 }
 
-/* The cell of step t backwards; this thread's rows of the step are from `row` on in dgates. */
-NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row) {
+/* The cell of step t backwards; this thread's rows of the step are from `row` on in dgates.
+ *
+ * h_t = o tanh c is made on the way, and is h before the step that ran just now, `later`: this thread's rows of that
+ * one are from `later_row` on, or it was of an earlier call if that is negative.  `last`: the step before is of a later call. */
+NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row, long later, long later_row, int last) {
     const sizes_t *s = l->s;
     long B = s->batch, H = s->hidden, r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
-    long before = l->reverse ? t + 1 : t - 1, old = mine(s, l->p, before);
+    long before = l->reverse ? t + 1 : t - 1, old = mine(s, l->p, before), kept = later_row < 0 ? 0 : mine(s, l->p, later);
     if (old > n) old = n;
+    if (kept > n) kept = n;
+    const long cuts[] = { 0, old < kept ? old : kept, old < kept ? kept : old, n };
     for (long u = l->u0; u < l->u1; u++)
-        for (int fresh = 0; fresh < 2; fresh++) {
-            long r = fresh ? old : 0, rows = fresh ? n - old : old, unit = u * LANES;
+        for (int i = 0; i < 3; i++) {
+            long r = cuts[i], rows = cuts[i + 1] - r, unit = u * LANES;
             if (!rows) continue;
             FN(run_cells_back)((FN(cells_back_t)){
                 .dgates = l->dgates + (row + r) * l->step + unit, .dc = l->dc + (r0 + r) * H + unit, .db = l->db + 4 * unit,
-                .raw = l->raw ? l->raw + (row + r) * H + unit : NULL,
+                .raw = l->raw ? l->raw + (row + r) * H + unit : r < kept ? l->before + (later_row + r) * H + unit : NULL,
                 .gates = l->gates + (at + r) * 4 * H + unit, .c = l->cells + (at + r) * H + unit,
-                .c_before = fresh ? l->c_0 + (r0 + r) * H + unit : l->cells + (first_row(s, before) + r0) * H + unit,
+                .c_before = r < old ? l->cells + (first_row(s, before) + r0 + r) * H + unit : l->c_0 + (r0 + r) * H + unit,
                 .dh = (l->raw ? l->draw : l->dh_state) + (u * B + r0 + r) * LANES,
                 .dy = l->dy && !l->raw ? l->dy + (at + r) * l->y_step + unit : NULL,
                 .dacts = l->dacts ? l->dacts + (at + r) * 4 * H + unit : NULL,
                 .dcells = l->dcells ? l->dcells + (at + r) * H + unit : NULL,
                 .H = H, .dy_step = l->y_step, .step = l->step }, rows, H - unit);
         }
-    if (l->before) FN(gather_before)(l, before, old, n, row);
+    if (l->before) FN(gather_before)(l, before, old, n, row, l->raw || last ? 0 : old);
 }
 
 TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward_plan_t *plan) {
@@ -143,17 +156,18 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
                          .gates = (const REAL *)job->gates + d * P * 4 * H, .cells = (const REAL *)job->cells + d * P * H,
                          .dacts = job->dacts ? (const REAL *)job->dacts + d * P * 4 * H : NULL,
                          .dcells = job->dcells ? (const REAL *)job->dcells + d * P * H : NULL,
-                         .y = (const REAL *)job->y + d * R, .dy = job->dy ? (const REAL *)job->dy + d * R : NULL,
+                         .y = job->y ? (const REAL *)job->y + d * R : NULL, .dy = job->dy ? (const REAL *)job->dy + d * R : NULL,
                          .h_0 = (const REAL *)job->h_0 + d * B * R, .c_0 = (const REAL *)job->c_0 + d * B * H,
                          .y_step = s->directions * R };
         share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
         share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
         if (job->from == 0) FN(start_states)(&l, d);
         long low = first_row(s, l.reverse ? job->from : T - job->to);
-        for (long i = job->from; i < job->to; i++) {
+        for (long i = job->from, later_row = -1; i < job->to; i++) {
             long t = l.reverse ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
             if (l.raw) FN(project_back)(&l, t, row);
-            FN(cell_step)(&l, t, row);
+            FN(cell_step)(&l, t, row, l.reverse ? t - 1 : t + 1, l.raw || !l.before ? -1 : later_row, i + 1 == job->to);
+            later_row = row;
             if (single(s)) break;
             meet_mine(p);
             FN(multiply_back)(l.dgates + row * l.step, l.step, mine(s, p, t), l.w_h, 4 * H, l.dh_state, B, p->r0,

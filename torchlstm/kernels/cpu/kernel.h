@@ -50,7 +50,8 @@ typedef struct {
     void *dh_0, *dc_0;                           /* (D, B, R), (D, B, H) written; dc_0 carries over between calls;
                                                     of a single step NULL: dh_0 is dgates W_hh, the caller's product */
     void *db;                                    /* (D, 4H) written by the last call: sum of dgates over all rows  */
-    const void *gates, *cells, *y;               /* as forward left them                                           */
+    const void *gates, *cells;                   /* as forward left them                                           */
+    const void *y;                               /* (P, D R) as forward left it if projected; else not read        */
     const void *h_0, *c_0;
     const void *dy, *dh_n, *dc_n;                /* (P, D R), (D, B, R), (D, B, H), each or NULL: zero             */
     const void *dacts, *dcells;                  /* (D, P, 4H), (D, P, H) of activated gates and c, or NULL: zero  */
