@@ -1,6 +1,6 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
-from . import cells, convert, init, viz
+from . import cells, convert, export, init, viz
 from .cell import LSTMCell
 from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
@@ -21,6 +21,7 @@ __all__ = [
     "convert",
     "engines",
     "explain",
+    "export",
     "init",
     "plan_swap",
     "restore",

@@ -149,4 +149,8 @@ def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
             return input.sorted_indices.shape[0]
         if hx is not None:
             return hx[0].shape[1]
+        # As torch.export traces, `int` would ask for the number itself.
+        batch = input.batch_sizes[0].item()
+        torch._check(batch >= 0)
+        return batch  # type: ignore[return-value]
     return int(input.batch_sizes[0])

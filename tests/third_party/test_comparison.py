@@ -111,14 +111,29 @@ def exported(kind: Any) -> None:
     torch.testing.assert_close(torch.export.load(file).module()(other)[0], module(other)[0])
 
 
-def onnx(kind: Any) -> None:
+def in_core_aten(kind: Any) -> None:
     module = kind(2, 4).eval()
+    program = torch.export.export(module, (series(),), dynamic_shapes=({0: TIME, 1: BATCH},))
+    program = program.run_decompositions(torchlstm.export.decompositions())
+    graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, torch.fx.GraphModule)]
+    calls = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    assert all(torch.Tag.core in call.tags for call in calls if isinstance(call, torch._ops.OpOverload))
+    other = series(9, 4, 2)
+    torch.testing.assert_close(program.module()(other)[0], module(other)[0])
+
+
+def onnx(kind: Any, **options: Any) -> None:
+    module = kind(2, 4, **options).eval()
     shapes = ({0: TIME, 1: BATCH},)
     model = torch.onnx.export(module, (series(),), dynamo=True, dynamic_shapes=shapes, verbose=False).model_proto
     session = onnxruntime.InferenceSession(model.SerializeToString())
     other = series(9, 4, 2)
     found = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(found), module(other)[0], atol=1e-5, rtol=1e-4)
+
+
+def onnx_projected(kind: Any) -> None:
+    onnx(kind, proj_size=3)
 
 
 def over_inputs(kind: Any) -> None:
@@ -193,7 +208,9 @@ PROBES: dict[str, Callable[[Any], None]] = {
     "`torch.compile(fullgraph=True)`": one_graph,
     "Graph of the same size for any T": graph_of_one_size,
     "`torch.export`, dynamic time": exported,
+    "The same in core ATen": in_core_aten,
     "ONNX file for any T and B": onnx,
+    "The same with `proj_size`": onnx_projected,
     "`vmap` over inputs": over_inputs,
     "`vmap` over an ensemble": over_an_ensemble,
     "Per-sample gradients, `vmap(grad)`": by_transforms,
