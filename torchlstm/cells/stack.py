@@ -12,6 +12,7 @@ from .. import checks
 from ..dispatch import layer
 from ..engines.contract import Dense, Rows, Weights
 from ..engines.loop import time_loop
+from ..engines.threads import mend_fork
 from ..packing import check_packed, pack, pack_state, unpack, unpack_state
 from ..precision import autocasts
 
@@ -68,6 +69,7 @@ class CellStack(nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx: Sequence[Tensor] | None = None) -> tuple[Any, State]:
         """See `stack_cells`."""
+        mend_fork()
         self._check(input, hx)
         state = None if hx is None else tuple(hx)
         packed = pack(input, self.batch_first, state)
