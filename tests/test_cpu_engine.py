@@ -1,4 +1,4 @@
-"""The CPU engine: instruction sets, threads, forks, denormals, NaN, and what is reproducible."""
+"""The CPU engine: instruction sets, threads, denormals, NaN, and what is reproducible."""
 
 import os
 import signal
@@ -267,55 +267,6 @@ def test_fewer_threads_than_asked_for_and_more_than_cores(environment: dict[str,
         command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "right\n", done.stderr
-
-
-# Few elements where torch computes: its larger operations would ask for threads that are gone.
-FORKED = """
-import os, sys, torch, torchlstm
-torchlstm.use_engine("cpu")
-torch.set_num_threads(2)
-module, x = torchlstm.LSTM(64, 128), torch.randn(20, 4, 64)
-def run():
-    output, _ = module(x)
-    return [output, *torch.autograd.grad(output.sum(), list(module.parameters()))]
-expected = run()
-child = os.fork()
-if child == 0:
-    ok = all((a[-1] - b[-1]).abs().max() < 1e-4 for a, b in zip(expected, run()))
-    os._exit(0 if ok else 3)
-print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-assert all(map(torch.equal, run(), expected))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_training_step_in_a_forked_child() -> None:
-    """OpenMP's threads are gone there: the engine uses one, where torch's own operations may hang."""
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "child 0\n", done.stderr
-
-
-class Encoded(torch.utils.data.Dataset[Tensor]):
-    """A data set that runs an LSTM in its workers."""
-
-    def __init__(self) -> None:
-        self.module = torchlstm.LSTM(8, 32).requires_grad_(False)
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(index)
-        output: Tensor = self.module(torch.randn(20, 8, generator=generator))[0][-1]
-        return output
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_in_workers_of_a_data_loader() -> None:
-    data = Encoded()
-    expected = torch.stack([data[index] for index in range(8)])
-    loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=2, timeout=60)
-    torch.testing.assert_close(torch.cat(list(loader)), expected)
 
 
 INTERRUPTED = """

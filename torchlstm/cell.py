@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .engines.threads import mend_fork
 from .precision import autocast_precision
 from .stack import run_step
 
@@ -30,6 +31,7 @@ class LSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """See the class."""
+        mend_fork()
         self._check(input, hx)
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks
 from .engines.contract import Weights
+from .engines.threads import mend_fork
 from .packing import check_packed, pack, pack_state, unpack, unpack_state, with_reset_state
 from .precision import autocast_precision
 from .segments import Segments, segment
@@ -124,6 +125,7 @@ class LSTM(nn.RNNBase):
         trace: bool,
     ) -> tuple[Any, State, list[list[States]]]:
         """Output and states, and the states of every step and layer if `trace`."""
+        mend_fork()
         self._check(input, hx)
         if (every := self.checkpoint_every) is not None:
             checks.check_every(every)

@@ -47,7 +47,7 @@ def pack(
         sizes, batch = input.batch_sizes, batch_of(input, hx)
         steps = sizes.shape[0]
         # Sizes never rise: these sequences are equally long.
-        dense = not torch.compiler.is_compiling() and int(sizes[-1]) == batch
+        dense = not _records() and int(sizes[-1]) == batch
         rows = Dense(steps, batch) if dense else Ragged(sizes)
         return Packed(input.data, rows, batch, input, batch_first, unbatched=False)
     if input.dim() == 2:
@@ -103,6 +103,9 @@ def pack_state(packed: Packed, state: Tensor) -> Tensor:
     if packed.unbatched:
         return state.unsqueeze(1)
     if packed.form is not None and packed.form.sorted_indices is not None:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            # For the program, which makes no checks of its own: of too many states it would select some.
+            state = state.reshape(state.shape[0], packed.form.sorted_indices.shape[0], state.shape[2])
         return state.index_select(1, packed.form.sorted_indices)
     return state
 
@@ -137,13 +140,13 @@ def check_packed(input: PackedSequence) -> None:
         )
     if sizes.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    # What is in a tensor is not known to a compiler; the operator checks it when it runs.
-    if not torch.compiler.is_compiling():
+    # The operator, or the loop of a traced program, checks it when it runs.
+    if not _records():
         check_batch_sizes(sizes, input.data.shape[0])
 
 
 def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
-    """B, from a shape where a compiler is tracing and there is one."""
+    """B; from a shape where a compiler is tracing and there is one; a tensor under jit.trace, which follows it."""
     if torch.compiler.is_compiling():
         if input.sorted_indices is not None:
             return input.sorted_indices.shape[0]
@@ -153,4 +156,10 @@ def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
         batch = input.batch_sizes[0].item()
         torch._check(batch >= 0)
         return batch  # type: ignore[return-value]
-    return int(input.batch_sizes[0])
+    first: Any = input.batch_sizes[0]
+    return first if torch.jit.is_tracing() else int(first)  # type: ignore[attr-defined,no-untyped-call]
+
+
+def _records() -> bool:
+    """Whether this call is made once for programs of others: what is in its tensors is another thing there."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]

@@ -46,6 +46,8 @@ class Stream:
 
     def __call__(self, input: Tensor) -> Tensor:
         """The output for the next chunk; of a cell, h."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise RuntimeError("Stream: torch.jit.trace would keep the state of its example: trace the module itself")
         checks.check_tensor("Stream", input)
         steps, batch = self._sizes(input)
         if self._batch is not None and batch != self._batch:

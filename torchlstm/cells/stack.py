@@ -12,8 +12,10 @@ from .. import checks
 from ..dispatch import layer
 from ..engines.contract import Dense, Rows, Weights
 from ..engines.loop import time_loop
+from ..engines.threads import mend_fork
 from ..packing import check_packed, pack, pack_state, unpack, unpack_state
 from ..precision import autocasts
+from .scripted import scripted_loop
 
 State: TypeAlias = tuple[Tensor, ...]
 
@@ -68,6 +70,7 @@ class CellStack(nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx: Sequence[Tensor] | None = None) -> tuple[Any, State]:
         """See `stack_cells`."""
+        mend_fork()
         self._check(input, hx)
         state = None if hx is None else tuple(hx)
         packed = pack(input, self.batch_first, state)
@@ -200,8 +203,8 @@ def stack_cells(
     `torchlstm.testing.check_cell` tests a cell.  A stack is computed by a loop in torch operations.  To compile it,
     compile the cells: `for cell in stack.cells: cell.compile()` takes 2 s whatever T is, and makes inference of
     LayerNormLSTM 1.3 to 1.6 times as fast, training no faster (T=64 and 128, B=16, H=64, two cores).  torch.compile
-    of a whole stack, on dense input, unrolls the loop, as torch.jit.trace does: at T=64 it takes a minute for inference
-    and minutes for training, and is then 2.2 and 1.5 times as fast.
+    of a whole stack, on dense input, unrolls the loop: at T=64 it takes a minute for inference and minutes for
+    training, and is then 2.2 and 1.5 times as fast.  torch.jit.trace keeps it a loop, for any lengths and batch size.
 
     Raises ValueError for sizes and rates out of range, TypeError for an hx that is no tuple of as many tensors as the
     cell's state, RuntimeError for shapes that do not fit.
@@ -243,7 +246,10 @@ def _run(cell: nn.Module, x: Tensor, rows: Rows, state: list[Tensor], reverse: b
         x, batch_sizes = x.reshape(rows.steps, rows.batch, *x.shape[1:]), None
     else:
         batch_sizes = rows.batch_sizes
-    (y,), end = time_loop(step)(x, batch_sizes, state, [], reverse)
+    loop, weights = time_loop(step), list[Tensor]()
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        loop, weights = scripted_loop(cell, step, x[0] if batch_sizes is None else x[: int(batch_sizes[0])], state)
+    (y,), end = loop(x, batch_sizes, state, weights, reverse)
     return y, end[:count]
 
 
@@ -255,4 +261,7 @@ def _drop(x: Tensor, rows: Rows, batch: int, rate: float, variational: bool) -> 
     mask = torch.dropout(x.new_ones(batch, x.shape[1]), rate, True)
     if isinstance(rows, Dense):
         return (x.view(rows.steps, rows.batch, x.shape[1]) * mask).view(x.shape)
-    return x * torch.cat([mask[:n] for n in rows.batch_sizes.tolist()])
+    sizes = rows.batch_sizes
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # (P,): where the step of each row begins
+    row = torch.arange(x.shape[0], device="cpu")
+    return x * mask.index_select(0, (row - first).to(x.device))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import threads
 from .autograd import layer_of
 from .contract import Dense, Engine, Problem, Weights
 from .kernel import Accumulate
@@ -50,22 +51,6 @@ _PART = 8 << 20
 
 # Elements between two rows of dgates, besides the row: rows a power of two apart would share few sets of the cache.
 _PAD = 16
-
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    # OpenMP's threads do not survive a fork; who asks for them waits for ever.
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _threads() -> int:
-    return 1 if _forked else torch.get_num_threads()
 
 
 def instruction_set() -> str:
@@ -210,7 +195,7 @@ class _CPU:
         # isa, threads, element, turned, add, M, N, K, and the strides of rows
         sizes = (
             self._isa,
-            _threads(),
+            threads.count(),
             out.itemsize,
             int(turned),
             int(add),
@@ -271,7 +256,7 @@ def _sizes(isa: int, problem: Problem, starts: Tensor | None) -> tuple[int, ...]
     rows = problem.rows
     return (
         isa,
-        _threads(),
+        threads.count(),
         problem.dtype.itemsize,
         rows.steps,
         problem.batch,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-from torch import Tensor, cat
+from torch import Tensor, cat, jit
 
 # step(x, state, weights) -> state: one step of the sequences that are alive.
 #   x        (n, F) what comes in
@@ -32,6 +32,9 @@ def time_loop(step: Step) -> Loop:
         kept         so many tensors of the state, the first ones, are wanted of every step
         returns      these, each (P, ..), and the final state
         """
+        if jit.is_scripting():  # type: ignore[attr-defined]
+            _check(x, batch_sizes, state)
+        given = state
         # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not one buffer a step.
         if batch_sizes is None:
             steps = x.unbind(0)
@@ -58,6 +61,29 @@ def time_loop(step: Step) -> Loop:
                 every[j][t] = state[j]
         if len(idle) > 0:
             state = [cat([state[j], idle[j]]) for j in range(len(idle))]
+        if jit.is_scripting():  # type: ignore[attr-defined]
+            for j in range(len(state)):
+                if state[j].shape != given[j].shape:
+                    # A state of one unit would be taken for one of many.
+                    raise RuntimeError(f"Expected a state of shape {state[j].shape}, got {given[j].shape}")
         return [cat(rows) for rows in every], state
 
     return loop
+
+
+def _check(x: Tensor, batch_sizes: Tensor | None, state: list[Tensor]) -> None:
+    """Raise RuntimeError for rows and states that do not fit.
+
+    It is for a program of torch.jit.trace: what a module checks is checked in its example only.
+    """
+    if batch_sizes is None:
+        batch = x.shape[1]
+    else:
+        sizes: list[int] = batch_sizes.tolist()
+        batch = sizes[0]
+        for k in range(1, len(sizes)):
+            if sizes[k] > sizes[k - 1]:
+                raise RuntimeError(f"batch_sizes of a PackedSequence must not rise, got {sizes}")
+    for s in state:
+        if s.shape[0] != batch:
+            raise RuntimeError(f"Expected states of {batch} sequences, as the input has, got {s.shape[0]}")

@@ -1,0 +1,64 @@
+"""The time loop over a cell as TorchScript: `torch.jit.trace` records it, so that a stack stays a loop."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.loop import Loop, Step, time_loop
+
+
+def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -> tuple[Loop, list[Tensor]]:
+    """Make the loop over a step, and the weights that it has to be given.
+
+    step      one step of the cell, as it is
+    x, state  what a step takes: an example
+
+    A script cannot call a cell of any kind, but it can call a trace of one step.  The weights are arguments of that:
+    they would be constants in it, and the parameters of the traced module would not be used.
+    """
+    owners = [(module, name) for module in cell.modules() for name in (*module._parameters, *module._buffers)]
+    places = [(module, name) for module, name in owners if getattr(module, name) is not None]
+    weights = [getattr(module, name) for module, name in places]
+
+    def pure(x: Tensor, state: list[Tensor], given: list[Tensor]) -> list[Tensor]:
+        with _replaced(places, given):
+            return step(x, state, given)
+
+    with _untraced(), warnings.catch_warnings():
+        # torch.jit is deprecated; whoever traces has been told.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        example = (x.detach(), *([tensor.detach() for tensor in tensors] for tensors in (state, weights)))
+        traced: Any = torch.jit.trace(pure, example, check_trace=False, strict=False)
+        return torch.jit.script(time_loop(traced)), weights
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Record nothing for the trace that is under way."""
+    inner: Any = torch._C
+    outer = inner._get_tracing_state()
+    inner._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        inner._set_tracing_state(outer)
+
+
+@contextmanager
+def _replaced(places: list[tuple[nn.Module, str]], tensors: list[Tensor]) -> Iterator[None]:
+    """Put tensors, which need not be Parameters, in the places of parameters and buffers."""
+
+    def put(values: list[Any]) -> None:
+        for (module, name), value in zip(places, values, strict=True):
+            (module._parameters if name in module._parameters else module._buffers)[name] = value
+
+    before = [getattr(module, name) for module, name in places]
+    put(tensors)
+    try:
+        yield
+    finally:
+        put(before)
