@@ -75,7 +75,8 @@ def unpack(packed: Packed, y: Tensor, own: bool = True) -> Tensor | PackedSequen
         return y
     assert isinstance(packed.rows, Dense)
     shape = [packed.rows.steps, packed.batch, y.shape[1]]
-    if not own:
+    if not own or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        # A trace would keep the shape of its example in an operator that is not torch's own method.
         y = y.view(shape)
         return y.transpose(0, 1) if packed.batch_first else y
     y = _shaped(y, shape)
