@@ -11,12 +11,13 @@ import torch
 from opacus import GradSampleModule
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.validators import ModuleValidator
-from torch import Tensor, nn
 from sample_loops import ENGINES, FORMS, LENGTHS, OPTIONS, RESULTS, build, draw, loop, losses, ours_of
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import torchlstm
 import torchlstm.integrations.opacus
+
 
 def compare(
     theirs: nn.LSTM, form: str, engine: str, dtype: torch.dtype, used: Sequence[str], reduction: str = "sum"
@@ -36,8 +37,6 @@ def compare(
             continue
         torch.testing.assert_close(weight.grad_sample, expected[name], rtol=rtol, atol=atol, msg=name)
         torch.testing.assert_close(weight.grad * scale, expected[name].sum(0), rtol=rtol, atol=atol * 4, msg=name)
-
-
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -317,7 +316,9 @@ def test_what_cannot_be_is_said() -> None:
     private = GradSampleModule(module)
     with pytest.raises(RuntimeError, match="recorded by an eager call"):
         torch.compile(private, backend="eager", fullgraph=True)(x)
-    with pytest.raises(RuntimeError, match="several sequences, whose gradients are not added up: call LSTM without resets"):
+    with pytest.raises(
+        RuntimeError, match="several sequences, whose gradients are not added up: call LSTM without resets"
+    ):
         private(x, resets=torch.zeros(5, 2, dtype=torch.bool))
     output = private(x)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -34,7 +34,9 @@ from ..lstm import LSTM
 from .samples import order_of, parameters_of
 
 _OURS = (LSTM, LSTMCell)
-_EXTEND_LAST = "extend the model after torchlstm.integrations.backpack is imported and its modules are swapped or restored"
+_EXTEND_LAST = (
+    "extend the model after torchlstm.integrations.backpack is imported and its modules are swapped or restored"
+)
 
 
 class _Recorder:
@@ -70,7 +72,7 @@ class _Recorder:
 def _give(weight: Any, field: str, gradient: Any) -> None:
     """Save gradients (B, ..) on a parameter, added to those that it was given earlier in the same backward."""
     backward = torch._C._current_graph_task_id()
-    before = getattr(weight, field, None)
+    before: Any = getattr(weight, field, None)
     if getattr(before, "_torchlstm_backward", None) == backward:
         if before.shape != gradient.shape:
             raise RuntimeError(
@@ -88,7 +90,9 @@ def _start(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not (torch.is_grad_enabled() and backpack.disable.should_store_io()):
         return
     if type(module) not in _OURS:
-        raise RuntimeError(f"BackPACK: this {type(module).__name__} was torchlstm's when it was extended: {_EXTEND_LAST}")
+        raise RuntimeError(
+            f"BackPACK: this {type(module).__name__} was torchlstm's when it was extended: {_EXTEND_LAST}"
+        )
     layers = parameters_of("BackPACK", module)
     trained = [k for k, weights in enumerate(layers) if any(weight.requires_grad for weight in weights)]
     if trained:

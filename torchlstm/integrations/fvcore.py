@@ -9,6 +9,7 @@ which it has none.  Fused multiply-adds count as one, as everywhere in fvcore.
 """
 
 import logging
+import math
 from typing import Any
 
 from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS
@@ -17,17 +18,14 @@ _CALL = "prim::CallFunction"
 
 
 def _call(inputs: list[Any], outputs: list[Any]) -> int:
-    """The multiply-adds of a call of a scripted function: of the loop of `engines/loop.py`; 0, with fvcore's warning, of others."""
+    """The multiply-adds of a call of a scripted function, the loop of `engines/loop.py`; 0 and a warning for others."""
     function, *arguments = inputs
     if function.node().s("name") != "loop" or len(arguments) < 4:
         logging.getLogger("fvcore.nn.jit_analysis").warning("Unsupported operator %s encountered 1 time(s)", _CALL)
         return 0
     *rows, _ = arguments[0].type().sizes()  # (T, B, 4H) or (P, 4H)
-    count = 1
-    for size in rows:
-        count *= size
     weights = arguments[3].node().inputs()  # (4H, R), and (R, H) of a projection
-    return count * sum(a * b for a, b in (weight.type().sizes() for weight in weights))
+    return math.prod(rows) * sum(math.prod(weight.type().sizes()) for weight in weights)
 
 
 # No public door leads to all analyses; `set_op_handle` is one analysis' own.

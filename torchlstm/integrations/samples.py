@@ -1,4 +1,4 @@
-"""What libraries of per-sample gradients have in common: a module's parameters by layer, and the order of its samples."""
+"""What libraries of per-sample gradients have in common: the parameters of each layer, and the order of samples."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ def parameters_of(library: str, module: LSTM | LSTMCell) -> list[list[nn.Paramet
     expected = [name for layer in names for name in layer]
     if missing := [name for name in expected if name not in own]:
         raise NotImplementedError(
-            f"{library}: {missing[0]} of this {type(module).__name__} is no Parameter of its own (a parametrization, or a "
-            f"tensor in its place): remove that before {library} gets the model"
+            f"{library}: {missing[0]} of this {type(module).__name__} is no Parameter of its own "
+            f"(a parametrization, or a tensor in its place): remove that before {library} gets the model"
         )
     if extra := [name for name, weight in own.items() if name not in expected and weight.requires_grad]:
         raise NotImplementedError(
@@ -37,7 +37,7 @@ def parameters_of(library: str, module: LSTM | LSTMCell) -> list[list[nn.Paramet
 
 
 def order_of(library: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Which of the sequences of the rows is the first sample of this call, the second and so on: (B,); None: as they are.
+    """Which sequence of the rows is the first sample of a call, the second and so on: (B,), or None: as they are.
 
     Raises RuntimeError where the call is compiled, or its sequences are not its samples.
     """

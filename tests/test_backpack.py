@@ -2,17 +2,18 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
-import backpack
 import pytest
 import torch
-from backpack import extensions
 from sample_loops import BATCH, ENGINES, FORMS, LENGTHS, OPTIONS, RESULTS, build, draw, loop, losses, ours_of
 from torch import Tensor, nn
 
 import torchlstm
-import torchlstm.integrations.backpack
+
+backpack = pytest.importorskip("backpack")
+from backpack import extensions  # noqa: E402
+
+import torchlstm.integrations.backpack  # noqa: E402
 
 
 def check(found: nn.Module, expected: dict[str, Tensor], rtol: float = 1e-10, atol: float = 1e-10) -> None:
@@ -90,10 +91,10 @@ def test_a_sample_without_steps() -> None:
 class Tagger(nn.Module):
     """An embedding, an LSTM, a cell over its output, a head that BackPACK knows."""
 
-    def __init__(self, kind: Any = torchlstm.LSTM) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(9, 3)
-        self.lstm = kind(3, 4, batch_first=True)
+        self.lstm = torchlstm.LSTM(3, 4, batch_first=True)
         self.cell = torchlstm.LSTMCell(4, 5)
         self.head = nn.Linear(5, 2)
 
@@ -110,7 +111,7 @@ class Tagger(nn.Module):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_with_a_cell_and_a_loss_of_backpacks(engine: str) -> None:
     torch.manual_seed(0)
-    model, words, labels = Tagger().double(), torch.randint(9, (4, 6)), torch.randint(2, (4,))
+    model, words, labels = Tagger(), torch.randint(9, (4, 6)), torch.randint(2, (4,))
     weights = dict(model.named_parameters())
     per_sample = []
     for n in range(4):
@@ -124,7 +125,7 @@ def test_a_model_with_a_cell_and_a_loss_of_backpacks(engine: str) -> None:
         model.zero_grad()
         with torchlstm.use_engine(engine), backpack.backpack(extensions.BatchGrad()):
             criterion(model(words), labels).backward()
-        check(model, expected)
+        check(model, expected, 1e-4, 1e-6)
 
 
 def test_equal_to_backpacks_own_lstm() -> None:
@@ -204,7 +205,7 @@ def test_what_cannot_be_is_said() -> None:
         torch.compile(module, backend="eager", fullgraph=True)(x)
     with backpack.backpack(extensions.BatchGrad()):
         loss = module(x)[0].sum() + module(x[:, :1])[0].sum()
-        with pytest.raises(RuntimeError, match="one backward has batches of 1 and 2 samples|of 2 and 1 samples"):
+        with pytest.raises(RuntimeError, match=r"one backward has batches of (1 and 2|2 and 1) samples"):
             loss.backward()
     with (
         backpack.backpack(extensions.BatchL2Grad()),
