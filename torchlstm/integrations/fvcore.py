@@ -25,7 +25,7 @@ def _call(inputs: list[Any], outputs: list[Any]) -> int:
         return 0
     *rows, _ = arguments[0].type().sizes()  # (T, B, 4H) or (P, 4H)
     weights = arguments[3].node().inputs()  # (4H, R), and (R, H) of a projection
-    return math.prod(rows) * sum(math.prod(weight.type().sizes()) for weight in weights)
+    return int(math.prod(rows) * sum(math.prod(weight.type().sizes()) for weight in weights))
 
 
 # No public door leads to all analyses; `set_op_handle` is one analysis' own.
