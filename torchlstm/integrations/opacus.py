@@ -20,12 +20,12 @@ from opacus.grad_sample import GradSampleHooks, register_grad_sampler, register_
 from opacus.grad_sample.grad_sample_module import create_or_accumulate_grad_sample
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from ..cell import LSTMCell
 from ..dispatch import record_layers
-from ..engines.per_sample import EAGER_ONLY, Samples
+from ..engines.per_sample import Samples
 from ..lstm import LSTM
+from .samples import order_of, parameters_of
 
 
 class _Layer(nn.Module):
@@ -75,17 +75,12 @@ class _Recording:
 
     def __init__(self, hooks: Any, module: LSTM | LSTMCell) -> None:
         self.hooks = hooks
-        self.layers = [_Layer(weights) for weights in _weights(module)]
+        self.layers = [_Layer(weights) for weights in parameters_of("opacus", module)]
 
     def start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (self.hooks.hooks_enabled and module.training and torch.is_grad_enabled()):
             return
-        if torch.compiler.is_compiling():
-            raise RuntimeError(EAGER_ONLY)
-        if others := [name for name, value in kwargs.items() if name not in ("input", "hx") and value is not None]:
-            raise RuntimeError(f"opacus: {type(module).__name__} takes input and hx, not {', '.join(others)}")
-        input = args[0] if args else kwargs["input"]
-        order = input.unsorted_indices if isinstance(input, PackedSequence) else None
+        order = order_of("opacus", module, args, kwargs)
         record_layers(
             _Recorder(self.hooks, layer, order) if any(weight.requires_grad for weight in layer.flat) else None
             for layer in self.layers
@@ -93,30 +88,6 @@ class _Recording:
 
     def stop(self, *_: Any) -> None:
         record_layers(None)
-
-
-def _weights(module: LSTM | LSTMCell) -> list[list[nn.Parameter]]:
-    """The Parameters of every layer, by `kernel.flatten`."""
-    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
-    if isinstance(module, LSTMCell):
-        names = [kinds]
-    else:
-        kinds += ["weight_hr"] if module.proj_size else []
-        directions = ("", "_reverse") if module.bidirectional else ("",)
-        names = [[f"{kind}_l{k}{d}" for d in directions for kind in kinds] for k in range(module.num_layers)]
-    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    expected = [name for layer in names for name in layer]
-    if missing := [name for name in expected if name not in own]:
-        raise NotImplementedError(
-            f"opacus: {missing[0]} of this {type(module).__name__} is no Parameter of its own (a parametrization, or a "
-            "tensor in its place): remove that before the model is made private"
-        )
-    if extra := [name for name, weight in own.items() if name not in expected and weight.requires_grad]:
-        raise NotImplementedError(
-            f"opacus: {type(module).__name__} has a parameter {extra[0]} that torchlstm does not know; "
-            "put it into a module of its own"
-        )
-    return [[own[name] for name in layer] for layer in names]
 
 
 _iterate: Callable[..., Iterator[nn.Module]] = GradSampleHooks.iterate_submodules

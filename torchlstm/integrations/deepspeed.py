@@ -1,0 +1,48 @@
+"""Once this is imported, DeepSpeed's flops profiler counts LSTM and LSTMCell by its rules for nn.LSTM and nn.LSTMCell.
+
+>>> import torchlstm.integrations.deepspeed
+>>> flops, macs, parameters = get_model_profile(model, args=[x])
+"""
+
+from typing import Any
+
+from deepspeed.profiling.flops_profiler import profiler
+from torch import nn
+
+from .as_nn import OURS, Hook, rules
+
+_start = profiler.FlopsProfiler.start_profile
+
+
+def _start_profile(self: Any, ignore_list: Any = None) -> None:
+    """As DeepSpeed's, and a hook before each module of ours besides."""
+    _start(self, ignore_list)
+    for module in self.model.modules():
+        if type(module) in OURS and hasattr(module, "__flops_handle__") and not hasattr(module, "__pre_hook_handle__"):
+            # Under this name DeepSpeed takes it off again.
+            module.__pre_hook_handle__ = module.register_forward_pre_hook(_begin)
+
+
+def _begin(module: nn.Module, input: Any) -> None:
+    # DeepSpeed counts calls of torch's functions too, into the last of these lists: those of an engine have been
+    # counted by the rule.
+    profiler.module_flop_count.append([])
+    profiler.module_mac_count.append([])
+
+
+def _without_inside(hook: Hook) -> Hook:
+    """A hook that counts by a rule, and drops what has been counted since `_begin`."""
+
+    def count(module: nn.Module, input: Any, output: Any) -> None:
+        if hasattr(module, "__pre_hook_handle__"):
+            profiler.module_flop_count.pop()
+            profiler.module_mac_count.pop()
+        hook(module, input, output)
+
+    return count
+
+
+profiler.FlopsProfiler.start_profile = _start_profile
+profiler.MODULE_HOOK_MAPPING.update(
+    {ours: _without_inside(hook) for ours, hook in rules(profiler.MODULE_HOOK_MAPPING).items()}
+)
