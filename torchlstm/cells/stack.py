@@ -12,6 +12,7 @@ from .. import checks
 from ..dispatch import layer
 from ..engines.contract import Dense, Rows, Weights
 from ..engines.loop import time_loop
+from ..jagged import check_jagged, is_jagged
 from ..packing import check_packed, pack, pack_state, unpack, unpack_state
 from ..precision import autocasts
 
@@ -124,11 +125,13 @@ class CellStack(nn.Module):
         name = type(self).__name__
         if isinstance(input, PackedSequence):
             check_packed(input)
+        elif is_jagged(input):
+            check_jagged(name, input)
         else:
             checks.check_tensor(name, input)
             if input.dim() not in (2, 3):
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        data = input.data if isinstance(input, PackedSequence) else input
+        data = input.data if isinstance(input, PackedSequence) else input.values() if is_jagged(input) else input
         if data.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {data.shape[-1]}"

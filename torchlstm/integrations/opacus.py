@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cell import LSTMCell
 from ..dispatch import record_layers
 from ..engines.per_sample import EAGER_ONLY, Samples
+from ..jagged import check_jagged, is_jagged, plan
 from ..lstm import LSTM
 
 
@@ -86,6 +87,9 @@ class _Recording:
             raise RuntimeError(f"opacus: {type(module).__name__} takes input and hx, not {', '.join(others)}")
         input = args[0] if args else kwargs["input"]
         order = input.unsorted_indices if isinstance(input, PackedSequence) else None
+        if isinstance(module, LSTM) and is_jagged(input):
+            check_jagged("LSTM", input)
+            order = plan(input).leave[0]
         record_layers(
             _Recorder(self.hooks, layer, order) if any(weight.requires_grad for weight in layer.flat) else None
             for layer in self.layers
