@@ -11,6 +11,7 @@ from .cells.stack import CellStack
 from .dispatch import choose, forced_engine, problem_of, standings
 from .engines.contract import Dense, Problem
 from .engines.plain import reach
+from .lazy import LazyLSTM
 from .lstm import LSTM
 from .packing import Packed, pack
 from .precision import autocast_precision, autocasts
@@ -85,6 +86,8 @@ def explain(
         if lengths is not None or resets is not None or trace:
             raise TypeError("explain: lengths, resets and trace are for an LSTM, got a CellStack")
         return Explanation(forced_engine(), [_stack_decision(module, k, input) for k in range(module.num_layers)])
+    if isinstance(module, LazyLSTM) and module.has_uninitialized_params():
+        raise RuntimeError("explain: a LazyLSTM has no input_size, and runs on no engine, before its first call")
     if isinstance(module, LSTM):
         segments = None
         if lengths is not None or resets is not None:

@@ -40,9 +40,9 @@ class LSTM(nn.RNNBase):
                      in reverse, hx enters the last and h_n and c_n leave the first
         reset_state  None for zeros, or (h, c), shaped as hx: the state that all others start from
 
-    input may also be a nested tensor of jagged layout, (B, j, input_size), batch first whatever `batch_first` says.  The
-    output is one, (B, j, D*R), with input's own offsets, so that the two can be combined; h_n and c_n are as with
-    lengths, which it takes the place of: a call with lengths or resets raises TypeError.  Its offsets are waited for.
+    input may also be a nested tensor of jagged layout, (B, j, input_size), batch first whatever `batch_first` says.
+    The output is one, (B, j, D*R), with input's own offsets, so that the two can be combined; h_n and c_n are those
+    at each sequence's own end.  It takes no lengths and no resets, and its offsets are waited for as lengths are.
 
     Padding is not looked at: its gradient is zero, and NaN in it stays there.  Lengths and resets on another device
     than the CPU are waited for, once a call; lists and CPU tensors wait for nothing.
@@ -200,7 +200,7 @@ class LSTM(nn.RNNBase):
         if isinstance(input, PackedSequence):
             raise TypeError("LSTM: lengths and resets are for tensors, and input is a PackedSequence: unpack it first")
         if is_jagged(input):
-            raise TypeError("LSTM: lengths and resets are for dense tensors, and input is jagged: it has its own lengths")
+            raise TypeError("LSTM: lengths and resets are for dense tensors, and input is jagged, which has its own")
         if reset_state is not None:
             if resets is None:
                 raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
@@ -251,7 +251,7 @@ class LSTM(nn.RNNBase):
         if jagged or (batch_sizes is not None and torch.compiler.is_compiling()):
             # Batch sizes are not known to a compiler, B is what hx says; see `packing.batch_of`.
             self.check_input(data, batch_sizes)
-            batch = input.shape[0] if jagged else hx[0].shape[1]
+            batch = input.shape[0] if isinstance(input, Tensor) else hx[0].shape[1]
             for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
                 expected = (self.num_layers * (2 if self.bidirectional else 1), batch, size)
                 self.check_hidden_size(hx[index], expected, f"Expected hidden[{index}] size {{}}, got {{}}")

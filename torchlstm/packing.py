@@ -35,7 +35,7 @@ def pack(
 ) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
 
-    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, a PackedSequence of rows (P, I), or jagged (B, j, I)
+    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, a PackedSequence of rows (P, I), jagged (B, j, I)
     hx        the states that came with it
     segments  the plan of lengths and resets, if there are any
     returns   its rows, step by step
