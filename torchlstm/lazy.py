@@ -14,6 +14,9 @@ from .lstm import LSTM
 from .packing import check_packed
 from .trace import Trace
 
+# (requires_grad, device, dtype) -> one, which the type that torch declares does not know.
+_UNINITIALIZED: Any = UninitializedParameter
+
 
 class LazyLSTM(LazyModuleMixin, LSTM):
     """As LSTM, without input_size: the first call, or `trace`, finds it in its input and makes this a plain LSTM.
@@ -56,7 +59,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         self.input_size = 0
         for name in list(self._parameters):
             # Those whose shape is known too: values given to them now would be lost when all are drawn.
-            setattr(self, name, UninitializedParameter(device=device, dtype=dtype))  # type: ignore[call-arg]
+            setattr(self, name, _UNINITIALIZED(True, device, dtype))
         self._init_flat_weights()
 
     def initialize_parameters(self, input: Tensor | PackedSequence, *_: Any, **__: Any) -> None:
@@ -121,9 +124,19 @@ class LazyLSTM(LazyModuleMixin, LSTM):
                     weight.materialize(expected[name])
         self.input_size = size
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        lazy = [name for name, weight in self.named_parameters() if is_lazy(weight)]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in lazy:
+            # Where a parameter cannot stay the object that it is, as on the way to meta, torch makes a plain one.
+            if not is_lazy(weight := self.get_parameter(name)):
+                setattr(self, name, _UNINITIALIZED(weight.requires_grad, weight.device, weight.dtype))
+        self._init_flat_weights()
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         # A pickled UninitializedParameter forgets its dtype.
-        dtypes = {name: weight.dtype for name, weight in self._parameters.items() if weight is not None}
+        dtypes = {name: weight.dtype for name, weight in self.named_parameters()}
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return state | {"_dtypes": dtypes}
 
