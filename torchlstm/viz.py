@@ -36,7 +36,7 @@ def gates(
     trace       of `LSTM.trace`
     layer, direction, sequence
                 which; negative ones count from the end
-    batch_first as the module's
+    batch_first as the module's; of jagged input without effect
     labels      one text for each step, under the last panels: the characters of a text, for one
     returns     a matplotlib Figure, known to no window: `.savefig(...)` it, or show it in a notebook
     Raises ImportError without matplotlib, IndexError for what is not there, ValueError for labels of another number and

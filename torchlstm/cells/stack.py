@@ -192,7 +192,8 @@ def stack_cells(
 
     torch.nn.LSTMCell is such a cell.  With R the first of the state sizes, L layers and D directions the stack takes
 
-        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), or a PackedSequence
+        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), a PackedSequence, or a nested
+                  tensor of jagged layout, (B, j, input_size)
         hx        None for zeros, or a tuple of one (L*D, B, size) for every state size; without B for unbatched input
         returns   output, state: the output in the input's form with D*R features; state as hx
 
