@@ -288,6 +288,15 @@ def test_misuse(input: Any, keywords: dict[str, Any], kind: type[Exception], mes
         ours(input, **keywords)
 
 
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
+def test_nn_lstm_refuses_it(batch_first: bool) -> None:
+    """As the README says of torch 2.13."""
+    theirs, ours = pair(batch_first=batch_first)
+    with pytest.raises((RuntimeError, ValueError), match="only concrete integers|Transpose is not supported"):
+        theirs(jagged())
+    assert ours(jagged())[1][0].shape == (1, 2, H)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_where_nested_tensors_are_not_taken() -> None:
     strided = torch.nested.nested_tensor([torch.randn(2, F), torch.randn(4, F)])
