@@ -1,4 +1,4 @@
-"""Lengths and resets under torch.compile and torch.export: the plan is one operator, its sizes known when it runs."""
+"""Lengths, resets and jagged input, compiled and exported: the plan is one operator, its sizes known when it runs."""
 
 from typing import Any
 
@@ -105,3 +105,86 @@ def test_operator_by_torchs_own_checks() -> None:
             (*given, T, B, B, 1, torch.device("cpu")),
             test_utils=("test_schema", "test_faketensor"),
         )
+
+
+# Dynamo's own, where it looks at a nested tensor that is no leaf.
+looked_at = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def jagged_of(values: Tensor, lengths: list[int]) -> Tensor:
+    return torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, *lengths]).cumsum(0))
+
+
+@looked_at
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor scripts its own rules
+@pytest.mark.parametrize("given", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_jagged_in_one_graph(given: bool, backend: str) -> None:
+    """Forward and backward, output and input combined; other lengths and numbers of sequences need no other graph."""
+    torch.manual_seed(1)
+    module = torchlstm.LSTM(F, H, 2, bidirectional=True, proj_size=1)  # as many features out as in
+
+    def call(input: Tensor, hx: Any) -> Any:
+        output, state = module(input, hx)
+        return output * input, state
+
+    def run(call: Any, values: Tensor, lengths: list[int], hx: Any) -> list[Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in (values, *(hx or ()))]
+        input = jagged_of(leaves[0], lengths)
+        output, (h_n, c_n) = call(input, tuple(leaves[1:]) or None)
+        assert output.shape[:2] == input.shape[:2]
+        loss = output.values().square().sum() + (h_n * 3).sum() + c_n.sum()
+        return [output.values(), h_n, c_n, *torch.autograd.grad(loss, [*leaves, *module.parameters()])]
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
+    for index, lengths in enumerate(([3, 0, 5, 2, 1], [4, 4, 4], [2, 7, 1, 1, 3, 2, 2])):
+        hx = (torch.randn(4, len(lengths), 1), torch.randn(4, len(lengths), H)) if given else None
+        values = torch.randn(sum(lengths), F)
+        with torch.compiler.set_stance("fail_on_recompile" if index else "default"):
+            found = run(compiled, values, lengths, hx)
+        torch.testing.assert_close(found, run(call, values, lengths, hx))
+
+
+def test_jagged_and_padded_in_one_graph() -> None:
+    """The longest sequence stays known: what pads the output inside of a graph has nothing else to go by."""
+    module = torchlstm.LSTM(F, H)
+    input = torch.nested.nested_tensor([torch.randn(n, F) for n in (2, 5, 3)], layout=torch.jagged)
+
+    def call(input: Tensor) -> Tensor:
+        return module(input)[0].to_padded_tensor(0.0)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert compiled(input).shape == (3, 5, H)
+    torch.testing.assert_close(compiled(input), call(input))
+
+
+def test_jagged_offsets_are_checked_at_run_time() -> None:
+    module = torchlstm.LSTM(F, H)
+    compiled = torch.compile(lambda input: module(input)[0].values(), fullgraph=True, backend="aot_eager")
+    values = torch.randn(6, F)
+    compiled(torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, 2, 6])))
+    with pytest.raises(RuntimeError, match=r"within its 6 rows, got offsets \[0, 5, 4\]"):
+        compiled(torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, 5, 4])))
+
+
+@looked_at
+def test_jagged_with_holes_runs_outside_of_a_graph() -> None:
+    module = torchlstm.LSTM(F, H)
+    lengths = torch.tensor([3, 2, 4])
+    input = torch.nested.narrow(torch.randn(3, 6, F), 1, torch.tensor([0, 1, 2]), lengths, layout=torch.jagged)
+
+    def call(input: Tensor) -> Tensor:
+        return module(input)[1][0]
+
+    torch.testing.assert_close(torch.compile(call, backend="aot_eager")(input), call(input))
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="takes no jagged input with holes"):
+        torch.compile(call, fullgraph=True, backend="aot_eager")(input)
+
+
+def test_jagged_operator_by_torchs_own_checks() -> None:
+    torch.library.opcheck(
+        torch.ops.torchlstm.cut_jagged.default,
+        (torch.tensor([0, 2, 2, 6]), 6, torch.device("cpu")),
+        test_utils=("test_schema", "test_faketensor"),
+    )

@@ -5,6 +5,7 @@ from .cell import LSTMCell
 from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
+from .lazy import LazyLSTM
 from .lstm import LSTM
 from .stream import Stream
 from .swap import plan_swap, restore, swap
@@ -16,6 +17,7 @@ __all__ = [
     "EngineRefusal",
     "LSTMCell",
     "LayerNormLSTM",
+    "LazyLSTM",
     "Stream",
     "cells",
     "convert",

@@ -75,8 +75,14 @@ def check_every(every: object) -> None:
 
 
 def check_tensor(owner: str, input: object) -> None:
-    """Raise TypeError for something that is no tensor, RuntimeError for a sparse one."""
+    """Raise TypeError for something that is no tensor, RuntimeError for a sparse or a nested one."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
+    if input.is_nested:
+        kind = "jagged" if input.layout == torch.jagged else "strided"
+        raise RuntimeError(
+            f"{owner}: Expected a dense input, got a nested tensor of {kind} layout; those of jagged layout, "
+            "layout=torch.jagged, are for an LSTM or a stack of cells"
+        )
     if input.layout != torch.strided:
         raise RuntimeError(f"{owner}: Expected a dense (strided) input, got {input.layout}")

@@ -11,6 +11,7 @@ from .cells.stack import CellStack
 from .dispatch import choose, forced_engine, problem_of, standings
 from .engines.contract import Dense, Problem
 from .engines.plain import reach
+from .lazy import LazyLSTM
 from .lstm import LSTM
 from .packing import Packed, pack
 from .precision import autocast_precision, autocasts
@@ -57,7 +58,7 @@ class Explanation(NamedTuple):
 
     forced: str | None  # the engine in force, or None for automatic choice
     decisions: list[Decision | Loop]
-    segments: str | None = None  # what becomes of lengths and resets
+    segments: str | None = None  # what becomes of lengths and resets, or of a jagged input
 
     def __str__(self) -> str:
         how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"
@@ -85,12 +86,17 @@ def explain(
         if lengths is not None or resets is not None or trace:
             raise TypeError("explain: lengths, resets and trace are for an LSTM, got a CellStack")
         return Explanation(forced_engine(), [_stack_decision(module, k, input) for k in range(module.num_layers)])
+    if isinstance(module, LazyLSTM) and module.has_uninitialized_params():
+        raise RuntimeError("explain: a LazyLSTM has no input_size, and runs on no engine, before its first call")
     if isinstance(module, LSTM):
         segments = None
         if lengths is not None or resets is not None:
             segments, _ = module._segments(input, hx, lengths, resets, None)
             how = _describe(segments)
-        problems = _lstm_problems(module, pack(input, module.batch_first, hx, segments), hx, trace)
+        packed = pack(input, module.batch_first, hx, segments)
+        if packed.jagged is not None:
+            how = _describe(packed.segments, "jagged input")
+        problems = _lstm_problems(module, packed, hx, trace)
     elif isinstance(module, LSTMCell):
         if lengths is not None or resets is not None or trace:
             raise TypeError("explain: lengths, resets and trace are for an LSTM, got an LSTMCell")
@@ -100,15 +106,15 @@ def explain(
     return Explanation(forced_engine(), [_decide(index, problem) for index, problem in enumerate(problems)], how)
 
 
-def _describe(segments: Segments | None) -> str:
-    """What becomes of lengths and resets."""
+def _describe(segments: Segments | None, what: str = "lengths and resets") -> str:
+    """What becomes of lengths and resets, or of a jagged input."""
     if segments is None:
         return "lengths and resets: they change nothing, the input is computed as it is"
     if segments.order is None:
         return "resets: at the first step only, the input is computed as it is"
     count, steps = segments.enter.shape[1], segments.rows.steps
     rows, all_rows = segments.order.shape[0], math.prod(segments.shape)
-    return f"lengths and resets: {count} sequences of at most {steps} steps, {rows} rows out of {all_rows}"
+    return f"{what}: {count} sequences of at most {steps} steps, {rows} rows out of {all_rows}"
 
 
 def _decide(index: int, problem: Problem) -> Decision:

@@ -103,7 +103,7 @@ class LearnedState(nn.Module):
         elif input.dim() == 2:
             return tuple(self.initial)
         else:
-            batch = input.shape[0 if self.lstm.batch_first else 1]
+            batch = input.shape[0 if self.lstm.batch_first or input.layout == torch.jagged else 1]
         return tuple(tensor.unsqueeze(1).expand(-1, batch, -1) for tensor in self.initial)
 
 

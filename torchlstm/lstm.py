@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks
 from .engines.contract import Weights
 from .engines.threads import mend_fork
+from .jagged import check_jagged, is_jagged
 from .packing import check_packed, pack, pack_state, unpack, unpack_state, with_reset_state
 from .precision import autocast_precision
 from .segments import Segments, segment
@@ -39,6 +40,10 @@ class LSTM(nn.RNNBase):
                      Forwards, hx enters the first of them, unless step 0 is a reset, and h_n and c_n leave the last;
                      in reverse, hx enters the last and h_n and c_n leave the first
         reset_state  None for zeros, or (h, c), shaped as hx: the state that all others start from
+
+    input may also be a nested tensor of jagged layout, (B, j, input_size), batch first whatever `batch_first` says.
+    The output is one, (B, j, D*R), with input's own offsets, so that the two can be combined; h_n and c_n are those
+    at each sequence's own end.  It takes no lengths and no resets, and its offsets are waited for as lengths are.
 
     Padding is not looked at: its gradient is zero, and NaN in it stays there.  Lengths and resets on another device
     than the CPU are waited for, once a call; lists and CPU tensors wait for nothing.
@@ -196,6 +201,8 @@ class LSTM(nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             raise TypeError("LSTM: lengths and resets are for tensors, and input is a PackedSequence: unpack it first")
+        if is_jagged(input):
+            raise TypeError("LSTM: lengths and resets are for dense tensors, and input is jagged, which has its own")
         if reset_state is not None:
             if resets is None:
                 raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
@@ -219,12 +226,17 @@ class LSTM(nn.RNNBase):
 
     def _check(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         """Raise what nn.LSTM raises for this input, or a clearer error of the same kind."""
+        jagged = is_jagged(input)
         if hx is not None:
             checks.check_pair("lstm", hx)
         if isinstance(input, PackedSequence):
             check_packed(input)
             data, batch_sizes = input.data, input.batch_sizes
             what, rank = "a PackedSequence", 3
+        elif jagged:
+            check_jagged("LSTM", input)
+            data, batch_sizes = input.values(), None
+            what, rank = "a jagged input", 3
         else:
             checks.check_tensor("LSTM", input)
             if input.dim() not in (2, 3):
@@ -238,10 +250,10 @@ class LSTM(nn.RNNBase):
             raise RuntimeError(
                 f"For {what}, hx and cx should also be {rank}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
-        if batch_sizes is not None and torch.compiler.is_compiling():
+        if jagged or (batch_sizes is not None and torch.compiler.is_compiling()):
             # Batch sizes are not known to a compiler, B is what hx says; see `packing.batch_of`.
             self.check_input(data, batch_sizes)
-            batch = hx[0].shape[1]
+            batch = input.shape[0] if isinstance(input, Tensor) else hx[0].shape[1]
             for index, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
                 expected = (self.num_layers * (2 if self.bidirectional else 1), batch, size)
                 self.check_hidden_size(hx[index], expected, f"Expected hidden[{index}] size {{}}, got {{}}")

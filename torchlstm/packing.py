@@ -1,4 +1,4 @@
-"""Every input form to packed rows and back: time-major, batch_first, unbatched, PackedSequence; lengths, resets."""
+"""Every input form to packed rows and back: time-major, batch_first, unbatched, packed, jagged; lengths, resets."""
 
 import math
 from typing import Any, NamedTuple, TypeAlias
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .engines.contract import Dense, Ragged, Rows, check_batch_sizes
+from .jagged import is_jagged, like, plan
 from .segments import Segments
 
 State: TypeAlias = tuple[Tensor, Tensor]
@@ -22,7 +23,8 @@ class Packed(NamedTuple):
     form: PackedSequence | None  # the input itself, if it was packed already
     batch_first: bool
     unbatched: bool
-    segments: Segments | None = None  # which are the sequences of the rows, where lengths or resets say so
+    segments: Segments | None = None  # which are the sequences of the rows, where lengths, resets or offsets say so
+    jagged: Tensor | None = None  # the input itself, if it was a jagged nested tensor
 
 
 def pack(
@@ -33,11 +35,17 @@ def pack(
 ) -> Packed:
     """Turn an input that has passed the module's checks into packed rows.
 
-    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence of rows (P, I)
+    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, a PackedSequence of rows (P, I), jagged (B, j, I)
     hx        the states that came with it
     segments  the plan of lengths and resets, if there are any
     returns   its rows, step by step
     """
+    if is_jagged(input):
+        assert isinstance(input, Tensor)
+        found = plan(input)
+        assert found.order is not None
+        data, batch = input.values().index_select(0, found.order), found.enter.shape[1]
+        return Packed(data, found.rows, batch, None, batch_first=True, unbatched=False, segments=found, jagged=input)
     if segments is not None and segments.order is not None:
         assert isinstance(input, Tensor)
         # What is padding is never looked at: nothing in it reaches a result or a gradient.
@@ -68,6 +76,8 @@ def unpack(packed: Packed, y: Tensor, own: bool = True) -> Tensor | PackedSequen
     form, segments = packed.form, packed.segments
     if segments is not None and segments.order is not None:
         whole = y.new_zeros(math.prod(segments.shape), y.shape[1]).index_add_(0, segments.order, y)
+        if packed.jagged is not None:
+            return like(packed.jagged, whole)
         return _shaped(whole, [*segments.shape, y.shape[1]])  # type: ignore[no-any-return]
     if form is not None:
         return PackedSequence(y, form.batch_sizes, form.sorted_indices, form.unsorted_indices)

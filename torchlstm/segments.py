@@ -72,13 +72,19 @@ def segment(
 
 
 def cut(
-    lengths: Tensor | None, resets: Tensor | None, steps: int, batch: int, strides: tuple[int, int]
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    steps: int,
+    batch: int,
+    strides: tuple[int, int],
+    begins: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cut a batch into segments; everything on the CPU.
 
     lengths  (B,) or None
     resets   (T, B) or None
     strides  how many rows of the input lie between two steps, and between two sequences
+    begins   (B,), without resets: the row at which each sequence begins, where there is no stride between them
     returns  order (P,), batch_sizes (steps of the longest segment,), enter (2, N), leave (2, B)
     """
     each = _arange(batch)
@@ -87,7 +93,8 @@ def cut(
     if resets is None or not steps:
         length, by_length = _sort(lengths)
         place = torch.empty_like(by_length).index_copy_(0, by_length, each)
-        start, enter, leave = by_length * strides[1], by_length.expand(2, batch), place.expand(2, batch)
+        start = by_length * strides[1] if begins is None else begins.index_select(0, by_length)
+        enter, leave = by_length.expand(2, batch), place.expand(2, batch)
     else:
         starts = resets.t() & (_arange(steps) < lengths.unsqueeze(1))  # (B, T)
         restarted = starts[:, 0].clone()

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from .cell import LSTMCell
+from .lazy import LazyLSTM
 from .lstm import LSTM
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
@@ -63,7 +64,14 @@ def swap(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Undo `swap`: turn every torchlstm LSTM and LSTMCell of a model into torch.nn's, in place; returns the model."""
+    """Undo `swap`: turn every torchlstm LSTM and LSTMCell of a model into torch.nn's, in place; returns the model.
+
+    A LazyLSTM before its first call is left alone, with a warning that names it.
+    """
+    lazy = [name or "the model itself" for name, module in model.named_modules() if isinstance(module, LazyLSTM)]
+    if lazy:
+        why = "torch.nn has no lazy LSTM, and a LazyLSTM becomes a plain one when it is called"
+        warnings.warn(f"restore left alone: {', '.join(lazy)}: {why}", stacklevel=2)
     for module in model.modules():
         if theirs := _THEIRS.get(type(module)):
             module.__class__ = theirs

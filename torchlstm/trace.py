@@ -21,7 +21,7 @@ class States(NamedTuple):
         c         f * c before + i * g
         h         o * \tanh(c), or its projection; before the dropout between layers
 
-    batch_first and unbatched input are honoured; of a PackedSequence these are PackedSequences.
+    batch_first and unbatched input are honoured; of a PackedSequence these are PackedSequences, of jagged input jagged.
     """
 
     h: Any

@@ -36,7 +36,7 @@ def gates(
     trace       of `LSTM.trace`
     layer, direction, sequence
                 which; negative ones count from the end
-    batch_first as the module's
+    batch_first as the module's; of jagged input without effect
     labels      one text for each step, under the last panels: the characters of a text, for one
     returns     a matplotlib Figure, known to no window: `.savefig(...)` it, or show it in a notebook
     Raises ImportError without matplotlib, IndexError for what is not there, ValueError for labels of another number and
@@ -82,7 +82,7 @@ def _figure_type() -> Any:
 def _check_layout(trace: Trace, batch_first: bool) -> None:
     """Raise ValueError if the last step of direction 0 is not what the final states say it is."""
     c, c_n = trace.layers[0][0].c, trace.state[1][0]
-    if isinstance(c, PackedSequence) or c.dim() == 2 or not c.numel():
+    if isinstance(c, PackedSequence) or c.is_nested or c.dim() == 2 or not c.numel():
         return
     last = c[:, -1] if batch_first else c[-1]
     if last.shape != c_n.shape or not last.isclose(c_n, rtol=0, atol=0, equal_nan=True).all():
@@ -101,6 +101,8 @@ def _of_sequence(value: Any, sequence: int, batch_first: bool) -> Tensor:
             place = value.unsorted_indices[place].cpu()
         starts = sizes.cumsum(0) - sizes
         rows = value.data[(starts + place)[sizes > place].to(value.data.device)]
+    elif value.is_nested:
+        rows = value.unbind()[sequence]
     elif value.dim() == 2:
         rows = value[:, :] if sequence in (0, -1) else value[None][sequence]
     else:

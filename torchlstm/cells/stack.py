@@ -13,6 +13,7 @@ from ..dispatch import layer
 from ..engines.contract import Dense, Rows, Weights
 from ..engines.loop import time_loop
 from ..engines.threads import mend_fork
+from ..jagged import check_jagged, is_jagged
 from ..packing import check_packed, pack, pack_state, unpack, unpack_state
 from ..precision import autocasts
 from .scripted import scripted_loop
@@ -127,11 +128,13 @@ class CellStack(nn.Module):
         name = type(self).__name__
         if isinstance(input, PackedSequence):
             check_packed(input)
+        elif is_jagged(input):
+            check_jagged(name, input)
         else:
             checks.check_tensor(name, input)
             if input.dim() not in (2, 3):
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        data = input.data if isinstance(input, PackedSequence) else input
+        data = input.data if isinstance(input, PackedSequence) else input.values() if is_jagged(input) else input
         if data.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {data.shape[-1]}"
@@ -192,7 +195,8 @@ def stack_cells(
 
     torch.nn.LSTMCell is such a cell.  With R the first of the state sizes, L layers and D directions the stack takes
 
-        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), or a PackedSequence
+        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), a PackedSequence, or a nested
+                  tensor of jagged layout, (B, j, input_size)
         hx        None for zeros, or a tuple of one (L*D, B, size) for every state size; without B for unbatched input
         returns   output, state: the output in the input's form with D*R features; state as hx
 

@@ -220,8 +220,11 @@ class _ByTransforms(torch.autograd.Function):
 
         def alone(x: Tensor, h_0: Tensor, c_0: Tensor, *cotangents: Tensor) -> tuple[Tensor, ...]:
             """The gradients of one sequence (T, I)."""
-            each = one._replace(rows=Dense(x.shape[0], 1))
             dy, *states = cotangents
+            if x.shape[0] == 0:
+                # A jagged tensor may hold a sequence without steps: its states pass through, and the loop has no step.
+                return torch.zeros_like(x), *states, *(torch.zeros_like(weight) for weight in flat)
+            each = one._replace(rows=Dense(x.shape[0], 1))
             given = (x, *(state.unsqueeze(1) for state in (h_0, c_0)), dy, *(state.unsqueeze(1) for state in states))
             dx, dh_0, dc_0, *weights = pull(each, given, *flat)
             return dx, dh_0.squeeze(1), dc_0.squeeze(1), *weights

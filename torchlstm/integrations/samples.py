@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..cell import LSTMCell
 from ..engines.per_sample import EAGER_ONLY
+from ..jagged import check_jagged, is_jagged, plan
 from ..lstm import LSTM
 from ..segments import segment
 
@@ -51,7 +52,10 @@ def order_of(library: str, module: nn.Module, args: tuple[Any, ...], kwargs: dic
     input = args[0] if args else kwargs.get("input")
     if isinstance(input, PackedSequence):
         return input.unsorted_indices
+    if isinstance(module, LSTM) and is_jagged(input):
+        check_jagged("LSTM", input)
+        return plan(input).leave[0]
     if isinstance(module, LSTM) and isinstance(input, Tensor) and kwargs.get("lengths") is not None:
-        plan = segment(input, module.batch_first, 1, kwargs["lengths"])
-        return None if plan is None else plan.leave[0]
+        segments = segment(input, module.batch_first, 1, kwargs["lengths"])
+        return None if segments is None else segments.leave[0]
     return None

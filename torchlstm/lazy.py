@@ -1,0 +1,171 @@
+"""LazyLSTM: an LSTM that takes its input_size from its first input."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks
+from .jagged import check_jagged, is_jagged
+from .lstm import LSTM
+from .packing import check_packed
+from .trace import Trace
+
+# (requires_grad, device, dtype) -> one, which the type that torch declares does not know.
+_UNINITIALIZED: Any = UninitializedParameter
+
+
+class LazyLSTM(LazyModuleMixin, LSTM):
+    """As LSTM, without input_size: the first call, or `trace`, finds it in its input and makes this a plain LSTM.
+
+    >>> lstm = torchlstm.LazyLSTM(16, num_layers=2)
+    >>> output, state = lstm(torch.randn(10, 4, 8))  # from now on a torchlstm.LSTM(8, 16, num_layers=2)
+
+    Arguments are those of LSTM but the first.  It behaves as torch.nn's lazy modules do: until the first call every
+    parameter is a torch.nn.UninitializedParameter, which has a dtype and a device but no shape and no values.  All are
+    drawn at the first call, none before, and they are those that LSTM(input_size, ...) would draw at that moment.  The
+    parameters stay the objects they are.
+
+    `load_state_dict` of an LSTM's parameters sets input_size, and what is loaded is not drawn; the first call makes a
+    plain LSTM of it all the same.  `swap` leaves it alone, as it does every module of torchlstm; so does `restore`
+    before the first call, with a warning, since torch.nn has no lazy LSTM.
+
+    Raises ValueError for an input without features; other input that no LSTM takes raises as it does there, and
+    nothing has been drawn then.
+    """
+
+    cls_to_become = LSTM
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | None = None,
+    ) -> None:
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        # There for their names: on the meta device nothing is allocated, and no random number is drawn.
+        super().__init__(1, hidden_size, *options, "meta", dtype, checkpoint_every=checkpoint_every)
+        self.input_size = 0
+        for name in list(self._parameters):
+            # Those whose shape is known too: values given to them now would be lost when all are drawn.
+            setattr(self, name, _UNINITIALIZED(True, device, dtype))
+        self._init_flat_weights()
+
+    def initialize_parameters(self, input: Tensor | PackedSequence, *_: Any, **__: Any) -> None:
+        """Draw what is not there yet, for this input; called by the first call."""
+        missing: dict[str, Any] = {name: weight for name, weight in self.named_parameters() if is_lazy(weight)}
+        if not missing:
+            return
+        # Where a part was loaded, the input size may be known.
+        size = self.input_size or _features(input)
+        like = next(iter(missing.values()))
+        # A first call in inference mode must not leave parameters that cannot be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            drawn = self._sized(size, like.device, like.dtype)
+            for name, weight in missing.items():
+                value = drawn.get_parameter(name)
+                weight.materialize(value.shape)
+                weight.copy_(value)
+        self.input_size = size
+
+    def reset_parameters(self) -> None:
+        """As LSTM's; nothing before there are parameters."""
+        if not self.has_uninitialized_params():
+            super().reset_parameters()
+
+    def trace(self, input: Tensor | PackedSequence, *args: Any, **keywords: Any) -> Trace:
+        """As LSTM's; a first call too."""
+        self._infer_parameters(self, (input,))
+        return self.trace(input, *args, **keywords)  # by its class, which is another now
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """As LSTM's; before input_size is known, any input is as good as another."""
+        if self.input_size:
+            super().check_input(input, batch_sizes)
+
+    def extra_repr(self) -> str:
+        """As LSTM's, without input_size."""
+        return super().extra_repr().partition(", ")[2]
+
+    def _sized(self, input_size: int, device: Any, dtype: torch.dtype | None = None) -> LSTM:
+        """An LSTM of this input size, as it would be drawn now."""
+        options = (self.num_layers, self.bias, self.batch_first, 0.0, self.bidirectional, self.proj_size)
+        return LSTM(input_size, self.hidden_size, *options, device, dtype)
+
+    def _lazy_load_hook(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for what is about to be loaded, and only if all of it fits; torch registers this."""
+        keys = {name: prefix + name for name in self._parameters if prefix + name in state_dict}
+        given = {name: state_dict[key] for name, key in keys.items() if not is_lazy(state_dict[key])}
+        inputs = [given[name] for name in ("weight_ih_l0", "weight_ih_l0_reverse") if name in given]
+        size = self.input_size or (inputs[0].shape[-1] if inputs and inputs[0].dim() else 0)
+        # Without those two, no shape depends on the input size.
+        expected = {name: weight.shape for name, weight in self._sized(size or 1, "meta").named_parameters()}
+        if wrong := [name for name, value in given.items() if value.shape != expected[name]]:
+            rest[-1].extend(
+                f"size mismatch for {prefix}{name}: Expected {tuple(expected[name])}, got {tuple(given[name].shape)}"
+                for name in wrong
+            )
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            for name in given:
+                weight: Any = self._parameters[name]
+                if is_lazy(weight):
+                    weight.materialize(expected[name])
+        self.input_size = size
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        lazy = [name for name, weight in self.named_parameters() if is_lazy(weight)]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in lazy:
+            # Where a parameter cannot stay the object that it is, as on the way to meta, torch makes a plain one.
+            if not is_lazy(weight := self.get_parameter(name)):
+                setattr(self, name, _UNINITIALIZED(weight.requires_grad, weight.device, weight.dtype))
+        self._init_flat_weights()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled UninitializedParameter forgets its dtype.
+        dtypes = {name: weight.dtype for name, weight in self.named_parameters()}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"_dtypes": dtypes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        dtypes = state.pop("_dtypes")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for name, dtype in dtypes.items():
+            weight: Any = self._parameters[name]
+            if is_lazy(weight) and weight.dtype != dtype:
+                weight.data = torch.empty(0, dtype=dtype, device=weight.device)
+
+
+def _features(input: Tensor | PackedSequence) -> int:
+    """The number of features of an input of any form; raises for what has none."""
+    if isinstance(input, PackedSequence):
+        check_packed(input)
+        data = input.data
+        if data.dim() != 2:
+            raise RuntimeError(f"LazyLSTM: Expected the data of a PackedSequence to be 2D, got {data.dim()}D instead")
+    else:
+        data = input
+        if is_jagged(data):
+            check_jagged("LazyLSTM", data)
+        else:
+            checks.check_tensor("LazyLSTM", data)
+        if data.dim() not in (2, 3):
+            raise ValueError(f"LazyLSTM: Expected input to be 2D or 3D, got {data.dim()}D instead")
+    size = data.shape[-1]
+    if size == 0:
+        raise ValueError(f"LazyLSTM: input_size must be greater than zero, got input of shape {tuple(data.shape)}")
+    return size
