@@ -4,10 +4,10 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-SOURCES = "torchlstm/kernels/cpu"
+SOURCES = "torchlstm/engines/cpu/kernel"
 
 kernel = Extension(
-    "torchlstm.kernels.cpu._kernel",
+    "torchlstm.engines.cpu._kernel",
     sorted(glob(f"{SOURCES}/*.c")),
     depends=sorted(glob(f"{SOURCES}/*.h")),  # also puts them into the source distribution
     extra_compile_args=["-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wall"],

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 
 from torchlstm import use_engine
-from torchlstm.progress import progress
+from torchlstm.command.progress import progress
 
 from .environment import environment, product_peak
 from .measure import Settings, measure

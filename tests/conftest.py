@@ -17,7 +17,7 @@ def unwritten_memory_shows() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def engine_is_automatic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave no forced engine behind."""
-    monkeypatch.setattr("torchlstm.dispatch._forced", "auto")
+    monkeypatch.setattr("torchlstm.call.dispatch._forced", "auto")
 
 
 @pytest.fixture

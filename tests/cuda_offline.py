@@ -11,8 +11,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from torchlstm.engines import cuda_loops, cuda_plan
 from torchlstm.engines.contract import Problem, Ragged
+from torchlstm.engines.cuda import loops as cuda_loops
+from torchlstm.engines.cuda import plan as cuda_plan
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPES = {

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stream",
         "swap",
         "viz",
-    },  # fmt: skip
+    },
     "__main__": {"__init__", "demo", "dispatch", "engines", "parity", "progress"},
     "cell": {"checks", "precision", "stack"},
     "cells.__init__": {"cells.gated", "cells.noise", "cells.norm", "cells.stack"},

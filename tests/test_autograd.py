@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_map_only
 
 import torchlstm
 from torchlstm.engines import ENGINES
-from torchlstm.engines.autograd import layer_of
 from torchlstm.engines.contract import Dense, Engine, Problem, Weights
-from torchlstm.engines.kernel import Accumulate
-from torchlstm.engines.plain import reach
+from torchlstm.engines.shared.autograd import layer_of
+from torchlstm.engines.shared.kernel import Accumulate
+from torchlstm.engines.shared.plain import reach
 from torchlstm.parity import CASES, run_case
 
 PART = 3  # steps that the backward hands over at a time
@@ -130,7 +130,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> PythonKernel:
     """A kernel behind the engine `python`, in force."""
     python = PythonKernel()
     engine = Engine("python", layer_of(python), refuses=lambda problem: problem.reach.refusal)
-    monkeypatch.setattr("torchlstm.dispatch.ENGINES", {"python": engine, "reference": ENGINES["reference"]})
+    monkeypatch.setattr("torchlstm.call.dispatch.ENGINES", {"python": engine, "reference": ENGINES["reference"]})
     return python
 
 

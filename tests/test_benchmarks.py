@@ -239,7 +239,7 @@ def test_gate_sees_the_path_without_gradients(monkeypatch: pytest.MonkeyPatch) -
         return (ENGINES["reference"].layer if torch.is_grad_enabled() else wrong)(*arguments)
 
     monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong_in_inference))
-    monkeypatch.setattr("torchlstm.dispatch._forced", "wrong")
+    monkeypatch.setattr("torchlstm.call.dispatch._forced", "wrong")
     result, why = outcome(WORKLOADS["T37-B5-I53-H77"], "cpu")
     assert result == "red"
     assert why.startswith("output without gradients: ")
@@ -249,7 +249,7 @@ def test_crash_and_refusal_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Any) -> Any:
         raise IndexError("off by one\nfar away")
 
-    monkeypatch.setattr("torchlstm.dispatch._forced", "odd")
+    monkeypatch.setattr("torchlstm.call.dispatch._forced", "odd")
     monkeypatch.setitem(ENGINES, "odd", Engine("odd", crash))
     assert outcome(WORKLOADS["T37-B5-I53-H77"], "cpu") == ("red", "IndexError: off by one")
     monkeypatch.setitem(ENGINES, "odd", Engine("odd", wrong, refuses=lambda _: "not today"))

@@ -14,8 +14,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchlstm
-from torchlstm.engines import chunks, cpu
 from torchlstm.engines.contract import Dense, Problem, Ragged
+from torchlstm.engines.cpu import engine as cpu
+from torchlstm.engines.shared import chunks
 from torchlstm.parity import CASES, run_case
 
 ENGINES = [name for name, missing in torchlstm.engines().items() if missing is None]

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call, grad, vmap
 
 import torchlstm
-from torchlstm.engines.plain import reach
+from torchlstm.engines.shared.plain import reach
 from torchlstm.parity.timing import interleave
 
 KERNEL = torchlstm.engines()["cpu"] is None

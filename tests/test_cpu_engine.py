@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torchlstm
-from torchlstm.engines import cpu
+from torchlstm.engines.cpu import engine as cpu
 from torchlstm.parity import CASES, run_case
 
 if reason := torchlstm.engines()["cpu"]:
@@ -126,7 +126,7 @@ def test_output_does_not_depend_on_the_rest_of_the_batch(
 ) -> None:
     """Bit for bit, with three sequences or more, on any number of threads.
 
-    Rows in tiles of one or two are summed in another order: see kernels/cpu/product.h.
+    Rows in tiles of one or two are summed in another order: see engines/cpu/kernel/product.h.
     """
     monkeypatch.setattr(cpu, "_isa", isa)
     shape, options = INVARIANT[name]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import torchlstm
-from torchlstm.engines import cpu
+from torchlstm.engines.cpu import engine as cpu
 
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no cpu engine: {reason}", allow_module_level=True)

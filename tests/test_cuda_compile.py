@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from torchlstm.engines.contract import Dense, Problem, Ragged
-from torchlstm.engines.cuda_loops import INTERPRETED
-from torchlstm.engines.cuda_plan import Rows
+from torchlstm.engines.cuda.loops import INTERPRETED
+from torchlstm.engines.cuda.plan import Rows
 
 offline: Any = pytest.importorskip("cuda_offline", reason="it needs Triton", exc_type=ImportError)
 

@@ -12,9 +12,10 @@ from torch import multiprocessing
 
 import torchlstm
 from benchmarks import gpu_stress
-from torchlstm.engines import cuda, cuda_loops
 from torchlstm.engines.contract import Dense, Problem, Ragged
-from torchlstm.engines.cuda_plan import Rows, Slices, Steps
+from torchlstm.engines.cuda import engine as cuda
+from torchlstm.engines.cuda import loops as cuda_loops
+from torchlstm.engines.cuda.plan import Rows, Slices, Steps
 from torchlstm.parity import CASES, run_case
 
 pytest.importorskip("triton")
@@ -189,7 +190,7 @@ def test_what_is_published_never_looks_like_what_is_not_there(
 ) -> None:
     import triton
 
-    from torchlstm.kernels.cuda import fused_slices
+    from torchlstm.engines.cuda.kernels import fused_slices
 
     # What a kernel calls it looks for among the names of its file.
     for name, value in (("tl", fused_slices.tl), ("_publish", fused_slices._publish)):

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import torchlstm
-from torchlstm.engines import cuda, cuda_loops
 from torchlstm.engines.contract import Dense, Problem
-from torchlstm.engines.cuda_plan import Rows, Slices, Steps, plan
+from torchlstm.engines.cuda import engine as cuda
+from torchlstm.engines.cuda import loops as cuda_loops
+from torchlstm.engines.cuda.plan import Rows, Slices, Steps, plan
 
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -112,7 +113,7 @@ def test_precision_settings_are_left_as_they_were(setting: str, allowed: str) ->
     """In a process of its own: what a user has set by one of torch's two interfaces cannot be unset by the other."""
     program = f"""
 import torch
-from torchlstm.engines.cuda import _matmul_tf32
+from torchlstm.engines.cuda.engine import _matmul_tf32
 
 def state():
     found = [torch.backends.cuda.matmul.fp32_precision]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import torchlstm
-from torchlstm.engines import reference
 from torchlstm.engines.contract import Engine, Problem
+from torchlstm.engines.reference import engine as reference
 
 
 def picky(problem: Problem) -> str | None:
@@ -36,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "missing": Engine("missing", spy("missing"), unavailable=lambda: "it was not compiled"),
         "reference": Engine("reference", spy("reference")),
     }
-    monkeypatch.setattr("torchlstm.dispatch.ENGINES", table)
+    monkeypatch.setattr("torchlstm.call.dispatch.ENGINES", table)
     return ran
 
 
@@ -106,7 +106,7 @@ def test_unknown_and_missing_engines(calls: list[str]) -> None:
 
 
 def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchlstm.dispatch.ENGINES", {"picky": Engine("picky", reference.layer, picky)})
+    monkeypatch.setattr("torchlstm.call.dispatch.ENGINES", {"picky": Engine("picky", reference.layer, picky)})
     module, x = lstm(torch.float64)
     with pytest.raises(RuntimeError, match=r"no engine can run this LSTM: picky refuses: torch\.float64"):
         module(x)
@@ -115,7 +115,7 @@ def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = """
 import torch, torchlstm
 torchlstm.LSTM(2, 3)(torch.randn(4, 1, 2))
-print(torchlstm.dispatch.forced_engine())
+print(torchlstm.call.dispatch.forced_engine())
 """
 
 
@@ -150,7 +150,7 @@ def test_explain_agrees_with_what_runs(calls: list[str]) -> None:
     def record(problem: Problem) -> None:
         posed.append(problem)
 
-    torchlstm.dispatch.ENGINES["picky"] = Engine("picky", reference.layer, record)
+    torchlstm.call.dispatch.ENGINES["picky"] = Engine("picky", reference.layer, record)
     everything = torchlstm.LSTM(4, 6, 2, bias=False, batch_first=True, bidirectional=True, proj_size=3)
     packed = pack_sequence([torch.randn(3, 4), torch.randn(5, 4)], enforce_sorted=False)
     for module, x in (

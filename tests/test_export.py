@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import torchlstm
-from torchlstm.engines import decompose
+from torchlstm.engines.exported import decompose
 
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no engine with operators: {reason}", allow_module_level=True)

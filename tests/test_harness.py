@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchlstm import engines as engine_list
-from torchlstm.engines import ENGINES, reference
+from torchlstm.engines import ENGINES
 from torchlstm.engines.contract import Dense, Engine, Problem, Ragged, Weights
+from torchlstm.engines.reference import engine as reference
 from torchlstm.parity import CASES, check, run_case
 
 Result = tuple[Tensor, Tensor, Tensor]
@@ -118,7 +119,7 @@ def test_dropout_mask_of_its_own_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
         torch.rand(1)
         return nn.functional.dropout(x, p, training)
 
-    monkeypatch.setattr("torchlstm.stack.torch.dropout", drawn_late)
+    monkeypatch.setattr("torchlstm.call.stack.torch.dropout", drawn_late)
     # nn.LSTM draws inside its operator, out of reach of the patch.
     assert not run_case(CASES["dropout-0.3-dense"]).passed
 

@@ -11,12 +11,13 @@ from typing import NoReturn
 
 import torch
 
-from . import __version__, demo, engines
-from .dispatch import forced_engine
+from . import __version__, engines
+from .call.dispatch import forced_engine
+from .command import demo
+from .command.progress import progress
 from .engines import ENGINES
 from .parity import Result, Verdict, run_case, select
 from .parity.report import line
-from .progress import progress
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .engines.threads import mend_fork
-from .precision import autocast_precision
-from .stack import run_step
+from .call import checks
+from .call.precision import autocast_precision
+from .call.stack import run_step
+from .engines.shared.threads import mend_fork
 
 State = tuple[Tensor, Tensor]
 

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .call.dispatch import choose, forced_engine, problem_of, standings
+from .call.packing import Packed, pack
+from .call.precision import autocast_precision, autocasts
+from .call.segments import Segments
 from .cell import LSTMCell
 from .cells.stack import CellStack
-from .dispatch import choose, forced_engine, problem_of, standings
 from .engines.contract import Dense, Problem
-from .engines.plain import reach
+from .engines.shared.plain import reach
 from .lazy import LazyLSTM
 from .lstm import LSTM
-from .packing import Packed, pack
-from .precision import autocast_precision, autocasts
-from .segments import Segments
 
 
 class Decision(NamedTuple):

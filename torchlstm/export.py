@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .engines import decompose
+from .engines.exported import decompose
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

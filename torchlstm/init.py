@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .call.packing import batch_of
 from .cells.gated import GatedCell
 from .cells.norm import LayerNormLSTMCell
 from .cells.stack import CellStack
-from .packing import batch_of
 
 Model = TypeVar("Model", bound=nn.Module)
 _INPUT, _FORGET = 0, 1  # places of these gates along the 4H axis

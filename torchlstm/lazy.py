@@ -8,10 +8,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks
-from .jagged import check_jagged, is_jagged
+from .call import checks
+from .call.jagged import check_jagged, is_jagged
+from .call.packing import check_packed
 from .lstm import LSTM
-from .packing import check_packed
 from .trace import Trace
 
 # (requires_grad, device, dtype) -> one, which the type that torch declares does not know.

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks
+from .call import checks
+from .call.jagged import check_jagged, is_jagged
+from .call.packing import check_packed, pack, pack_state, unpack, unpack_state, with_reset_state
+from .call.precision import autocast_precision
+from .call.segments import Segments, segment
+from .call.stack import run_stack
 from .engines.contract import Weights
-from .engines.threads import mend_fork
-from .jagged import check_jagged, is_jagged
-from .packing import check_packed, pack, pack_state, unpack, unpack_state, with_reset_state
-from .precision import autocast_precision
-from .segments import Segments, segment
-from .stack import run_stack
+from .engines.shared.threads import mend_fork
 from .trace import States, Trace, states_of
 
 State = tuple[Tensor, Tensor]

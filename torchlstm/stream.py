@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from .call import checks
 from .cell import LSTMCell
 from .lstm import LSTM
 

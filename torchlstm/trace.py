@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .packing import Packed, unpack
-from .precision import Precision
+from .call.packing import Packed, unpack
+from .call.precision import Precision
 
 # One layer as it comes from its engine, all its directions: y (P, D*R), acts (D, P, 4H), cells (D, P, H).
 Traced = tuple[Tensor, Tensor, Tensor]

@@ -3,7 +3,7 @@
 #   CC=clang EMULATE=1 tests/sanitize/run.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-kernel="$here/../../torchlstm/kernels/cpu"
+kernel="$here/../../torchlstm/engines/cpu/kernel"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cc=${CC:-cc}

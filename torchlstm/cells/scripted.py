@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.loop import Loop, Step, time_loop
+from ..engines.reference.loop import Loop, Step, time_loop
 
 
 def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -> tuple[Loop, list[Tensor]]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import checks
-from ..dispatch import layer
+from ..call import checks
+from ..call.dispatch import layer
+from ..call.jagged import check_jagged, is_jagged
+from ..call.packing import check_packed, pack, pack_state, unpack, unpack_state
+from ..call.precision import autocasts
 from ..engines.contract import Dense, Rows, Weights
-from ..engines.loop import time_loop
-from ..engines.threads import mend_fork
-from ..jagged import check_jagged, is_jagged
-from ..packing import check_packed, pack, pack_state, unpack, unpack_state
-from ..precision import autocasts
+from ..engines.reference.loop import time_loop
+from ..engines.shared.threads import mend_fork
 from .scripted import scripted_loop
 
 State: TypeAlias = tuple[Tensor, ...]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from .plain import DIRECT, Reach
+from .shared.plain import DIRECT, Reach
 
 
 class Dense(NamedTuple):

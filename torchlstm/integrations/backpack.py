@@ -9,8 +9,8 @@
 Every option and form of input is taken, packed and `lengths` too, samples in the order of the input; gradients may
 arrive at the output and at both states; a module that is called several times has the sum, as a loop over a cell wants.
 BackPACK hooks inputs and outputs of modules, and sees neither states, packed rows nor what is between two layers; so it
-hooks nothing here, and the backward of each layer hands over every sample's gradients (`engines/per_sample.py`).  Its
-other extensions say what they say of any module that they do not know.
+hooks nothing here, and the backward of each layer hands over every sample's gradients
+(`engines/shared/per_sample.py`).  Its other extensions say what they say of any module that they do not know.
 
 Raises RuntimeError for resets, in a compiled call, and where the model was extended before this was imported or before
 `swap`; NotImplementedError where a weight is no Parameter of the module's own.
@@ -27,9 +27,9 @@ from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from backpack.utils.hooks import no_op
 from torch import Tensor, nn
 
+from ..call.dispatch import record_layers
 from ..cell import LSTMCell
-from ..dispatch import record_layers
-from ..engines.per_sample import Samples
+from ..engines.shared.per_sample import Samples
 from ..lstm import LSTM
 from .samples import order_of, parameters_of
 

@@ -6,7 +6,7 @@
 GradSampleModule and PrivacyEngine then take models that contain them, with every option and form of input, in the modes
 "hooks", "functorch" (the same as "hooks" here) and "ghost", which opacus limits to one call of a module a step.  opacus
 hooks inputs and outputs of modules, and sees neither states, packed rows nor what is between two layers; so it hooks
-nothing here, and the backward of each layer hands over every sample's gradients (`engines/per_sample.py`).
+nothing here, and the backward of each layer hands over every sample's gradients (`engines/shared/per_sample.py`).
 
 Raises NotImplementedError where a weight is no Parameter of the module's own, and for "ghost_fsdp" and "ghost_tp";
 RuntimeError where a private model is compiled.  "ew" is torch's ExpandedWeights, which fails for want of an LSTM.
@@ -21,9 +21,9 @@ from opacus.grad_sample.grad_sample_module import create_or_accumulate_grad_samp
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 
+from ..call.dispatch import record_layers
 from ..cell import LSTMCell
-from ..dispatch import record_layers
-from ..engines.per_sample import Samples
+from ..engines.shared.per_sample import Samples
 from ..lstm import LSTM
 from .samples import order_of, parameters_of
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..call.jagged import check_jagged, is_jagged, plan
+from ..call.segments import segment
 from ..cell import LSTMCell
-from ..engines.per_sample import EAGER_ONLY
-from ..jagged import check_jagged, is_jagged, plan
+from ..engines.shared.per_sample import EAGER_ONLY
 from ..lstm import LSTM
-from ..segments import segment
 
 
 def parameters_of(library: str, module: LSTM | LSTMCell) -> list[list[nn.Parameter]]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Dense, Ragged, Rows
 from .segments import Segments, cut
 
 

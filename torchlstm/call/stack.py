@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engines.contract import Dense, Rows, Weights
 from .dispatch import layer
-from .engines.contract import Dense, Rows, Weights
 
 
 def run_stack(

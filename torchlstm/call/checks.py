@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .engines.contract import Weights
+from ..engines.contract import Weights
 from .precision import autocasts
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Dense, Problem, Weights
+from ..contract import Dense, Problem, Weights
 
 
 def exporting(problem: Problem) -> bool:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import chunks, operators, per_sample, reference
-from .contract import Layer, Problem, Weights
+from ..contract import Layer, Problem, Weights
+from ..reference import engine as reference
+from . import chunks, operators, per_sample
 from .gradients import gradients
 from .kernel import Call, Kernel, flatten, unflatten
 from .plain import as_plain, reach

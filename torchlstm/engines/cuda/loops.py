@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .contract import Problem, Ragged
-from .cuda_plan import Plan, Rows, Slices
+from ..contract import Problem, Ragged
+from .plan import Plan, Rows, Slices
 
 # In Triton's interpreter the kernels run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -244,7 +244,7 @@ def launch(
     **constants: Any,
 ) -> None:
     """Launch a kernel on the current stream; `together`: refuse to unless all its programs can run at once."""
-    kernel = getattr(importlib.import_module(f"..kernels.cuda.{file}", __package__), name)
+    kernel = getattr(importlib.import_module(f".kernels.{file}", __package__), name)
     options = {} if INTERPRETED else {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
     if 0 not in grid:
         kernel[grid](*tensors, *numbers, **constants, **options)

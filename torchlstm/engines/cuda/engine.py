@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cuda_loops as loops
-from .autograd import layer_of
-from .contract import Engine, Problem, Weights
-from .cuda_plan import Plan, plan
-from .kernel import Accumulate
+from ..contract import Engine, Problem, Weights
+from ..shared.autograd import layer_of
+from ..shared.kernel import Accumulate
+from . import loops
+from .plan import Plan, plan
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32

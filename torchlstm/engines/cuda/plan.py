@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from .contract import Problem
+from ..contract import Problem
 
 
 class Rows(NamedTuple):
-    """`kernels/cuda/fused_rows.py`: a program owns a tile of sequences and all hidden units."""
+    """`engines/cuda/kernels/fused_rows.py`: a program owns a tile of sequences and all hidden units."""
 
     units: int  # H rounded up to a power of two
     tile: int
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """`kernels/cuda/fused_slices.py`: a program owns a slice of hidden units."""
+    """`engines/cuda/kernels/fused_slices.py`: a program owns a slice of hidden units."""
 
     units: int  # of a slice
     slices: int
@@ -35,7 +35,7 @@ class Slices(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """`kernels/cuda/pointwise.py`: a product and a kernel for every step."""
+    """`engines/cuda/kernels/pointwise.py`: a product and a kernel for every step."""
 
     block: int
     warps: int

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .contract import Dense, Problem, Ragged, Weights
+from ..contract import Dense, Problem, Ragged, Weights
 from .kernel import Accumulate, Call
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
-from .contract import Problem, Weights
+from ..contract import Problem, Weights
 
 # accumulate(direction, rows, dgates, before, dh, raw): what the time loop backward hands over, part by part.
 #   rows    the slice of [0, P) that this part covers; all parts of a direction make up [0, P)

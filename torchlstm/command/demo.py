@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .explain import explain
-from .lstm import LSTM
+from ..explain import explain
+from ..lstm import LSTM
+from ..swap import swap
 from .progress import progress
-from .swap import swap
 
 STEPS = 150
 _BATCH, _LENGTH, _EMBEDDING, _HIDDEN, _DROPOUT = 32, 64, 64, 192, 0.2

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Dense, Ragged, Rows
 
 
 class Segments(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..contract import Dense, Layer, Problem, Ragged, Recorder, Weights
 from . import operators
-from .contract import Dense, Layer, Problem, Ragged, Recorder, Weights
 from .kernel import flatten, unflatten
 
 EAGER_ONLY = (

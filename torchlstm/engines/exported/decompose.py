@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..equations import lstm_step
-from . import reference
-from .contract import Dense, Weights
-from .kernel import unflatten
-from .operators import Arguments
+from ...equations import lstm_step
+from ..contract import Dense, Weights
+from ..reference import engine as reference
+from ..shared.kernel import unflatten
+from ..shared.operators import Arguments
 
 
 def lstm(*given: Any) -> Any:

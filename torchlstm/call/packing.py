@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .engines.contract import Dense, Ragged, Rows, check_batch_sizes
+from ..engines.contract import Dense, Ragged, Rows, check_batch_sizes
 from .jagged import is_jagged, like, plan
 from .segments import Segments
 

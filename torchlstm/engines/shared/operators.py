@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..contract import Dense, Problem, Ragged, check_batch_sizes
 from . import chunks
-from .contract import Dense, Problem, Ragged, check_batch_sizes
 from .gradients import gradients
 from .kernel import Call, Kernel, unflatten
 from .plain import reach

@@ -1,4 +1,4 @@
-"""The CPU engine: refusals, buffers, and the calls into kernels/cpu."""
+"""The CPU engine: refusals, buffers, and the calls into the kernel in C."""
 
 import importlib
 import os
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import threads
-from .autograd import layer_of
-from .contract import Dense, Engine, Problem, Weights
-from .kernel import Accumulate
+from ..contract import Dense, Engine, Problem, Weights
+from ..shared import threads
+from ..shared.autograd import layer_of
+from ..shared.kernel import Accumulate
 
 _kernel: Any
 _missing: str | None
@@ -21,7 +21,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     """The extension, or None and why it is missing."""
     try:
         # After torch: its OpenMP runtime is the one that the kernel finds.
-        return importlib.import_module("..kernels.cpu._kernel", __package__), None
+        return importlib.import_module("._kernel", __package__), None
     except ModuleNotFoundError:
         return None, (
             "its extension was not compiled at installation; "

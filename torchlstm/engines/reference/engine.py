@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..equations import lstm_step
-from . import chunks, per_sample
-from .contract import Dense, Engine, Problem, Weights
-from .kernel import flatten, unflatten
+from ...equations import lstm_step
+from ..contract import Dense, Engine, Problem, Weights
+from ..shared import chunks, per_sample
+from ..shared.kernel import flatten, unflatten
 from .loop import time_loop
 
 

@@ -1,0 +1,179 @@
+"""Which engine computes a layer: automatic choice, `use_engine`, `engines`."""
+
+import os
+from collections.abc import Iterator
+from itertools import chain
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engines import ENGINES
+from ..engines.contract import Dense, Engine, Problem, Recorder, Rows, Weights
+from ..engines.exported import onnx
+from ..engines.shared.plain import as_plain, reach
+
+_AUTOMATIC = "auto"
+
+# The name of a forced engine, or "auto".  Process-wide, as torch.backends' flags are.
+_forced = os.environ.get("TORCHLSTM_ENGINE") or _AUTOMATIC
+
+# Who records the layers that a thread runs next, by its id; see `record_layers`.
+_recorders: dict[int, Iterator[Recorder | None]] = {}
+
+
+def engines() -> dict[str, str | None]:
+    """The engines by name, in order of preference, each with None or the reason it is missing here."""
+    return {name: engine.unavailable() for name, engine in ENGINES.items()}
+
+
+def forced_engine() -> str | None:
+    """The engine in force by `use_engine` or the variable TORCHLSTM_ENGINE, or None for automatic choice."""
+    return None if _forced == _AUTOMATIC else _forced
+
+
+class EngineRefusal(RuntimeError):
+    """The engine that was asked for by name cannot run this module on this input."""
+
+
+class use_engine:
+    """Compute every torchlstm module of this process with one engine, from now on or inside a `with`.
+
+    >>> torchlstm.use_engine("reference")
+    >>> with torchlstm.use_engine("reference"): ...
+    >>> torchlstm.use_engine("auto")
+
+    An engine that is asked for and cannot run a module raises EngineRefusal with its reason; "auto" chooses the first
+    that can.  Raises ValueError for an unknown name and RuntimeError for an engine that is missing here.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _forced
+        if name != _AUTOMATIC:
+            _present(name)
+        self._before, _forced = _forced, name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _forced
+        _forced = self._before
+
+
+def _present(name: str) -> Engine:
+    """The engine of this name, or an error that says what there is."""
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; engines: {', '.join([*ENGINES, _AUTOMATIC])}")
+    if reason := ENGINES[name].unavailable():
+        raise RuntimeError(f"engine {name!r} is not available: {reason}")
+    return ENGINES[name]
+
+
+def refusal(engine: Engine, problem: Problem) -> str | None:
+    """Why this engine does not run this problem, or None."""
+    return engine.unavailable() or engine.refuses(problem)
+
+
+def standings(problem: Problem) -> dict[str, str]:
+    """What each engine, in order of preference, says to this problem."""
+
+    def standing(engine: Engine) -> str:
+        reason = refusal(engine, problem)
+        return f"refuses: {reason}" if reason else "can run it" + ", but only if asked for" * engine.opt_in
+
+    return {name: standing(engine) for name, engine in ENGINES.items()}
+
+
+def choose(problem: Problem) -> Engine:
+    """The engine for this problem: the forced one, or the first in order of preference that does not refuse."""
+    if _forced != _AUTOMATIC:
+        engine = _present(_forced)
+        if reason := engine.refuses(problem):
+            able = ", ".join(e.name for e in ENGINES.values() if refusal(e, problem) is None)
+            raise EngineRefusal(f"engine {_forced!r} cannot run this LSTM: {reason}; engines that can: {able}")
+        return engine
+    for engine in ENGINES.values():
+        if not engine.opt_in and refusal(engine, problem) is None:
+            return engine
+    reasons = "; ".join(f"{name} {standing}" for name, standing in standings(problem).items())
+    raise RuntimeError(f"no engine can run this LSTM: {reasons}")
+
+
+def record_layers(recorders: Iterator[Recorder | None] | None) -> None:
+    """Give every layer that this thread runs from now on the next of these recorders; None ends it."""
+    if recorders is None:
+        _recorders.pop(get_ident(), None)
+    else:
+        _recorders[get_ident()] = recorders
+
+
+def problem_of(
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: tuple[Weights, ...],
+    rows: Rows,
+    trace: bool = False,
+    checkpoint_every: int | None = None,
+) -> Problem:
+    """The problem that these arguments pose; see `contract.Layer` for their shapes."""
+    w_ih, w_hh, b_ih, _, w_hr = weights[0]
+    return Problem(
+        rows=rows,
+        batch=h_0.shape[1],
+        input_size=w_ih.shape[1],
+        hidden_size=w_hh.shape[0] // 4,
+        proj_size=0 if w_hr is None else w_hr.shape[0],
+        directions=len(weights),
+        bias=b_ih is not None,
+        dtype=x.dtype,
+        device=x.device,
+        reach=reach((x, h_0, c_0, *chain.from_iterable(weights))),
+        trace=trace,
+        # A trace keeps every state: nothing is left to compute again.
+        checkpoint_every=None if trace else checkpoint_every,
+    )
+
+
+def layer(
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: tuple[Weights, ...],
+    rows: Rows,
+    trace: bool = False,
+    checkpoint_every: int | None = None,
+) -> tuple[Tensor, ...]:
+    """One layer, all its directions, on the engine chosen for it; see `contract.Layer`."""
+    if isinstance(rows, Dense) and rows.steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    problem = problem_of(x, h_0, c_0, weights, rows, trace, checkpoint_every)
+    if problem.reach.subclass:
+        return _layer_of_subclasses(x, h_0, c_0, weights, rows, trace, checkpoint_every)
+    if onnx.exporting(problem):
+        return onnx.layer(problem, x, h_0, c_0, weights)
+    engine = choose(problem)
+    if _recorders and (mine := _recorders.get(get_ident())):
+        problem = problem._replace(recorder=next(mine))
+    if not torch.autograd.profiler._is_profiler_enabled or torch.compiler.is_compiling():
+        return engine.layer(problem, x, h_0, c_0, weights)
+    with torch.profiler.record_function(f"torchlstm::layer {engine.name}"):
+        return engine.layer(problem, x, h_0, c_0, weights)
+
+
+def _layer_of_subclasses(
+    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], *options: Any
+) -> tuple[Tensor, ...]:
+    """`layer` of tensors of which some are of subclasses of Tensor: one operation to them, as torch.lstm is.
+
+    A class that does not say otherwise (`__torch_function__`) gets its results in its own type.
+    """
+    given = [tensor for tensor in (x, h_0, c_0, *chain.from_iterable(weights)) if tensor is not None]
+    if torch.overrides.has_torch_function(given):
+        result: tuple[Tensor, ...]
+        result = torch.overrides.handle_torch_function(layer, given, x, h_0, c_0, weights, *options)
+        return result
+    plain = tuple(tuple(None if tensor is None else as_plain(tensor) for tensor in each) for each in weights)
+    return layer(as_plain(x), as_plain(h_0), as_plain(c_0), plain, *options)  # type: ignore[arg-type]

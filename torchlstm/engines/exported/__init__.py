@@ -1,0 +1,1 @@
+"""A layer in programs for others: as an ONNX node, and as core ATen."""

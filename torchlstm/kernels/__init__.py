@@ -1,1 +1,0 @@
-"""The kernels, by device: plain C for the CPU."""

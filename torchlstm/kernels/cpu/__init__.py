@@ -1,1 +1,0 @@
-"""The CPU kernel: C, built as the optional extension `_kernel`; see kernel.h."""
