@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "viz",
     },
     "__main__": {"__init__", "demo", "dispatch", "engines", "parity", "progress"},
-    "cell": {"checks", "precision", "stack"},
+    "cell": {"checks", "engines.threads", "precision", "stack"},
     "cells.__init__": {"cells.gated", "cells.noise", "cells.norm", "cells.stack"},
     "cells.gated": {"cells.stack", "engines.contract"},
     "cells.noise": {"cells.gated", "cells.stack", "engines.contract", "equations", "lstm"},
@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engines.kernel",
         "engines.plain",
     },
-    "engines.cpu": {"engines.autograd", "engines.contract", "engines.kernel"},
+    "engines.cpu": {"engines.autograd", "engines.contract", "engines.kernel", "engines.threads"},
     "engines.cuda": {
         "engines.autograd",
         "engines.contract",
@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines.cuda_plan": {"engines.contract"},
     "engines.contract": {"engines.plain"},
     "engines.plain": set(),
+    "engines.threads": set(),
     "engines.per_sample": {"engines.contract", "engines.kernel", "engines.operators"},
     "engines.reference": {
         "engines.chunks",
