@@ -53,7 +53,7 @@ ON_DEMAND = {"torchlstm.parity", "torchlstm.testing", "torchlstm.__main__"}
 FUNCTIONS = ("engines", "explain", "swap")
 
 SCRIPT = """
-import functools, importlib, json, sys
+import functools, importlib, json, os, sys
 names, on_demand, functions = json.loads(sys.argv[1])
 wrong = []
 
@@ -72,6 +72,8 @@ for module, attributes in names.items():
     except ImportError as error:
         wrong.append(f"import {module}: {error}")
         continue
+    if not found.__file__.startswith(os.path.dirname(torchlstm.__file__) + os.sep):
+        wrong.append(f"import {module}: that of another installation, {found.__file__}")
     for name in attributes.split():
         try:
             exec(f"from {module} import {name}", {})
