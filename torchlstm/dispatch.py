@@ -1,4 +1,4 @@
-"""Which engine computes a layer: automatic choice, `use_engine`, `engines`."""
+"""Which engine computes a layer, by automatic choice or by `use_engine`, and the call of it."""
 
 import os
 from collections.abc import Iterator

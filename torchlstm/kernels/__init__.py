@@ -1,1 +1,1 @@
-"""The kernels, by device: plain C for the CPU."""
+"""The kernels, by device: plain C for the CPU, Triton for CUDA."""
