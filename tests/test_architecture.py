@@ -1,191 +1,100 @@
-"""Who may import whom, and how long a file may be."""
+"""Who may import whom, how long a file may be, and that the map in CONTRIBUTING.md is the one that the files make."""
 
 import ast
 from pathlib import Path
 
+import draw_map
 import pytest
+from draw_map import EXCEPTIONS, PACKAGE, ROOMS, ROOT, cycle, first_sentence, imports, name_of, rooms_of, upward
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "torchlstm"
-
-# CONTRIBUTING.md draws this table.  A name stands for a module or for all modules of a folder.
-MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {
-        "cell",
-        "cells",
-        "convert",
-        "dispatch",
-        "explain",
-        "export",
-        "init",
-        "lazy",
-        "lstm",
-        "stream",
-        "swap",
-        "viz",
-    },
-    "__main__": {"__init__", "demo", "dispatch", "engines", "parity", "progress"},
-    "cell": {"checks", "engines.threads", "precision", "stack"},
-    "cells.__init__": {"cells.gated", "cells.noise", "cells.norm", "cells.stack"},
-    "cells.gated": {"cells.stack", "engines.contract"},
-    "cells.noise": {"cells.gated", "cells.stack", "engines.contract", "equations", "lstm"},
-    "cells.norm": {"cells.stack"},
-    "cells.stack": {"checks", "dispatch", "engines.contract", "engines.loop", "jagged", "packing", "precision"},
-    "checks": {"engines.contract", "precision"},
-    "convert": {"lstm"},
-    "demo": {"explain", "lstm", "progress", "swap"},
-    "dispatch": {"engines", "engines.contract", "engines.onnx", "engines.plain"},
-    "engines.__init__": {"engines.contract", "engines.cpu", "engines.cuda", "engines.reference"},
-    "kernels": {"kernels.cuda.common"},
-    "engines.autograd": {
-        "engines.chunks",
-        "engines.contract",
-        "engines.gradients",
-        "engines.kernel",
-        "engines.operators",
-        "engines.per_sample",
-        "engines.plain",
-        "engines.reference",
-    },
-    "engines.chunks": {"engines.contract", "engines.kernel"},
-    "engines.decompose": {
-        "engines.contract",
-        "engines.kernel",
-        "engines.operators",
-        "engines.reference",
-        "equations",
-    },
-    "engines.gradients": {"engines.chunks", "engines.kernel"},
-    "engines.kernel": {"engines.contract"},
-    "engines.loop": set(),
-    "engines.onnx": {"engines.contract"},
-    "engines.operators": {
-        "engines.chunks",
-        "engines.contract",
-        "engines.gradients",
-        "engines.kernel",
-        "engines.plain",
-    },
-    "engines.cpu": {"engines.autograd", "engines.contract", "engines.kernel", "engines.threads"},
-    "engines.cuda": {
-        "engines.autograd",
-        "engines.contract",
-        "engines.cuda_loops",
-        "engines.cuda_plan",
-        "engines.kernel",
-    },
-    "engines.cuda_loops": {"engines.contract", "engines.cuda_plan"},
-    "engines.cuda_plan": {"engines.contract"},
-    "engines.contract": {"engines.plain"},
-    "engines.plain": set(),
-    "engines.threads": set(),
-    "engines.per_sample": {"engines.contract", "engines.kernel", "engines.operators"},
-    "engines.reference": {
-        "engines.chunks",
-        "engines.contract",
-        "engines.kernel",
-        "engines.loop",
-        "engines.per_sample",
-        "equations",
-    },
-    "equations": set(),
-    "explain": {
-        "cell",
-        "cells.stack",
-        "dispatch",
-        "engines.contract",
-        "engines.plain",
-        "lazy",
-        "lstm",
-        "packing",
-        "precision",
-        "segments",
-    },
-    "export": {"engines.decompose"},
-    "init": {"cells.gated", "cells.norm", "cells.stack", "packing"},
-    "integrations": {
-        "cell",
-        "dispatch",
-        "engines.per_sample",
-        "integrations.as_nn",
-        "integrations.samples",
-        "jagged",
-        "lstm",
-        "segments",
-    },
-    "jagged": {"engines.contract", "segments"},
-    "lazy": {"checks", "jagged", "lstm", "packing", "trace"},
-    "lstm": {"checks", "engines.contract", "jagged", "packing", "precision", "segments", "stack", "trace"},
-    "packing": {"engines.contract", "jagged", "segments"},
-    "parity": {"__init__", "parity", "swap"},
-    "precision": set(),
-    "progress": set(),
-    "segments": {"engines.contract"},
-    "stack": {"dispatch", "engines.contract"},
-    "stream": {"cell", "checks", "lstm"},
-    "swap": {"cell", "lazy", "lstm"},
-    "testing": {"cells.stack"},
-    "trace": {"packing", "precision"},
-    "viz": {"trace"},
-}
+FILES = draw_map.files()
+GRAPH = {name_of(path): [name_of(target) for target in imports(path)] for path in FILES}
 
 
-def _name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+@pytest.mark.parametrize("name", GRAPH)
+def test_imports(name: str) -> None:
+    for imported in GRAPH[name]:
+        assert imported in GRAPH, f"{name} imports {imported}, which is not there"
+        assert upward(name, imported) is None
 
 
-def _imports(path: Path) -> set[str]:
-    """The modules of this package that a file imports."""
-    here = path.relative_to(PACKAGE).parts[:-1]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            assert not any(alias.name.split(".")[0] == "torchlstm" for alias in node.names), f"{path}: not relative"
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        assert (node.module or "").split(".")[0] != "torchlstm", f"{path}: import relatively"
-        if node.level:
-            base = [*here[: len(here) - node.level + 1], *(node.module or "").split(".")]
-            for alias in node.names:
-                target = PACKAGE.joinpath(*filter(None, base), alias.name)
-                parts = [*filter(None, base)]
-                if target.with_suffix(".py").is_file() or (target / "__init__.py").is_file():
-                    parts.append(alias.name)
-                found.add(".".join(parts) or "__init__")
-    return found
+def test_no_file_imports_itself_in_the_end() -> None:
+    assert not (found := cycle(GRAPH)), " imports ".join(found)
 
 
-def _allowed(importer: str, imported: str) -> bool:
-    for name in (importer, importer.split(".")[0]):
-        if name in MAY_IMPORT:
-            allowed = MAY_IMPORT[name]
-            return imported in allowed or (imported.split(".")[0] in allowed and imported.split(".")[0] == "parity")
-    raise AssertionError(f"{importer} is not in the table")
+def test_every_file_has_one_room_and_every_pattern_a_file() -> None:
+    for name in GRAPH:
+        assert len(rooms_of(name)) == 1, f"{name} is in the rooms {rooms_of(name)}: see ROOMS in tests/draw_map.py"
+    for room, patterns in ROOMS.items():
+        for pattern in patterns:
+            assert draw_map.matching(pattern, GRAPH), f"{pattern} of the room {room!r} is no file's"
+    assert set(ROOMS) >= draw_map.APART
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+def test_no_exception_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permission that nobody uses, or nobody needs, is a mistake."""
+    wanted = list(EXCEPTIONS)
+    monkeypatch.setattr(draw_map, "EXCEPTIONS", {})
+    for name, imported in wanted:
+        assert imported in GRAPH[name], f"{name} does not import {imported}"
+        assert upward(name, imported), f"{name} may import {imported} anyway"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=map(_name, MODULES))
-def test_imports(path: Path) -> None:
-    for imported in _imports(path):
-        assert _allowed(_name(path), imported), f"{_name(path)} imports {imported}"
-
-
-def test_the_table_is_not_wider_than_the_imports() -> None:
-    """A permission that nobody uses is a mistake in the table."""
-    used: dict[str, set[str]] = {name: set() for name in MAY_IMPORT}
-    for path in MODULES:
-        name = _name(path)
-        key = name if name in MAY_IMPORT else name.split(".")[0]
-        used[key] |= {i.split(".")[0] if i.startswith("parity") else i for i in _imports(path)}
-    assert used == MAY_IMPORT
+def test_the_map_is_drawn() -> None:
+    page = draw_map.PAGE.read_text(encoding="utf-8")
+    # Not `==`: the two pages side by side would hide what to do.
+    same = draw_map.drawn(page) == page
+    assert same, "the map in CONTRIBUTING.md is not that of the files: run `python tests/draw_map.py`"
 
 
 def test_the_walk_sees_imports() -> None:
-    assert _imports(PACKAGE / "stack.py") == {"dispatch", "engines.contract"}
-    assert _imports(PACKAGE / "engines" / "onnx.py") == {"engines.contract"}
-    assert not _allowed("stack", "lstm")
+    def seen(name: str) -> set[str]:
+        return {name_of(target) for target in imports(PACKAGE / name)}
+
+    assert seen("swap.py") == {"cell.py", "lazy.py", "lstm.py"}
+    assert "__init__.py" in seen("parity/run.py")  # from .. import LSTM
+    assert "cells/__init__.py" in seen("__init__.py")  # from . import cells
+    assert seen("viz.py") == {"trace.py"}  # and matplotlib
+
+
+def test_the_walk_sees_imports_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("__init__", "low", "high", "deep/__init__", "deep/inner", "deep/_made"):
+        path = (tmp_path / name).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('"""A file."""\n')
+    (tmp_path / "deep/_made.py").unlink()
+    (tmp_path / "deep/one.h").write_text(
+        '/* One.  Not two. */\n#include <math.h>\n#if 1\n  # include "two.h"\n#endif\n'
+    )
+    monkeypatch.setattr(draw_map, "PACKAGE", tmp_path)
+    inner = tmp_path / "deep/inner.py"
+
+    def seen(text: str) -> list[str]:
+        inner.write_text(text)
+        return [name_of(target) for target in imports(inner)]
+
+    assert seen("from .. import low\nimport torch\nfrom math import pi") == ["low.py"]
+    assert seen("def later():\n    from ..high import thing\n    from . import also") == ["deep/__init__.py", "high.py"]
+    assert seen('importlib.import_module("..low", __package__)') == ["low.py"]
+    assert seen('import_module("..deep._made", __package__)') == ["deep/__init__.py"]  # compiled, perhaps
+    assert seen('import_module(f"..deep.{name}", __package__)') == ["deep/__init__.py"]
+    for text in ("import torchlstm.low", "from torchlstm.low import x"):
+        with pytest.raises(AssertionError, match="relative"):
+            seen(text)
+    with pytest.raises(AssertionError, match="nobody can tell"):
+        seen("import_module(name)")
+    assert [name_of(path) for path in imports(tmp_path / "deep/one.h")] == ["deep/two.h"]
+    assert first_sentence(tmp_path / "deep/one.h") == "One."
+    assert first_sentence(tmp_path / "low.py") == "A file."
+
+
+def test_the_rule_bites() -> None:
+    assert "'Public modules' is above 'The path of a call'" in str(upward("call/stack.py", "lstm.py"))
+    assert "'Integrations' is above" in str(upward("__init__.py", "integrations/opacus.py"))
+    assert "know nothing of each other" in str(upward("engines/cuda/engine.py", "engines/cpu/engine.py"))
+    assert upward("lstm.py", "engines/contract.py") is None
+    assert cycle({"a": ["b"], "b": ["c"], "c": ["d", "b"], "d": []}) == ["b", "c", "b"]
+    assert cycle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
 
 
 def test_files_are_short_and_open_with_a_sentence() -> None:
@@ -197,3 +106,4 @@ def test_files_are_short_and_open_with_a_sentence() -> None:
         assert text.count("\n") <= 400, f"{path} has more than 400 lines"
         if path.suffix == ".py":
             assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is"
+        assert first_sentence(path), f"{path} does not open with a sentence"

@@ -1,4 +1,4 @@
-"""The LSTM cell, written out once in torch operations; every other implementation is judged by this one."""
+"""The LSTM cell, its equations written out once in torch operations; the reference engine loops over them."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Checks of states and weights that LSTM and LSTMCell share, made before any engine sees a tensor."""
+"""Checks of inputs, states, weights and options that modules share, made before any engine sees a tensor."""
 
 from collections.abc import Sequence
 

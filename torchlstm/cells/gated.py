@@ -1,4 +1,4 @@
-"""Cells with other gates: peepholes, coupled input and forget gates, clipping; and what they have in common."""
+"""Cells with peepholes, coupled input and forget gates, or clipping; and `GatedCell`, what they share."""
 
 from typing import Any
 

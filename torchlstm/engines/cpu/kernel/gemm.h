@@ -1,4 +1,4 @@
-/* A product of whole matrices, by the microkernel: what is left of the gradients after the time loop.
+/* A product of whole matrices, by the microkernel: the gradients that are made of what the time loop hands over.
  *
  * GEMM_DEPTH slots at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
  * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH slots: a single one,

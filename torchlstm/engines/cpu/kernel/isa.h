@@ -1,4 +1,6 @@
-/* All kernels of one instruction set, for float and for double.  The including file defines
+/* All kernels of one instruction set, for float and, unless terms come in pairs, for double.
+ *
+ * The including file defines
  *
  *   ISA             its name
  *   TARGET          the attribute of every function

@@ -1,4 +1,4 @@
-/* The microkernel: a tile of rows times panels of packed weights, and the packing. */
+/* The microkernel: a tile of packed rows times panels of columns, and the packing. */
 
 /* acc = from + a b for `rows` rows and up to COLS vectors of columns, K slots.
  *   a      (rows, K) as pack_left leaves it

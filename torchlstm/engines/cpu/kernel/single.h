@@ -1,4 +1,4 @@
-/* One step, straight from the weights as torch keeps them: no packing.
+/* One step forward, straight from the weights as torch keeps them: no packing.
  *
  * Rows of weights and rows of inputs are both contiguous along K, so a gate is a sum of LANES partial sums.  Every
  * gate of every row is summed in the same order, whatever the other rows.

@@ -1,4 +1,4 @@
-"""What the kernels share: activations, gates side by side, and accesses to memory in the layout of a product."""
+"""What the kernels share: the cell's arithmetic, gates side by side, and memory accessed in a product's layout."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Fused, many units: each program owns a slice of hidden units; all exchange h, or its gradient, every step.
+"""Fused, many units: each program owns a slice of hidden units; all exchange h, or the gates' gradients, each step.
 
 A slice's part of W_hh stays in registers for all steps.  What the programs exchange validates itself: y (forward) and
 dgates (backward) are filled with a pattern of bits beforehand that no result has, every element is written once, and
