@@ -101,10 +101,11 @@ def _imported(path: Path, tree: ast.AST) -> Iterator[list[str]]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module":
             # Of a name that is made when it runs, what is known of it.
             first = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
-            assert isinstance(first, ast.Constant), f"{path}: nobody can tell what import_module imports"
-            level = len(first.value) - len(first.value.lstrip("."))
+            name = first.value if isinstance(first, ast.Constant) else None
+            assert isinstance(name, str), f"{path}: nobody can tell what import_module imports"
+            level = len(name) - len(name.lstrip("."))
             if level:
-                yield [*here[: len(here) - level + 1], *filter(None, first.value.split("."))]
+                yield [*here[: len(here) - level + 1], *filter(None, name.split("."))]
 
 
 def _module(parts: list[str]) -> Path:
