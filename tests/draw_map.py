@@ -22,7 +22,17 @@ ROOMS = {
     "The command line": ["__main__.py", "command/*"],
     "Parity": ["parity/*"],
     "Public modules": [
-        *("__init__.py", "lstm.py", "cell.py", "lazy.py", "stream.py", "swap.py", "explain.py", "export.py", "trace.py"),
+        *(
+            "__init__.py",
+            "lstm.py",
+            "cell.py",
+            "lazy.py",
+            "stream.py",
+            "swap.py",
+            "explain.py",
+            "export.py",
+            "trace.py",
+        ),
         *("init.py", "convert.py", "viz.py", "testing.py", "dispatch.py", "cells/*"),
     ],
     "The path of a call": ["call/*", "engines/__init__.py"],

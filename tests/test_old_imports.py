@@ -13,8 +13,10 @@ ROOT = Path(__file__).parent.parent
 NAMES = {
     "torchlstm": (
         "LSTM EngineRefusal LSTMCell LayerNormLSTM Stream cells convert engines explain init plan_swap restore "
-        "stack_cells swap use_engine viz __version__"
+        "stack_cells swap use_engine viz __version__ LazyLSTM export"
     ),
+    "torchlstm.lazy": "LazyLSTM",
+    "torchlstm.export": "decompositions",
     "torchlstm.lstm": "LSTM",
     "torchlstm.cell": "LSTMCell",
     "torchlstm.cells": (

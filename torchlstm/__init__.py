@@ -1,9 +1,9 @@
 """torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
 
 from . import cells, convert, export, init, viz
-from .call.dispatch import EngineRefusal, engines, use_engine
 from .cell import LSTMCell
 from .cells import LayerNormLSTM, stack_cells
+from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
 from .lazy import LazyLSTM
 from .lstm import LSTM
