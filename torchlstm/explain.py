@@ -3,12 +3,13 @@
 import math
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .call.dispatch import choose, forced_engine, problem_of, standings
 from .call.packing import Packed, pack
-from .call.precision import autocast_precision, autocasts
+from .call.plan import Form, Plan, plan_cell, plan_lstm, plan_stack
+from .call.precision import autocasts
 from .call.segments import Segments
 from .cell import LSTMCell
 from .cells.stack import CellStack
@@ -85,24 +86,24 @@ def explain(
     if isinstance(module, CellStack):
         if lengths is not None or resets is not None or trace:
             raise TypeError("explain: lengths, resets and trace are for an LSTM, got a CellStack")
-        return Explanation(forced_engine(), [_stack_decision(module, k, input) for k in range(module.num_layers)])
+        packed = pack(plan_stack(module, input, hx), input, hx)
+        return Explanation(forced_engine(), [_stack_decision(module, k, packed) for k in range(module.num_layers)])
     if isinstance(module, LazyLSTM) and module.has_uninitialized_params():
         raise RuntimeError("explain: a LazyLSTM has no input_size, and runs on no engine, before its first call")
     if isinstance(module, LSTM):
-        segments = None
-        if lengths is not None or resets is not None:
-            segments, _ = module._segments(input, hx, lengths, resets, None)
-            how = _describe(segments)
-        packed = pack(input, module.batch_first, hx, segments)
-        if packed.jagged is not None:
-            how = _describe(packed.segments, "jagged input")
-        problems = _lstm_problems(module, packed, hx, trace)
+        plan = plan_lstm(module, input, hx, lengths, resets, trace=trace)
     elif isinstance(module, LSTMCell):
         if lengths is not None or resets is not None or trace:
             raise TypeError("explain: lengths, resets and trace are for an LSTM, got an LSTMCell")
-        problems = [_cell_problem(module, input, hx)]
+        plan = plan_cell(module, input, hx)  # type: ignore[arg-type]
     else:
         raise TypeError(f"explain expects a torchlstm.LSTM or LSTMCell, got {type(module).__qualname__}: swap it first")
+    packed = pack(plan, input, hx, lengths, resets)
+    if plan.segmented:
+        how = _describe(packed.segments)
+    elif plan.form is Form.JAGGED:
+        how = _describe(packed.segments, "jagged input")
+    problems = _problems(plan, packed, module)
     return Explanation(forced_engine(), [_decide(index, problem) for index, problem in enumerate(problems)], how)
 
 
@@ -124,8 +125,7 @@ def _decide(index: int, problem: Problem) -> Decision:
         return Decision(index, problem, None, str(error), standings(problem))
 
 
-def _stack_decision(module: CellStack, k: int, input: Tensor | PackedSequence) -> Decision | Loop:
-    packed = pack(input, module.batch_first)
+def _stack_decision(module: CellStack, k: int, packed: Packed) -> Decision | Loop:
     x, weights, name = packed.data, module.as_lstm(k), type(module.layer_cells(k)[0]).__name__
     if weights is None:
         return Loop(k, f"engines compute plain LSTMs, not a {name}")
@@ -135,43 +135,23 @@ def _stack_decision(module: CellStack, k: int, input: Tensor | PackedSequence) -
     return _decide(k, problem_of(x, state, state, weights, packed.rows))
 
 
-def _lstm_problems(module: LSTM, packed: Packed, hx: Any, trace: bool) -> list[Problem]:
-    x, state = packed.data, module.proj_size or module.hidden_size
-    fused = packed.form is None and not module.proj_size
-    precision = autocast_precision(x, None if hx is None else hx[1], module.proj_size > 0, fused)
-    directions = 2 if module.bidirectional else 1
-    found = reach((x, *module.parameters()))
+def _problems(plan: Plan, packed: Packed, module: nn.Module) -> list[Problem]:
+    """The problems that a planned call poses to the engines, layer by layer."""
+    x, (size, hidden), found = packed.data, plan.sizes, reach((packed.data, *module.parameters()))
     return [
         Problem(
             rows=packed.rows,
             batch=packed.batch,
-            input_size=module.input_size if k == 0 else directions * state,
-            hidden_size=module.hidden_size,
-            proj_size=module.proj_size,
-            directions=directions,
-            bias=module.bias,
-            dtype=x.dtype if precision is None else precision.compute,
+            input_size=x.shape[1] if k == 0 else plan.directions * size,
+            hidden_size=hidden,
+            proj_size=0 if directions[0][-1] is None else size,
+            directions=plan.directions,
+            bias=bool(getattr(module, "bias", True)),
+            dtype=x.dtype if plan.precision is None else plan.precision.compute,
             device=x.device,
             reach=found,
-            trace=trace,
-            checkpoint_every=None if trace else module.checkpoint_every,
+            trace=plan.trace,
+            checkpoint_every=None if plan.trace else plan.checkpoint_every,
         )
-        for k in range(module.num_layers)
+        for k, directions in enumerate(plan.layers)
     ]
-
-
-def _cell_problem(module: LSTMCell, input: Any, hx: Any) -> Problem:
-    batch = input.shape[0] if input.dim() == 2 else 1
-    precision = autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False)
-    return Problem(
-        rows=Dense(1, batch),
-        batch=batch,
-        input_size=module.input_size,
-        hidden_size=module.hidden_size,
-        proj_size=0,
-        directions=1,
-        bias=module.bias_ih is not None,
-        dtype=input.dtype if precision is None else precision.compute,
-        device=input.device,
-        reach=reach((input, *module.parameters())),
-    )

@@ -9,8 +9,8 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 from .call import checks
+from .call.checks import check_packed
 from .call.jagged import check_jagged, is_jagged
-from .call.packing import check_packed
 from .lstm import LSTM
 from .trace import Trace
 

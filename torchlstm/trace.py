@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .call.packing import Packed, unpack
-from .call.precision import Precision
-
-# One layer as it comes from its engine, all its directions: y (P, D*R), acts (D, P, 4H), cells (D, P, H).
-Traced = tuple[Tensor, Tensor, Tensor]
+from .call.plan import Plan
+from .call.stack import Traced
 
 
 class States(NamedTuple):
@@ -47,15 +45,11 @@ class Trace(NamedTuple):
     layers: list[list[States]]
 
 
-def states_of(packed: Packed, traced: Traced, precision: Precision | None) -> list[States]:
-    """One layer's states in the form of the input, for each direction, in the dtypes that autocast gives results."""
+def states_of(plan: Plan, packed: Packed, traced: Traced) -> list[States]:
+    """One layer's states in the form of the input, for each direction."""
     y, acts, cells = traced
-    if precision is not None:
-        # A gate is as wide as h, which is made of it.
-        y, acts, cells = precision.results(y, acts, cells)
     # `chunk` and `unbind` cut all at once: their gradient is one concatenation.
     directions = zip(y.chunk(acts.shape[0], dim=1), cells.unbind(), acts.unbind(), strict=True)
     return [
-        States(*(unpack(packed, rows, own=False) for rows in (h, c, *gates.chunk(4, dim=1))))
-        for h, c, gates in directions
+        States(*(unpack(plan, packed, rows) for rows in (h, c, *gates.chunk(4, dim=1)))) for h, c, gates in directions
     ]

@@ -7,63 +7,63 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Ragged, Rows, check_batch_sizes
-from .jagged import is_jagged, like, plan
-from .segments import Segments
+from ..engines.contract import Dense, Ragged, Rows
+from . import jagged
+from .checks import recorded
+from .plan import Form, Plan
+from .segments import Segments, segment
 
 State: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Packed(NamedTuple):
-    """An input as packed rows, and what it takes to give the output the input's form."""
+    """An input as packed rows, and what only its numbers tell of the way back."""
 
     data: Tensor  # (P, I)
     rows: Rows
-    batch: int  # B
-    form: PackedSequence | None  # the input itself, if it was packed already
-    batch_first: bool
-    unbatched: bool
+    batch: int  # B of the rows: of the sequences that lengths and resets make, where there are any
+    source: Any  # the input itself
     segments: Segments | None = None  # which are the sequences of the rows, where lengths, resets or offsets say so
-    jagged: Tensor | None = None  # the input itself, if it was a jagged nested tensor
 
 
-def pack(
-    input: Tensor | PackedSequence,
-    batch_first: bool,
-    hx: tuple[Tensor, ...] | None = None,
-    segments: Segments | None = None,
-) -> Packed:
-    """Turn an input that has passed the module's checks into packed rows.
+def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = None, resets: Any = None) -> Packed:
+    """Turn the input of a planned call into packed rows.
 
-    input     (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, a PackedSequence of rows (P, I), jagged (B, j, I)
-    hx        the states that came with it
-    segments  the plan of lengths and resets, if there are any
-    returns   its rows, step by step
+    input            (T, B, I), (B, T, I), (T, I), a PackedSequence of rows (P, I), jagged (B, j, I);
+                     of a cell (B, I) or (I,)
+    hx               the states that came with it, where a compiler can learn B from them
+    lengths, resets  as `LSTM.forward` takes them
+    returns          its rows, step by step
     """
-    if is_jagged(input):
-        assert isinstance(input, Tensor)
-        found = plan(input)
-        assert found.order is not None
-        data, batch = input.values().index_select(0, found.order), found.enter.shape[1]
-        return Packed(data, found.rows, batch, None, batch_first=True, unbatched=False, segments=found, jagged=input)
-    if segments is not None and segments.order is not None:
-        assert isinstance(input, Tensor)
-        # What is padding is never looked at: nothing in it reaches a result or a gradient.
-        data = input.flatten(0, -2).index_select(0, segments.order)
-        return Packed(data, segments.rows, segments.enter.shape[1], None, batch_first, input.dim() == 2, segments)
-    if isinstance(input, PackedSequence):
+    form = plan.form
+    if form is Form.PACKED:
         sizes, batch = input.batch_sizes, batch_of(input, hx)
         steps = sizes.shape[0]
         # Sizes never rise: these sequences are equally long.
-        dense = not _records() and int(sizes[-1]) == batch
-        rows = Dense(steps, batch) if dense else Ragged(sizes)
-        return Packed(input.data, rows, batch, input, batch_first, unbatched=False)
-    if input.dim() == 2:
-        return Packed(input, Dense(input.shape[0], 1), 1, None, batch_first, True, segments)
-    time_major = input.transpose(0, 1) if batch_first else input
-    steps, batch, features = time_major.shape
-    data = time_major.reshape(steps * batch, features)
-    return Packed(data, Dense(steps, batch), batch, None, batch_first, False, segments)
+        dense = not recorded() and int(sizes[-1]) == batch
+        return Packed(input.data, Dense(steps, batch) if dense else Ragged(sizes), batch, input)
+    if form is Form.JAGGED:
+        found = jagged.plan(input)
+        assert found.order is not None
+        data = input.values().index_select(0, found.order)
+        return Packed(data, found.rows, found.enter.shape[1], input, found)
+    assert plan.steps is not None
+    assert plan.batch is not None
+    segments = None
+    if plan.segmented:
+        segments = segment(input, form is Form.BATCH_FIRST, plan.directions, lengths, resets, plan.reset_state)
+        if segments is not None and segments.order is not None:
+            # What is padding is never looked at: nothing in it reaches a result or a gradient.
+            data = input.flatten(0, -2).index_select(0, segments.order)
+            return Packed(data, segments.rows, segments.enter.shape[1], input, segments)
+    rows = Dense(plan.steps, plan.batch)
+    if form is Form.UNBATCHED or form is Form.STEP:
+        return Packed(input, rows, plan.batch, input, segments)
+    if form is Form.UNBATCHED_STEP:
+        return Packed(input.unsqueeze(0), rows, 1, input)
+    time_major = input.transpose(0, 1) if form is Form.BATCH_FIRST else input
+    data = time_major.reshape(plan.steps * plan.batch, input.shape[2])
+    return Packed(data, rows, plan.batch, input, segments)
 
 
 # As `view`, but the result is no view to autograd: whoever is handed it may detach it or write into it in place.  Right
@@ -71,29 +71,49 @@ def pack(
 _shaped: Any = torch.ops.aten._unsafe_view.default
 
 
-def unpack(packed: Packed, y: Tensor, own: bool = True) -> Tensor | PackedSequence:
-    """Give rows of output y (P, D*R) the form that the input had; `own`: they belong to nobody else."""
-    form, segments = packed.form, packed.segments
+def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
+    """Give rows of output y (P, D*R) the form that the input had.
+
+    Unless the call is traced they belong to nobody else.
+    """
+    form, segments = plan.form, packed.segments
     if segments is not None and segments.order is not None:
         whole = y.new_zeros(math.prod(segments.shape), y.shape[1]).index_add_(0, segments.order, y)
-        if packed.jagged is not None:
-            return like(packed.jagged, whole)
-        return _shaped(whole, [*segments.shape, y.shape[1]])  # type: ignore[no-any-return]
-    if form is not None:
-        return PackedSequence(y, form.batch_sizes, form.sorted_indices, form.unsorted_indices)
-    if packed.unbatched:
+        if form is Form.JAGGED:
+            return jagged.like(packed.source, whole)
+        return _shaped(whole, [*segments.shape, y.shape[1]])
+    if form is Form.PACKED:
+        source = packed.source
+        return PackedSequence(y, source.batch_sizes, source.sorted_indices, source.unsorted_indices)
+    if form is Form.UNBATCHED:
         return y
-    assert isinstance(packed.rows, Dense)
-    shape = [packed.rows.steps, packed.batch, y.shape[1]]
-    if not own or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        # A trace would keep the shape of its example in an operator that is not torch's own method.
-        y = y.view(shape)
-        return y.transpose(0, 1) if packed.batch_first else y
+    shape = [plan.steps, plan.batch, y.shape[1]]
+    if plan.trace or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        # torch.jit.trace would keep the shape of its example in an operator that is not torch's own method.
+        y = y.view(shape)  # type: ignore[arg-type]
+        return y.transpose(0, 1) if form is Form.BATCH_FIRST else y
     y = _shaped(y, shape)
-    return y.transpose_(0, 1) if packed.batch_first else y
+    return y.transpose_(0, 1) if form is Form.BATCH_FIRST else y
 
 
-def with_reset_state(hx: State | None, reset_state: State | None, unbatched: bool) -> State | None:
+def pack_states(
+    plan: Plan, packed: Packed, hx: tuple[Tensor, ...] | None, reset_state: State | None = None
+) -> list[Tensor]:
+    """The states that the rows start from, (L*D, B, size) for each size, in the order of the rows; None is zeros."""
+    if packed.segments is not None and plan.segmented:
+        hx = _with_reset_state(hx, reset_state, plan.unbatched) if plan.resets else hx
+    if hx is not None:
+        return [_pack_state(plan, packed, state) for state in hx]
+    x = packed.data
+    sizes = plan.sizes
+    if plan.layers and sizes[0] == sizes[-1]:
+        # No engine writes into them: one tensor will do for both.
+        zeros = x.new_zeros(plan.states, packed.batch, sizes[0])
+        return [zeros, zeros]
+    return [x.new_zeros(plan.states, packed.batch, size) for size in sizes]
+
+
+def _with_reset_state(hx: tuple[Tensor, ...] | None, reset_state: State | None, unbatched: bool) -> State | None:
     """States in the user's form, and the reset states behind them, (L*D, 2B, F); None and None are zeros, so None."""
     given = hx or reset_state
     if given is None:
@@ -104,31 +124,42 @@ def with_reset_state(hx: State | None, reset_state: State | None, unbatched: boo
     return h, c
 
 
-def pack_state(packed: Packed, state: Tensor) -> Tensor:
-    """A state in the user's form, (L*D, B, F) or unbatched (L*D, F), as (L*D, B, F) in the order of the rows.
+def _pack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
+    """A state in the user's form as (L*D, B, F) in the order of the rows.
 
-    With resets, (L*D, 2B, F): see `with_reset_state`.
+    state  (L*D, B, F), of unbatched input (L*D, F), of a cell (B, F) or (F,); with resets (L*D, 2B, F): see
+           `_with_reset_state`
     """
     if packed.segments is not None:
         return _select(state, packed.segments.enter)
-    if packed.unbatched:
+    form = plan.form
+    if form is Form.STEP:
+        return state.unsqueeze(0)
+    if form is Form.UNBATCHED_STEP:
+        return state.view(1, 1, -1)
+    if form is Form.UNBATCHED:
         return state.unsqueeze(1)
-    if packed.form is not None and packed.form.sorted_indices is not None:
+    if form is Form.PACKED and (order := packed.source.sorted_indices) is not None:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             # For the program, which makes no checks of its own: of too many states it would select some.
-            state = state.reshape(state.shape[0], packed.form.sorted_indices.shape[0], state.shape[2])
-        return state.index_select(1, packed.form.sorted_indices)
+            state = state.reshape(state.shape[0], order.shape[0], state.shape[2])
+        return state.index_select(1, order)
     return state
 
 
-def unpack_state(packed: Packed, state: Tensor) -> Tensor:
-    """The inverse of `pack_state`, of a state that belongs to nobody else."""
+def unpack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
+    """A state (L*D, B, F) after the last step, which belongs to nobody else, in the user's form."""
     if packed.segments is not None:
         state = _select(state, packed.segments.leave)
-    if packed.unbatched:
+    form = plan.form
+    if form is Form.STEP:
+        return state.squeeze_(0)
+    if form is Form.UNBATCHED_STEP:
+        return _shaped(state, [state.shape[2]])  # type: ignore[no-any-return]
+    if form is Form.UNBATCHED:
         return state.squeeze_(1)
-    if packed.form is not None and packed.form.unsorted_indices is not None:
-        return state.index_select(1, packed.form.unsorted_indices)
+    if form is Form.PACKED and (order := packed.source.unsorted_indices) is not None:
+        return state.index_select(1, order)
     return state
 
 
@@ -140,20 +171,6 @@ def _select(state: Tensor, index: Tensor) -> Tensor:
     each = [state[d::directions].index_select(1, index[d]) for d in range(directions)]
     stacked = torch.stack(each, 1)
     return _shaped(stacked, [stacked.shape[0] * directions, *stacked.shape[2:]])  # type: ignore[no-any-return]
-
-
-def check_packed(input: PackedSequence) -> None:
-    """Raise RuntimeError unless the rows and the batch sizes of a PackedSequence belong together."""
-    sizes = input.batch_sizes
-    if sizes.dim() != 1 or sizes.dtype != torch.int64:
-        raise RuntimeError(
-            f"batch_sizes of a PackedSequence must be 1-D and torch.int64, got {sizes.dim()}-D and {sizes.dtype}"
-        )
-    if sizes.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    # The operator, or the loop of a traced program, checks it when it runs.
-    if not _records():
-        check_batch_sizes(sizes, input.data.shape[0])
 
 
 def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
@@ -169,8 +186,3 @@ def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
         return batch  # type: ignore[return-value]
     first: Any = input.batch_sizes[0]
     return first if torch.jit.is_tracing() else int(first)  # type: ignore[attr-defined,no-untyped-call]
-
-
-def _records() -> bool:
-    """Whether this call is made once for programs of others: what is in its tensors is another thing there."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]

@@ -33,6 +33,14 @@ def autocasts(tensor: Tensor) -> bool:
     return tensor.dtype in _CASTABLE and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on a device as it is set now, or None."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def autocast_precision(input: Tensor, c_0: Tensor | None, projected: bool, fused: bool) -> Precision | None:
     """What autocast asks of a module that is called with this input, or None where it asks nothing.
 

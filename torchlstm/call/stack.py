@@ -1,53 +1,55 @@
-"""Layers: dropout between them, states in and out."""
+"""Layers, dropout between them, states in and out: a planned call on packed rows."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engines.contract import Dense, Rows, Weights
+from ..engines.contract import Weights
 from .dispatch import layer
+from .packing import Packed
+from .plan import Plan
+
+# What a trace adds of one layer, all its directions: y (P, D*R), acts (D, P, 4H), cells (D, P, H).
+Traced = tuple[Tensor, Tensor, Tensor]
 
 
 def run_stack(
-    x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    layers: Sequence[tuple[Weights, ...]],
-    rows: Rows,
-    dropout: float,
-    training: bool,
-    trace: bool = False,
-    checkpoint_every: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, list[Any]]:
+    plan: Plan, packed: Packed, states: Sequence[Tensor], layers: Sequence[tuple[Weights, ...]]
+) -> tuple[Tensor, Tensor, Tensor, list[Traced]]:
     """Run packed rows through all layers.
 
-    x         (P, I)
-    h_0, c_0  (L*D, B, R), (L*D, B, H), direction innermost
-    layers    L of D of Weights
-    returns   y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H); L of (y, acts, cells) if `trace`, see `contract.Layer`
+    states   h_0 (L*D, B, R), c_0 (L*D, B, H), direction innermost
+    layers   L of D of Weights
+    returns  y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H), and what each layer adds to a trace, if the plan has one
     """
+    x, (h_0, c_0), precision = packed.data, states, plan.precision
+    if precision is None:
+        return _run_layers(plan, packed, x, h_0, c_0, layers)
+    layers = [tuple(precision.cast(weights) for weights in each) for each in layers]
+    with torch.autocast(x.device.type, enabled=False):
+        x, h_0, c_0 = precision.cast((x, h_0, c_0))
+        y, h_n, c_n, traced = _run_layers(plan, packed, x, h_0, c_0, layers)
+    # A gate is as wide as h, which is made of it.
+    return *precision.results(y, h_n, c_n), [precision.results(*each) for each in traced]
+
+
+def _run_layers(
+    plan: Plan, packed: Packed, x: Tensor, h_0: Tensor, c_0: Tensor, layers: Sequence[tuple[Weights, ...]]
+) -> tuple[Tensor, Tensor, Tensor, list[Traced]]:
+    """As `run_stack`, in the dtype of the tensors."""
     if len(layers) == 1:
-        y, h, c, *inner = layer(x, h_0, c_0, layers[0], rows, trace, checkpoint_every)
-        return y, h, c, [(y, *inner)] if trace else []
-    directions = len(layers[0])
-    states = zip(h_0.split(directions), c_0.split(directions), strict=True)
+        y, h, c, *inner = layer(x, h_0, c_0, layers[0], packed.rows, plan.trace, plan.checkpoint_every)
+        return y, h, c, [(y, *inner)] if plan.trace else []  # type: ignore[list-item]
     h_n, c_n, traced = [], [], []
-    for index, (weights, (h, c)) in enumerate(zip(layers, states, strict=True)):
-        if index > 0 and dropout != 0 and training:
+    parts = zip(layers, h_0.split(plan.directions), c_0.split(plan.directions), strict=True)
+    for index, (weights, h, c) in enumerate(parts):
+        if index > 0 and plan.dropout != 0:
             # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
-            x = torch.dropout(x, dropout, True)
-        x, h, c, *inner = layer(x, h, c, weights, rows, trace, checkpoint_every)
+            x = torch.dropout(x, plan.dropout, True)
+        x, h, c, *inner = layer(x, h, c, weights, packed.rows, plan.trace, plan.checkpoint_every)
         h_n.append(h)
         c_n.append(c)
-        if trace:
+        if plan.trace:
             traced.append((x, *inner))
-    return x, torch.cat(h_n), torch.cat(c_n), traced
-
-
-def run_step(x: Tensor, h_0: Tensor, c_0: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """One step of one layer in one direction: x (B, I), h_0 (B, R), c_0 (B, H) -> h_1 (B, R), c_1 (B, H)."""
-    _, h_1, c_1 = layer(x, h_0.unsqueeze(0), c_0.unsqueeze(0), (weights,), Dense(1, x.shape[0]))
-    # In place: the results are tensors of their own, not views.
-    return h_1.squeeze_(0), c_1.squeeze_(0)
+    return x, torch.cat(h_n), torch.cat(c_n), traced  # type: ignore[return-value]

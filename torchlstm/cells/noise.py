@@ -171,8 +171,9 @@ class WeightDropLSTM(LSTM):
         super().__init__(*args, **options)
         self.weight_dropout = weight_dropout
 
-    def _weight(self, name: str) -> Tensor:
-        weight = super()._weight(name)
+    def read_weight(self, name: str) -> Tensor:
+        """A weight as the call that is about to run has it."""
+        weight: Tensor = getattr(self, name)
         return F.dropout(weight, self.weight_dropout, self.training) if name.startswith("weight_hh") else weight
 
     def extra_repr(self) -> str:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..call import checks
+from ..call.checks import check_stack_states
 from ..call.dispatch import layer
-from ..call.jagged import check_jagged, is_jagged
-from ..call.packing import check_packed, pack, pack_state, unpack, unpack_state
+from ..call.packing import pack, pack_states, unpack, unpack_state
+from ..call.plan import plan_stack
 from ..call.precision import autocasts
 from ..engines.contract import Dense, Rows, Weights
 from ..engines.reference.loop import time_loop
@@ -72,17 +72,15 @@ class CellStack(nn.Module):
     def forward(self, input: Tensor | PackedSequence, hx: Sequence[Tensor] | None = None) -> tuple[Any, State]:
         """See `stack_cells`."""
         mend_fork()
-        self._check(input, hx)
+        plan = plan_stack(self, input, hx)
         state = None if hx is None else tuple(hx)
-        packed = pack(input, self.batch_first, state)
-        x, rows, count = packed.data, packed.rows, self.num_layers * self.directions
+        packed = pack(plan, input, state)
+        x, rows = packed.data, packed.rows
         if rows.steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if state is None:
-            before = [x.new_zeros(count, packed.batch, size) for size in self.state_sizes]
-        else:
-            self._check_sizes(state, () if packed.unbatched else (packed.batch,))
-            before = [pack_state(packed, tensor) for tensor in state]
+        if state is not None:
+            check_stack_states(plan.sizes, plan.states, () if plan.unbatched else (packed.batch,), state)
+        before = pack_states(plan, packed, state)
         after = []
         for k in range(self.num_layers):
             if k > 0 and self.dropout and self.training:
@@ -90,8 +88,8 @@ class CellStack(nn.Module):
             start = k * self.directions
             x, ends = self._layer(k, x, rows, [tensor[start : start + self.directions] for tensor in before])
             after.append(ends)
-        states = tuple(unpack_state(packed, torch.cat(ends)) for ends in zip(*after, strict=True))
-        return unpack(packed, x), states
+        states = tuple(unpack_state(plan, packed, torch.cat(ends)) for ends in zip(*after, strict=True))
+        return unpack(plan, packed, x), states
 
     def layer_cells(self, k: int) -> list[nn.Module]:
         """The cells of layer k, one a direction."""
@@ -122,36 +120,6 @@ class CellStack(nn.Module):
         # `stack` copies: the final states must not share memory with the output.
         ends = [torch.stack(tensors) for tensors in zip(*(end for _, end in results), strict=True)]
         return torch.cat([y for y, _ in results], dim=-1), ends
-
-    def _check(self, input: Tensor | PackedSequence, hx: Sequence[Tensor] | None) -> None:
-        """Raise for input and states that no cell could take."""
-        name = type(self).__name__
-        if isinstance(input, PackedSequence):
-            check_packed(input)
-        elif is_jagged(input):
-            check_jagged(name, input)
-        else:
-            checks.check_tensor(name, input)
-            if input.dim() not in (2, 3):
-                raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        data = input.data if isinstance(input, PackedSequence) else input.values() if is_jagged(input) else input
-        if data.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {data.shape[-1]}"
-            )
-        if hx is None:
-            return
-        count = len(self.state_sizes)
-        if not isinstance(hx, (tuple, list)) or len(hx) != count:
-            what = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"{name} expects hx to be a tuple of {count} tensors, got {what}")
-        checks.check_states(data, hx)
-
-    def _check_sizes(self, hx: State, batch: tuple[int, ...]) -> None:
-        for index, (tensor, size) in enumerate(zip(hx, self.state_sizes, strict=True)):
-            expected = (self.num_layers * self.directions, *batch, size)
-            if tensor.shape != expected:
-                raise RuntimeError(f"Expected hx[{index}] of shape {expected}, got {tuple(tensor.shape)}")
 
     def extra_repr(self) -> str:
         """As nn.LSTM's: the sizes, and what is not the default."""

@@ -1,0 +1,210 @@
+"""The plan of a call: all that its signature settles, in one value, or the error that torch.nn raises for it.
+
+A signature is what can be known of a call without the numbers in its tensors: types, dtypes, devices and shapes of what
+was given, the module's options, autocast.  Nothing of the weights is in a plan; plans of eager calls are remembered.
+"""
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks
+from .jagged import is_jagged
+from .precision import Precision, autocast_dtype, autocast_precision
+
+
+class Form(Enum):
+    """What the input looks like, and so the output."""
+
+    TIME_MAJOR = "(T, B, I)"
+    BATCH_FIRST = "(B, T, I)"
+    UNBATCHED = "(T, I)"
+    PACKED = "a PackedSequence"
+    JAGGED = "a nested tensor of jagged layout, (B, j, I)"
+    STEP = "of a cell, (B, I)"
+    UNBATCHED_STEP = "of a cell, (I,)"
+
+
+# One direction of one layer: names and expected shapes of w_ih, w_hh, b_ih, b_hh, w_hr; None for what there is not.
+Parameters = tuple[tuple[str, tuple[int, ...]] | None, ...]
+
+
+class Plan(NamedTuple):
+    """How a call is computed, from its signature."""
+
+    form: Form
+    steps: int | None  # T, B: None where only the numbers in a tensor tell
+    batch: int | None
+    states: int  # L*D
+    sizes: tuple[int, ...]  # of the states: R, H
+    directions: int
+    segmented: bool = False  # lengths or resets say which steps are sequences of their own
+    resets: bool = False
+    reset_state: bool = False  # given
+    precision: Precision | None = None  # what autocast asks for
+    dropout: float = 0.0  # between layers, in training
+    trace: bool = False
+    checkpoint_every: int | None = None
+    layers: tuple[tuple[Parameters, ...], ...] = ()  # L of D
+
+    @property
+    def unbatched(self) -> bool:
+        """Whether states have no batch axis."""
+        return self.form in (Form.UNBATCHED, Form.UNBATCHED_STEP)
+
+
+# Plans by signature, of eager calls on plain tensors; where there are too many, all are forgotten.
+_plans: dict[tuple[Any, ...], Plan] = {}
+_MOST = 4096
+
+
+def plan_lstm(
+    module: Any,
+    input: Tensor | PackedSequence,
+    hx: Any,
+    lengths: Any = None,
+    resets: Any = None,
+    reset_state: Any = None,
+    trace: bool = False,
+) -> Plan:
+    """Plan a call of an LSTM, or raise what nn.LSTM raises for it, or a clearer error of the same kind.
+
+    module  with nn.LSTM's attributes, and `checkpoint_every`
+    the rest as `LSTM.forward` takes it
+    """
+    extras = lengths is not None or resets is not None or reset_state is not None
+    key = None if extras else _signature(module, input, hx, module.weight_ih_l0)
+    if key is not None:
+        sizes = (module.input_size, module.hidden_size, module.num_layers, module.proj_size)
+        options = (module.bias, module.batch_first, module.bidirectional, module.dropout, module.training)
+        key = (*key, *sizes, *options, module.checkpoint_every, trace)
+        if (known := _plans.get(key)) is not None:
+            return known
+    checks.check_lstm_call(module, input, hx)
+    every = module.checkpoint_every
+    checks.check_every(every)
+    if extras:
+        checks.check_segmented_call(module, input, resets, reset_state)
+    packed, jagged = isinstance(input, PackedSequence), is_jagged(input)
+    x: Any = input.data if packed else input
+    steps: int | None = None
+    batch: int | None = None
+    if packed:
+        form = Form.PACKED
+    elif jagged:
+        form, batch = Form.JAGGED, x.shape[0]
+    elif x.dim() == 2:
+        form, steps, batch = Form.UNBATCHED, x.shape[0], 1
+    elif module.batch_first:
+        form, batch, steps = Form.BATCH_FIRST, x.shape[0], x.shape[1]
+    else:
+        form, steps, batch = Form.TIME_MAJOR, x.shape[0], x.shape[1]
+    directions = 2 if module.bidirectional else 1
+    # Reset states without states are those of the sequences too, as far as the dtype goes.
+    given = hx if hx is not None else reset_state if resets is not None else None
+    plan = Plan(
+        form,
+        steps,
+        batch,
+        module.num_layers * directions,
+        (module.proj_size or module.hidden_size, module.hidden_size),
+        directions,
+        segmented=extras,
+        resets=resets is not None,
+        reset_state=reset_state is not None,
+        precision=autocast_precision(
+            x, None if given is None else given[1], module.proj_size > 0, fused=not packed and not module.proj_size
+        ),
+        dropout=module.dropout if module.training and module.num_layers > 1 else 0.0,
+        trace=trace,
+        checkpoint_every=every,
+        layers=_parameters(module, directions),
+    )
+    return plan if key is None else _remember(key, plan)
+
+
+def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
+    """Plan a call of an LSTMCell, or raise what nn.LSTMCell raises for it, or a clearer error of the same kind."""
+    key = _signature(module, input, hx, module.weight_ih)
+    if key is not None:
+        key = (*key, module.input_size, module.hidden_size)
+        if (known := _plans.get(key)) is not None:
+            return known
+    checks.check_cell_call(module, input, hx)
+    batched, hidden = input.dim() == 2, module.hidden_size
+    gates = 4 * hidden
+    shapes = (("weight_ih", (gates, module.input_size)), ("weight_hh", (gates, hidden)))
+    plan = Plan(
+        Form.STEP if batched else Form.UNBATCHED_STEP,
+        1,
+        input.shape[0] if batched else 1,
+        1,
+        (hidden, hidden),
+        1,
+        precision=autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False),
+        layers=(((*shapes, ("bias_ih", (gates,)), ("bias_hh", (gates,)), None),),),
+    )
+    return plan if key is None else _remember(key, plan)
+
+
+def plan_stack(module: Any, input: Tensor | PackedSequence, hx: Any) -> Plan:
+    """Plan a call of a `CellStack`, or raise an error for it.  There is nothing to remember: its loop takes longer."""
+    checks.check_stack_call(module, input, hx)
+    packed, jagged = isinstance(input, PackedSequence), is_jagged(input)
+    x: Any = input.data if packed else input
+    form, steps, batch = Form.PACKED, None, None
+    if jagged:
+        form, batch = Form.JAGGED, x.shape[0]
+    elif not packed and x.dim() == 2:
+        form, steps, batch = Form.UNBATCHED, x.shape[0], 1
+    elif not packed:
+        form = Form.BATCH_FIRST if module.batch_first else Form.TIME_MAJOR
+        steps, batch = x.shape[1::-1] if module.batch_first else x.shape[:2]
+    return Plan(form, steps, batch, module.num_layers * module.directions, module.state_sizes, module.directions)
+
+
+def _signature(module: Any, input: Any, hx: Any, weight: Tensor) -> tuple[Any, ...] | None:
+    """What distinguishes a call from others of the same module's class; None of one whose plan is made anew.
+
+    Of a traced or compiled call shapes are no numbers; what is not of torch's own types has to be looked at.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return None
+    if type(input) is not Tensor:
+        return None
+    device = input.device
+    of_input = (type(module), input.shape, input.dtype, device, input.layout, weight.dtype, autocast_dtype(device))
+    if hx is None:
+        return of_input
+    if type(hx) is not tuple or len(hx) != 2:
+        return None
+    h, c = hx
+    if type(h) is not Tensor or type(c) is not Tensor:
+        return None
+    return (*of_input, h.shape, h.dtype, h.device, c.shape, c.dtype, c.device)
+
+
+def _remember(key: tuple[Any, ...], plan: Plan) -> Plan:
+    if len(_plans) >= _MOST:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
+
+
+def _parameters(module: Any, directions: int) -> tuple[tuple[Parameters, ...], ...]:
+    """Names and expected shapes of the weights of every layer and direction of an LSTM."""
+    gates, hidden, proj = 4 * module.hidden_size, module.hidden_size, module.proj_size
+    state = proj or hidden
+    layers, features = [], module.input_size
+    for k in range(module.num_layers):
+        ways = []
+        for suffix in (f"_l{k}", f"_l{k}_reverse")[:directions]:
+            bias = (("bias_ih" + suffix, (gates,)), ("bias_hh" + suffix, (gates,))) if module.bias else (None, None)
+            matrices = (("weight_ih" + suffix, (gates, features)), ("weight_hh" + suffix, (gates, state)))
+            ways.append((*matrices, *bias, ("weight_hr" + suffix, (proj, hidden)) if proj else None))
+        layers.append(tuple(ways))
+        features = state * directions
+    return tuple(layers)

@@ -1,0 +1,42 @@
+"""The weights of a module as they are at a call, checked against its plan."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..engines.contract import Weights
+from .checks import check_weight
+from .plan import Plan
+
+_KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+
+
+def weights_of(plan: Plan, module: Any, x: Tensor) -> list[tuple[Weights, ...]]:
+    """The weights of every layer and direction, L of D of `Weights`, for rows x (P, I).
+
+    They are read from their attributes at every call, and nothing of them is kept.  Raises RuntimeError for a dtype,
+    device or shape that does not fit.  A module that makes its weights anew for every call has `read_weight`.
+    """
+    own, dtype, device = module._parameters, x.dtype, x.device
+    read = getattr(type(module), "read_weight", None)
+    layers: list[tuple[Weights, ...]] = []
+    for layer in plan.layers:
+        directions = []
+        for parameters in layer:
+            weights: list[Any] = []
+            for kind, parameter in zip(_KINDS, parameters, strict=True):
+                if parameter is None:
+                    weights.append(None)
+                    continue
+                name, shape = parameter
+                # What nn.Module's attribute look-up finds in the end, without its 2 us where it is a Parameter.
+                weight = own.get(name) if read is None else read(module, name)
+                if weight is None and (weight := getattr(module, name)) is None:
+                    weights.append(None)
+                    continue
+                if weight.dtype != dtype or weight.device != device or weight.shape != shape:
+                    check_weight(x, kind, weight, shape)
+                weights.append(weight)
+            directions.append(tuple(weights))
+        layers.append(tuple(directions))
+    return layers
