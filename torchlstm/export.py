@@ -15,7 +15,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     >>> exported = exported.run_decompositions(torchlstm.export.decompositions())
 
     The program then has core ATen operators alone: an LSTM is unrolled, T steps a layer and direction, where it was
-    exported for one T, and is a `torch.ops.higher_order.scan` where T is dynamic.  To decompose a model with a
+    exported for one T, and is a `torch.ops.higher_order.scan` where T is dynamic.  ExecuTorch runs either, the scan for
+    a fixed batch size.  Gradients of a scan are torch's own, and wrong before torch 2.13.  To decompose a model with a
     PackedSequence, lengths or resets raises RuntimeError.
     """
     table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions()
