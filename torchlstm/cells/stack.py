@@ -218,7 +218,8 @@ def _run(cell: nn.Module, x: Tensor, rows: Rows, state: list[Tensor], reverse: b
         x, batch_sizes = x.reshape(rows.steps, rows.batch, *x.shape[1:]), None
     else:
         batch_sizes = rows.batch_sizes
-    loop, weights = time_loop(step), list[Tensor]()
+    loop = time_loop(step)
+    weights: list[Tensor] = []
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         loop, weights = scripted_loop(cell, step, x[0] if batch_sizes is None else x[: int(batch_sizes[0])], state)
     (y,), end = loop(x, batch_sizes, state, weights, reverse)
