@@ -8,6 +8,7 @@ import torch
 
 import torchlstm
 
+pytest.importorskip("executorch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from executorch.exir import to_edge

@@ -24,32 +24,26 @@ def run_stack(
     returns  y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H), and what each layer adds to a trace, if the plan has one
     """
     x, (h_0, c_0), precision = packed.data, states, plan.precision
-    if precision is None:
-        return _run_layers(plan, packed, x, h_0, c_0, layers)
-    layers = [tuple(precision.cast(weights) for weights in each) for each in layers]
-    with torch.autocast(x.device.type, enabled=False):
-        x, h_0, c_0 = precision.cast((x, h_0, c_0))
-        y, h_n, c_n, traced = _run_layers(plan, packed, x, h_0, c_0, layers)
-    # A gate is as wide as h, which is made of it.
-    return *precision.results(y, h_n, c_n), [precision.results(*each) for each in traced]
-
-
-def _run_layers(
-    plan: Plan, packed: Packed, x: Tensor, h_0: Tensor, c_0: Tensor, layers: Sequence[tuple[Weights, ...]]
-) -> tuple[Tensor, Tensor, Tensor, list[Traced]]:
-    """As `run_stack`, in the dtype of the tensors."""
+    if precision is not None:
+        layers = [tuple(precision.cast(weights) for weights in each) for each in layers]
+        x, *states = precision.cast((x, h_0, c_0))
+        with torch.autocast(x.device.type, enabled=False):
+            plain = plan._replace(precision=None)
+            y, h_n, c_n, traced = run_stack(plain, packed._replace(data=x), states, layers)
+        # A gate is as wide as h, which is made of it.
+        return *precision.results(y, h_n, c_n), [precision.results(*each) for each in traced]
     if len(layers) == 1:
-        y, h, c, *inner = layer(x, h_0, c_0, layers[0], packed.rows, plan.trace, plan.checkpoint_every)
-        return y, h, c, [(y, *inner)] if plan.trace else []  # type: ignore[list-item]
-    h_n, c_n, traced = [], [], []
+        y, h_n, c_n, *inner = layer(x, h_0, c_0, layers[0], packed.rows, plan.trace, plan.checkpoint_every)
+        return y, h_n, c_n, [(y, *inner)] if plan.trace else []  # type: ignore[list-item]
+    every_h, every_c, traced = [], [], []
     parts = zip(layers, h_0.split(plan.directions), c_0.split(plan.directions), strict=True)
     for index, (weights, h, c) in enumerate(parts):
         if index > 0 and plan.dropout != 0:
             # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
             x = torch.dropout(x, plan.dropout, True)
         x, h, c, *inner = layer(x, h, c, weights, packed.rows, plan.trace, plan.checkpoint_every)
-        h_n.append(h)
-        c_n.append(c)
+        every_h.append(h)
+        every_c.append(c)
         if plan.trace:
             traced.append((x, *inner))
-    return x, torch.cat(h_n), torch.cat(c_n), traced  # type: ignore[return-value]
+    return x, torch.cat(every_h), torch.cat(every_c), traced  # type: ignore[return-value]
