@@ -1,0 +1,187 @@
+"""The plan of a call: made of its signature alone, remembered, and never taken for another call's."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import torchlstm
+from torchlstm.call import plan as plans
+from torchlstm.call.plan import Form, Plan, plan_cell, plan_lstm
+from torchlstm.engines.cpu import engine as cpu
+
+needs_kernel = pytest.mark.skipif(torchlstm.engines()["cpu"] is not None, reason="the extension was not compiled")
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Plan]:
+    """Plans of this test only."""
+    known: dict[Any, Plan] = {}
+    monkeypatch.setattr(plans, "_plans", known)
+    return known
+
+
+def test_a_plan_says_the_form_and_the_sizes() -> None:
+    module = torchlstm.LSTM(3, 4, 2, bidirectional=True, proj_size=2, batch_first=True, dropout=0.5)
+    x = torch.randn(5, 7, 3)
+    plan = plan_lstm(module, x, None)
+    assert (plan.form, plan.steps, plan.batch) == (Form.BATCH_FIRST, 7, 5)
+    assert (plan.states, plan.sizes, plan.directions) == (4, (2, 4), 2)
+    assert plan.dropout == 0.5
+    assert plan.layers[1][1][0] == ("weight_ih_l1_reverse", (16, 4))
+    assert plan_lstm(module, x[0], None).form is Form.UNBATCHED
+    packed = plan_lstm(module, pack_padded_sequence(x, [7, 7, 2, 1, 1], True), None)
+    assert (packed.form, packed.steps, packed.batch) == (Form.PACKED, None, None)
+    cell = plan_cell(torchlstm.LSTMCell(3, 4, bias=False), x[0], None)
+    assert (cell.form, cell.steps, cell.batch) == (Form.STEP, 1, 7)
+
+
+def test_a_plan_is_of_the_signature_and_not_of_weights_or_numbers(nothing_remembered: dict[Any, Plan]) -> None:
+    module, other = torchlstm.LSTM(3, 4), torchlstm.LSTM(3, 4)
+    plan = plan_lstm(module, torch.randn(5, 2, 3), None)
+    assert plan_lstm(other, torch.randn(5, 2, 3), None) is plan
+    assert len(nothing_remembered) == 1
+    flat = [plan, *plan, *(value for layer in plan.layers for way in layer for value in way)]
+    assert not any(isinstance(value, (Tensor, nn.Module)) for value in flat)
+    hash(plan)
+
+
+def differing(module: torchlstm.LSTM) -> Iterator[tuple[str, Any]]:
+    """Calls that differ from `module(randn(5, 2, 3))` in one thing, by name, with the results that they must have."""
+    x = torch.randn(5, 2, 3)
+    yield "itself", lambda: module(x)
+    yield "more steps", lambda: module(torch.cat([x, x]))
+    yield "other batch", lambda: module(x[:, :1])
+    yield "unbatched", lambda: module(x[:, 0])
+    yield "states", lambda: module(x, (torch.ones(2, 2, 4), torch.ones(2, 2, 4)))
+    yield "states as a list", lambda: module(x, [torch.ones(2, 2, 4), torch.ones(2, 2, 4)])
+    yield "trace", lambda: module.trace(x)[:2]
+    yield "packed", lambda: module(pack_padded_sequence(x, [5, 3]))[1]
+    yield "lengths", lambda: module(x, lengths=[5, 3])
+    yield "resets", lambda: module(x, resets=torch.ones(5, 2, dtype=torch.bool))
+    yield "evaluated", lambda: module.eval()(x)
+    yield "dropout", lambda: set_and_call(module.train(), x, dropout=1.0)
+    yield "batch_first", lambda: set_and_call(module, x, dropout=0.0, batch_first=True)
+    yield "checkpoints", lambda: set_and_call(module, x, batch_first=False, checkpoint_every=2)
+    yield "double", lambda: set_and_call(module.double(), x.double(), checkpoint_every=None)
+    yield "autocast", lambda: autocast(module.float(), x)
+
+
+def set_and_call(module: torchlstm.LSTM, x: Tensor, **options: Any) -> Any:
+    """Call a module that has been changed."""
+    for name, value in options.items():
+        setattr(module, name, value)
+    return module(x)
+
+
+def autocast(module: torchlstm.LSTM, x: Tensor) -> Any:
+    """Call it under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return module(x)
+
+
+def flat(results: Any) -> list[Tensor]:
+    """All tensors of results."""
+    if isinstance(results, Tensor):
+        return [results]
+    return [tensor for each in results for tensor in flat(each)]
+
+
+def test_a_plan_is_no_other_calls(nothing_remembered: dict[Any, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, the second time from memory, and once with nothing remembered: the same."""
+
+    def results() -> dict[str, list[Tensor]]:
+        torch.manual_seed(0)
+        return {name: flat(call()) for name, call in differing(torchlstm.LSTM(3, 4, 2, dropout=0.3))}
+
+    first = results()
+    count = len(nothing_remembered)
+    second = results()
+    assert len(nothing_remembered) == count
+    monkeypatch.setattr(plans, "_remember", lambda key, plan: plan)
+    nothing_remembered.clear()
+    for found in (second, results()):
+        for name, tensors in first.items():
+            for a, b in zip(found[name], tensors, strict=True):
+                assert a.dtype == b.dtype, name
+                assert torch.equal(a, b), name
+
+
+def test_an_error_is_not_remembered(nothing_remembered: dict[Any, Plan]) -> None:
+    module = torchlstm.LSTM(3, 4)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Expected 3, got 2"):
+            module(torch.randn(5, 2, 2))
+        with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 2, 4\), got \[1, 3, 4\]"):
+            module(torch.randn(5, 2, 3), (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)))
+    assert not nothing_remembered
+
+
+def test_too_many_plans_are_forgotten(nothing_remembered: dict[Any, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_MOST", 3)
+    module = torchlstm.LSTM(3, 4)
+    for steps in range(1, 9):
+        module(torch.randn(steps, 1, 3))
+        assert len(nothing_remembered) <= 3
+
+
+class Strict(torchlstm.LSTM):
+    """A subclass with a check of its own, which nn.LSTM would call."""
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        if input.shape[0] > 3:
+            raise RuntimeError("too long")
+        super().check_forward_args(input, hidden, batch_sizes)
+
+
+def test_checks_of_a_subclass_are_called() -> None:
+    states = (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
+    module = Strict(3, 4)
+    for _ in range(2):
+        module(torch.randn(3, 2, 3), states)
+        with pytest.raises(RuntimeError, match="too long"):
+            module(torch.randn(4, 2, 3), states)
+
+
+@needs_kernel
+@pytest.mark.parametrize("trained", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
+def test_a_debugger_meets_at_most_eight_frames(kind: str, trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a call to the kernel; and every file on the way is entered once."""
+    module = getattr(torchlstm, kind)(3, 4)
+    x = torch.randn(5, 2, 3)
+    stacks: list[list[str]] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            if name == "forward":
+                stacks.append([f.filename for f in traceback.extract_stack() if "/torchlstm/" in f.filename])
+            return getattr(kernel, name)
+
+    kernel = cpu._kernel
+    monkeypatch.setattr(cpu, "_kernel", Watched())
+    entered: list[str] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        name = frame.f_code.co_filename
+        inner = frame.f_back is not None and frame.f_back.f_code.co_filename == name
+        if event == "call" and "/torchlstm/" in name and not inner and entered[-1:] != [name]:
+            entered.append(name)
+
+    with torch.set_grad_enabled(trained):
+        module(x if kind == "LSTM" else x[0])
+        sys.setprofile(watch)
+        try:
+            module(x if kind == "LSTM" else x[0])
+        finally:
+            sys.setprofile(None)
+    assert len(stacks[-1]) <= 8
+    # Down to the engine; the way back, `packing`, is another one.
+    down = entered[: next(k for k, name in enumerate(entered) if name.endswith("cpu/engine.py"))]
+    assert len(set(down)) == len(down), down
