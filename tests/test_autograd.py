@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_map_only
 import torchlstm
 from torchlstm.engines import ENGINES
 from torchlstm.engines.contract import Dense, Engine, Problem, Weights
+from torchlstm.engines.shared.access import access_of
 from torchlstm.engines.shared.autograd import layer_of
 from torchlstm.engines.shared.kernel import Accumulate
-from torchlstm.engines.shared.plain import reach
 from torchlstm.parity import CASES, run_case
 
 PART = 3  # steps that the backward hands over at a time
@@ -129,7 +129,7 @@ class PythonKernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> PythonKernel:
     """A kernel behind the engine `python`, in force."""
     python = PythonKernel()
-    engine = Engine("python", layer_of(python), refuses=lambda problem: problem.reach.refusal)
+    engine = Engine("python", layer_of(python), refuses=lambda problem: problem.access.refusal)
     monkeypatch.setattr("torchlstm.call.dispatch.ENGINES", {"python": engine, "reference": ENGINES["reference"]})
     return python
 
@@ -375,7 +375,7 @@ def test_tensors_that_are_not_plain_memory(kernel: PythonKernel, monkeypatch: py
             tensors[2],
             *(t for direction in tensors[3] for t in direction if t is not None),
         ]
-        assert reach(flat).direct
+        assert access_of(flat).direct
         return run(problem, *tensors)
 
     monkeypatch.setattr(kernel, "forward", checked)

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call, grad, vmap
 
 import torchlstm
-from torchlstm.engines.shared.plain import reach
+from torchlstm.engines.shared.access import access_of
 from torchlstm.parity.timing import interleave
 
 KERNEL = torchlstm.engines()["cpu"] is None
@@ -34,7 +34,7 @@ def test_an_eager_call_pays_less_than_five_microseconds_for_transforms() -> None
     module = torchlstm.LSTM(2, 3, bidirectional=True, proj_size=2)
     tensors = [torch.randn(3, 2), *torch.randn(2, 2, 2, 3), *module.parameters()]
     assert len(tensors) == 13
-    assert least(lambda: [reach(chain(tensors)) for _ in range(1000)], 9) / 1000 < 5e-6
+    assert least(lambda: [access_of(chain(tensors)) for _ in range(1000)], 9) / 1000 < 5e-6
 
 
 @pytest.mark.skipif(not KERNEL, reason="the reference engine is unrolled")

@@ -14,7 +14,7 @@ from .call.segments import Segments
 from .cell import LSTMCell
 from .cells.stack import CellStack
 from .engines.contract import Dense, Problem
-from .engines.shared.plain import reach
+from .engines.shared.access import access_of
 from .lazy import LazyLSTM
 from .lstm import LSTM
 
@@ -137,7 +137,7 @@ def _stack_decision(module: CellStack, k: int, packed: Packed) -> Decision | Loo
 
 def _problems(plan: Plan, packed: Packed, module: nn.Module) -> list[Problem]:
     """The problems that a planned call poses to the engines, layer by layer."""
-    x, (size, hidden), found = packed.data, plan.sizes, reach((packed.data, *module.parameters()))
+    x, (size, hidden), found = packed.data, plan.sizes, access_of((packed.data, *module.parameters()))
     return [
         Problem(
             rows=packed.rows,
@@ -149,7 +149,7 @@ def _problems(plan: Plan, packed: Packed, module: nn.Module) -> list[Problem]:
             bias=bool(getattr(module, "bias", True)),
             dtype=x.dtype if plan.precision is None else plan.precision.compute,
             device=x.device,
-            reach=found,
+            access=found,
             trace=plan.trace,
             checkpoint_every=None if plan.trace else plan.checkpoint_every,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engines import ENGINES
 from ..engines.contract import Dense, Engine, Problem, Recorder, Rows, Weights
 from ..engines.exported import onnx
-from ..engines.shared.plain import as_plain, reach
+from ..engines.shared.access import access_of, as_plain
 
 _AUTOMATIC = "auto"
 
@@ -130,7 +130,7 @@ def problem_of(
         bias=b_ih is not None,
         dtype=x.dtype,
         device=x.device,
-        reach=reach((x, h_0, c_0, *chain.from_iterable(weights))),
+        access=access_of((x, h_0, c_0, *chain.from_iterable(weights))),
         trace=trace,
         # A trace keeps every state: nothing is left to compute again.
         checkpoint_every=None if trace else checkpoint_every,
@@ -150,7 +150,7 @@ def layer(
     if isinstance(rows, Dense) and rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     problem = problem_of(x, h_0, c_0, weights, rows, trace, checkpoint_every)
-    if problem.reach.subclass:
+    if problem.access.subclass:
         return _layer_of_subclasses(x, h_0, c_0, weights, rows, trace, checkpoint_every)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)

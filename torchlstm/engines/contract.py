@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from .shared.plain import DIRECT, Reach
+from .shared.access import DIRECT, Access
 
 
 class Dense(NamedTuple):
@@ -74,7 +74,7 @@ class Problem(NamedTuple):
     bias: bool
     dtype: torch.dtype
     device: torch.device
-    reach: Reach = DIRECT  # how a kernel gets at the tensors of this call
+    access: Access = DIRECT  # how a kernel gets at the tensors of this call
     trace: bool = False  # the states of every step are wanted too
     checkpoint_every: int | None = None  # keep the states of every so many steps only; never with `trace`
     reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone

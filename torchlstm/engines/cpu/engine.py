@@ -63,7 +63,7 @@ def _refuses(problem: Problem) -> str | None:
         return f"it runs on cpu, not on {problem.device.type}"
     if problem.dtype not in _WIDE + _HALF:
         return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
-    return problem.reach.refusal
+    return problem.access.refusal
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

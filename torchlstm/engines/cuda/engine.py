@@ -31,7 +31,7 @@ def _refuses(problem: Problem) -> str | None:
         return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
     if device.type == "cuda" and (found := _capability(device.index)) < _CAPABILITY:
         return f"it needs a GPU of compute capability 8.0 or newer, this one has {found[0]}.{found[1]}"
-    return problem.reach.refusal
+    return problem.access.refusal
 
 
 def tf32_allowed() -> bool:

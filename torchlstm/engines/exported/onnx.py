@@ -11,7 +11,7 @@ from ..contract import Dense, Problem, Weights
 
 def exporting(problem: Problem) -> bool:
     """Whether this call is being traced for ONNX."""
-    return not problem.reach.direct and torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return not problem.access.direct and torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def layer(

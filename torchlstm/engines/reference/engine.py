@@ -70,7 +70,7 @@ def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weight
 
 def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
     """Whether to keep the states of some steps only: where a gradient is wanted, and plain autograd makes it."""
-    if problem.checkpoint_every is None or problem.reach.transformed or torch.compiler.is_compiling():
+    if problem.checkpoint_every is None or problem.access.transformed or torch.compiler.is_compiling():
         return False
     if torch.jit.is_tracing() or forward_ad._current_level >= 0:  # type: ignore[attr-defined,no-untyped-call]
         return False

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..contract import Layer, Problem, Weights
 from ..reference import engine as reference
 from . import chunks, operators, per_sample
+from .access import access_of, as_plain
 from .gradients import gradients
 from .kernel import Call, Kernel, flatten, unflatten
-from .plain import as_plain, reach
 
 # Of y, h_n, c_n and of what a trace adds, the activated gates and c of every row; the last two are None without one.
 _COTANGENTS = 5
@@ -30,15 +30,15 @@ def layer_of(kernel: Kernel) -> Layer:
             return per_sample.by_operators(name, problem, x, h_0, c_0, flat)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, c_0, *flat))
         result: tuple[Tensor, ...]
-        if problem.reach.direct and differentiable:
+        if problem.access.direct and differentiable:
             result = _Forward.apply(Call(kernel, problem), x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]
             return result
-        if problem.reach.direct:
+        if problem.access.direct:
             y, h_n, c_n, saved = kernel.forward(problem, x, h_0, c_0, weights, trace)
             return y, h_n, c_n, *saved
         static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
         # An exported program has no gradients: what only they need would be written for nothing.
-        if (differentiable or problem.reach.transformed) and not torch.compiler.is_exporting():
+        if (differentiable or problem.access.transformed) and not torch.compiler.is_exporting():
             tensors = _distinct(x, h_0, c_0, *flat)
             result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
         else:
@@ -120,7 +120,7 @@ class _Forward(torch.autograd.Function):
         call, needs, count = ctx.call, ctx.needs_input_grad[1:], ctx.count
         saved, arguments = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
         cotangents = given if call.problem.trace else (*given, None, None)
-        found, graph = reach(cotangents), torch.is_grad_enabled()
+        found, graph = access_of(cotangents), torch.is_grad_enabled()
         for each in ctx.unread:
             arguments[each.place] = each.checked() if graph or not found.direct else each.tensor
         if found.subclass:

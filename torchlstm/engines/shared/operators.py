@@ -10,9 +10,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..contract import Dense, Problem, Ragged, check_batch_sizes
 from . import chunks
+from .access import access_of
 from .gradients import gradients
 from .kernel import Call, Kernel, unflatten
-from .plain import reach
 
 # Every operator begins with the eight arguments that make an `Arguments`.
 #   lstm                the layer; gates, cells and h are what a backward needs, empty unless `save`; where there are
@@ -299,7 +299,7 @@ def _lstm_backward_vmap(info: Any, dims: Any, *given: Any) -> Any:
 def _product_by_member(kernel: str, left: Tensor, right: Tensor) -> Tensor:
     """The products left^T right of rows (P, N, a) and (P, N, b), for each of N members: (N, a, b)."""
     left, right = left.permute(1, 2, 0), right.transpose(0, 1)
-    if not reach((left, right)).direct:
+    if not access_of((left, right)).direct:
         return torch.bmm(left, right)
     product: Tensor = torch.bmm(left, right, out=empty(kernel, left, *left.shape[:2], right.shape[2]))
     return product

@@ -142,7 +142,7 @@ def by_transforms(
 
 
 def _begin(problem: Problem) -> None:
-    if problem.reach.transformed:
+    if problem.access.transformed:
         raise RuntimeError(EAGER_ONLY)
     _recorder(problem).begin(problem.batch)
 

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 
-class Reach(NamedTuple):
+class Access(NamedTuple):
     """How a kernel gets at tensors.
 
     direct       through their addresses
@@ -25,15 +25,15 @@ class Reach(NamedTuple):
     subclass: bool = False
 
 
-DIRECT = Reach(direct=True)
+DIRECT = Access(direct=True)
 # What a subclass of Tensor inherits that has no say in what its operations do to memory.
 _NO_DISPATCH = Tensor.__torch_dispatch__
 
-OPERATOR = Reach(direct=False)
-TRANSFORM = Reach(direct=False, transformed=True)
+OPERATOR = Access(direct=False)
+TRANSFORM = Access(direct=False, transformed=True)
 
 
-def reach(tensors: Iterable[Tensor | None]) -> Reach:
+def access_of(tensors: Iterable[Tensor | None]) -> Access:
     """Say how a kernel gets at these tensors.
 
     Inside a transform, a trace or a mode, what looks like a tensor stands for something else: its address is null or
@@ -42,9 +42,9 @@ def reach(tensors: Iterable[Tensor | None]) -> Reach:
     if torch.compiler.is_compiling():
         return OPERATOR
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return Reach(direct=False, refusal="torch.jit is tracing this call")
+        return Access(direct=False, refusal="torch.jit is tracing this call")
     if forward_ad._current_level >= 0:
-        return Reach(direct=False, refusal="forward-mode differentiation is active")
+        return Access(direct=False, refusal="forward-mode differentiation is active")
     found, subclass = DIRECT, False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         found = TRANSFORM
@@ -56,17 +56,17 @@ def reach(tensors: Iterable[Tensor | None]) -> Reach:
         if kind is FakeTensor:
             found = OPERATOR if found is DIRECT else found
         elif kind is not Tensor and kind.__torch_dispatch__ is not _NO_DISPATCH:
-            return Reach(direct=False, refusal=f"a tensor is a {kind.__name__}")
+            return Access(direct=False, refusal=f"a tensor is a {kind.__name__}")
         elif kind is not Tensor:
             subclass = True
         if found is DIRECT and (tensor.is_neg() or tensor.is_conj()):
             found = OPERATOR  # it negates what is only marked as negated
         if found is DIRECT and not torch._C._has_storage(tensor):
             # As in autograd's own vmap (`is_grads_batched`), which knows no operators but torch's.
-            return Reach(direct=False, refusal="a tensor has no memory of its own")
+            return Access(direct=False, refusal="a tensor has no memory of its own")
     return found._replace(subclass=True) if subclass else found
 
 
 def as_plain(tensor: Tensor) -> Tensor:
-    """The same memory as a Tensor or Parameter, differentiable; of a tensor of a class that is `Reach.subclass`."""
+    """The same memory as a Tensor or Parameter, differentiable; of a tensor of a class that is `Access.subclass`."""
     return tensor if type(tensor) in (Tensor, Parameter) else tensor.as_subclass(Tensor)
