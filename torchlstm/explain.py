@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .call.dispatch import choose, forced_engine, problem_of, standings
+from .call.dispatch import choose, forced_engine, problem_of, support_of
 from .call.packing import Packed, pack
 from .call.plan import Form, Plan, plan_cell, plan_lstm, plan_stack
 from .call.precision import autocasts
@@ -26,7 +26,12 @@ class Decision(NamedTuple):
     problem: Problem
     engine: str | None
     error: str | None
-    standings: dict[str, str]  # what each engine says, in order of preference
+    support: dict[str, str]  # what each engine says to it, in order of preference
+
+    @property
+    def standings(self) -> dict[str, str]:
+        """What 0.1.0 called `support`."""
+        return self.support
 
     def __str__(self) -> str:
         problem = self.problem
@@ -38,8 +43,8 @@ class Decision(NamedTuple):
             lines[0] += ", traced" + " in torch operations, step by step" * (self.engine == "reference")
         if problem.checkpoint_every:
             lines[0] += f", checkpoint_every={problem.checkpoint_every}"
-        for name, standing in self.standings.items():
-            lines.append(f"  {'->' if name == self.engine else '  '} {name}: {standing}")
+        for name, answer in self.support.items():
+            lines.append(f"  {'->' if name == self.engine else '  '} {name}: {answer}")
         return "\n".join([*lines, *([f"  error: {self.error}"] if self.error else [])])
 
 
@@ -120,9 +125,9 @@ def _describe(segments: Segments | None, what: str = "lengths and resets") -> st
 
 def _decide(index: int, problem: Problem) -> Decision:
     try:
-        return Decision(index, problem, choose(problem).name, None, standings(problem))
+        return Decision(index, problem, choose(problem).name, None, support_of(problem))
     except RuntimeError as error:
-        return Decision(index, problem, None, str(error), standings(problem))
+        return Decision(index, problem, None, str(error), support_of(problem))
 
 
 def _stack_decision(module: CellStack, k: int, packed: Packed) -> Decision | Loop:

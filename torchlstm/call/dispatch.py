@@ -76,14 +76,14 @@ def refusal(engine: Engine, problem: Problem) -> str | None:
     return engine.unavailable() or engine.refuses(problem)
 
 
-def standings(problem: Problem) -> dict[str, str]:
+def support_of(problem: Problem) -> dict[str, str]:
     """What each engine, in order of preference, says to this problem."""
 
-    def standing(engine: Engine) -> str:
+    def answer(engine: Engine) -> str:
         reason = refusal(engine, problem)
         return f"refuses: {reason}" if reason else "can run it" + ", but only if asked for" * engine.opt_in
 
-    return {name: standing(engine) for name, engine in ENGINES.items()}
+    return {name: answer(engine) for name, engine in ENGINES.items()}
 
 
 def choose(problem: Problem) -> Engine:
@@ -97,7 +97,7 @@ def choose(problem: Problem) -> Engine:
     for engine in ENGINES.values():
         if not engine.opt_in and refusal(engine, problem) is None:
             return engine
-    reasons = "; ".join(f"{name} {standing}" for name, standing in standings(problem).items())
+    reasons = "; ".join(f"{name} {answer}" for name, answer in support_of(problem).items())
     raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
 
