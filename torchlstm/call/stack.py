@@ -36,7 +36,8 @@ def run_stack(
     if len(layers) == 1:
         y, h_n, c_n, *inner = layer(x, h_0, c_0, layers[0], packed.rows, plan.trace, plan.checkpoint_every)
         return y, h_n, c_n, [(y, *inner)] if plan.trace else []  # type: ignore[list-item]
-    every_h, every_c, every = [], [], list[Any]()
+    every_h, every_c = [], []
+    every: list[Any] = []
     parts = zip(layers, h_0.split(plan.directions), c_0.split(plan.directions), strict=True)
     for index, (weights, h, c) in enumerate(parts):
         if index > 0 and plan.dropout != 0:
