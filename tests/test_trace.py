@@ -244,8 +244,11 @@ def test_writing_into_a_trace_is_noticed(engine: str) -> None:
     found = module.trace(torch.randn(4, 2, 2))
     with pytest.raises(RuntimeError, match="returns multiple views"):
         found.layers[0][0].i.mul_(2)
-    if engine != "reference":  # it needs no output for a gradient
-        found.output.mul_(2)
+    found.output.mul_(2)  # no backward needs it
+    found.layers[0][0].i.sum().backward(retain_graph=True)
+    if engine != "reference":  # it has copies
+        with torch.no_grad():
+            found.layers[0][0].c.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             found.layers[0][0].i.sum().backward()
 
