@@ -46,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engines.kernel",
         "engines.plain",
     },
-    "engines.cpu": {"engines.autograd", "engines.contract", "engines.kernel"},
+    "engines.cpu": {"engines.autograd", "engines.contract", "engines.cpu_calls", "engines.kernel"},
+    "engines.cpu_calls": set(),
     "engines.cuda": {
         "engines.autograd",
         "engines.contract",
