@@ -304,8 +304,10 @@ static int connect(void) {
     const dl_header_t *newest = PyCapsule_GetPointer(capsule, name), *found = newest;
     Py_DECREF(capsule);
     while (found && found->version.major != DL_MAJOR) found = found->previous;
-    if (found) view_of = ((const dl_exchange_t *)found)->view;
-    if (found && view_of) return 0;
+    if (found && ((const dl_exchange_t *)found)->view) {
+        view_of = ((const dl_exchange_t *)found)->view;
+        return 0;
+    }
     PyErr_Format(PyExc_ImportError, "torch's tensors speak DLPack %u.%u; views by DLPack %d are needed", (unsigned)newest->version.major,
                  (unsigned)newest->version.minor, DL_MAJOR);
     return -1;
