@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import torchlstm
 from torchlstm.engines import cpu, cpu_calls
@@ -118,3 +119,32 @@ def test_what_torch_must_offer(offered: Any, why: str | None, monkeypatch: Any) 
     for loaded in (extension, kernel):  # the one that was there works on
         if loaded is not None:
             assert loaded.readable(matrix=torch.zeros(2, 3), turned=False)
+
+
+def test_memory_of_another_device_is_not_touched(monkeypatch: Any) -> None:
+    """Torch's table, but every tensor says that it is on a GPU."""
+    name, table = "torchlstm.kernels.cpu._kernel", Exchange.from_buffer_copy(Exchange.from_address(address_of_torchs()))
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes.c_int32))
+    torchs = function(table.functions[3])
+
+    def view(tensor: Tensor, out: Any) -> int:
+        failed = torchs(tensor, out)
+        out[2] = 2  # after the address, eight bytes
+        return int(failed)
+
+    moved = function(view)
+    table.functions[3] = ctypes.cast(moved, ctypes.c_void_p).value
+    try:
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, name)
+            patch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", capsule(table))
+            extension = cpu_calls.load()[0]
+        out = torch.full((2, 2), 777.0)
+        with pytest.raises(ValueError, match=r"gemm\(out\): expected .*, got float32 \(2, 2\), .*, not on the CPU"):
+            extension.gemm(isa=3, threads=1, out=out, left=out, right=out, add=False, scratch=None)
+        assert (out == 777).all()
+    finally:
+        with monkeypatch.context() as patch:  # what is loaded last counts for all
+            patch.delitem(sys.modules, name)
+            assert cpu_calls.load()[1] is None
+    assert kernel.readable(matrix=out, turned=False)
