@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torchlstm
+from torchlstm.engines.cpu import calls as cpu_calls
 from torchlstm.engines.cpu import engine as cpu
 from torchlstm.parity import CASES, run_case
 
@@ -331,8 +332,8 @@ def test_missing_extension_is_a_reason(monkeypatch: Any) -> None:
 
     failure: ImportError = ModuleNotFoundError("no module")
     monkeypatch.setattr("importlib.import_module", fail)
-    module, why = cpu._load()
+    module, why = cpu_calls.load()
     assert module is None
     assert "not compiled at installation" in str(why)
     failure = ImportError("undefined symbol: x")
-    assert cpu._load() == (None, "its extension does not load: undefined symbol: x")
+    assert cpu_calls.load() == (None, "its extension does not load: undefined symbol: x")

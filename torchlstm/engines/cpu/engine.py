@@ -1,37 +1,20 @@
 """The CPU engine: refusals, buffers, and the calls into the kernel in C."""
 
-import importlib
 import os
-from types import ModuleType
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contract import Dense, Engine, Problem, Weights
+from ..contract import Engine, Problem, Weights
 from ..shared import threads
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
+from .calls import Kernel, Sizes, load
 
-_kernel: Any
-_missing: str | None
-
-
-def _load() -> tuple[ModuleType | None, str | None]:
-    """The extension, or None and why it is missing."""
-    try:
-        # After torch: its OpenMP runtime is the one that the kernel finds.
-        return importlib.import_module("._kernel", __package__), None
-    except ModuleNotFoundError:
-        return None, (
-            "its extension was not compiled at installation; "
-            "`pip install -v --no-cache-dir --force-reinstall --no-deps` of torchlstm shows why"
-        )
-    except ImportError as error:
-        return None, f"its extension does not load: {error}"
-
-
-_kernel, _missing = _load()
+_kernel: Kernel
+_kernel, _missing = load()
 
 # What the kernel calls its instruction sets.  A set that the machine has not means the best that it has.
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "best": 3}
@@ -70,7 +53,7 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     """As `kernel.Kernel`: with large pages if it is large."""
     tensor = like.new_empty(shape)
     if tensor.nbytes >= _HUGE:
-        _kernel.huge(tensor.data_ptr(), tensor.nbytes)
+        _kernel.huge(tensor)
     return tensor
 
 
@@ -94,20 +77,32 @@ class _CPU:
         """As `kernel.Kernel`."""
         directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
         x, h_0, c_0 = x.contiguous(), h_0.contiguous(), c_0.contiguous()
-        flat = [None if tensor is None else tensor.contiguous() for direction in weights for tensor in direction]
         rows = x.shape[0]
         y = _empty(x, rows, directions * size)
         h_n, c_n = x.new_empty(directions, batch, size), x.new_empty(directions, batch, hidden)
         saved = (_empty(x, directions, rows, 4 * hidden), _empty(x, directions, rows, hidden)) if save else ()
         if not rows:
             return y, h_n.copy_(h_0), c_n.copy_(c_0), saved
-        starts = _starts(problem)
-        sizes = _sizes(self._isa, problem, starts)
-        scratch = None if _is_step(problem) else _empty(x, _kernel.scratch(*sizes, 0) // x.itemsize)
+        gates, cells = saved or (None, None)
+        w_ih, w_hh, b_ih, b_hh, w_hr = zip(*[_contiguous(direction) for direction in weights], strict=True)
+        sizes = self._sizes(problem)
+        scratch = None if _is_step(problem) else _empty(x, _kernel.forward_scratch(sizes))
         _kernel.forward(
-            *sizes,
-            *map(_address, (y, h_n, c_n, *(saved or (None, None)), x, h_0, c_0, scratch)),
-            *map(_address, flat),
+            sizes=sizes,
+            y=y,
+            h_n=h_n,
+            c_n=c_n,
+            gates=gates,
+            cells=cells,
+            x=x,
+            h_0=h_0,
+            c_0=c_0,
+            w_ih=w_ih,
+            w_hh=w_hh,
+            b_ih=b_ih,
+            b_hh=b_hh,
+            w_hr=w_hr,
+            scratch=scratch,
         )
         return y, h_n, c_n, saved
 
@@ -137,31 +132,63 @@ class _CPU:
             return dh_0, dc_0, db
         h_0, c_0 = h_0.contiguous(), c_0.contiguous()
         y = projected_h[0].contiguous() if projected_h else None
-        cotangents = [None if t is None else t.contiguous() for t in (dy, dh_n, dc_n, dacts, dcells)]
-        recurrent = [
-            (w_hh.contiguous(), None if w_hr is None else w_hr.contiguous()) for _, w_hh, _, _, w_hr in weights
-        ]
+        dy, dh_n, dc_n, dacts, dcells = _contiguous((dy, dh_n, dc_n, dacts, dcells))
+        w_hh, w_hr = zip(*[_contiguous((w_hh, w_hr)) for _, w_hh, _, _, w_hr in weights], strict=True)
         projected = problem.proj_size > 0
-        starts = _starts(problem)
-        sizes = _sizes(self._isa, problem, starts)
-        scratch = _empty(gates, _kernel.scratch(*sizes, 1) // gates.itemsize)
-        last = (_address(scratch), *(_address(weight) for pair in recurrent for weight in pair))
-        given = tuple(map(_address, (dc_0, db, gates, cells, y, h_0, c_0, *cotangents)))
+        sizes = self._sizes(problem)
+        scratch = _empty(gates, _kernel.backward_scratch(sizes))
+
+        def run(
+            first: int,
+            end: int,
+            dgates: Tensor,
+            before: Tensor | None = None,
+            dh: Tensor | None = None,
+            raw: Tensor | None = None,
+            dh_0: Tensor | None = None,
+        ) -> None:
+            """The steps [first, end), in the order of the backward."""
+            _kernel.backward(
+                sizes=sizes,
+                first=first,
+                end=end,
+                dgates=dgates,
+                before=before,
+                dh=dh,
+                raw=raw,
+                dh_0=dh_0,
+                dc_0=dc_0,
+                db=db,
+                gates=gates,
+                cells=cells,
+                y=y,
+                h_0=h_0,
+                c_0=c_0,
+                dy=dy,
+                dh_n=dh_n,
+                dc_n=dc_n,
+                dacts=dacts,
+                dcells=dcells,
+                w_hh=w_hh,
+                w_hr=w_hr,
+                scratch=scratch,
+            )
+
         if _is_step(problem):
             # No part to wait for; h of the step before is h_0, and dh_0 one product.
             n = gates.shape[1]
             dgates = gates.new_empty(directions, n, 4 * hidden)
-            _kernel.backward(*sizes, dgates.data_ptr(), 0, 0, 0, 0, *given, 0, 1, n, 4 * hidden, *last)
-            for d, (w_hh, _) in enumerate(recurrent):
+            run(0, 1, dgates)
+            for d in range(directions):
                 accumulate(d, slice(0, n), dgates[d], h_0[d, :n], None, None)
                 if not needs_h_0:
                     continue
-                self.multiply(dh_0[d, :n], dgates[d], w_hh, False)
+                self.multiply(dh_0[d, :n], dgates[d], w_hh[d], False)
                 if n < batch:
                     dh_0[d, n:] = 0 if dh_n is None else dh_n[d, n:]
             return dh_0, dc_0, db
-        first_rows = starts.tolist() if starts is not None else None
-        steps = problem.rows.steps
+        steps, batch_sizes = problem.rows.steps, problem.batch_sizes
+        first_rows = None if batch_sizes is None else [0, *batch_sizes.cumsum(0).tolist()]
 
         def row(step: int) -> int:
             return step * batch if first_rows is None else first_rows[step]
@@ -171,10 +198,9 @@ class _CPU:
         dgates = _empty(gates, directions, room, stride)[..., : 4 * hidden]
         before = _empty(gates, directions, room, size)
         dh, raw = (_empty(gates, directions, room, k) if projected else None for k in (size, hidden))
-        fixed = (*sizes, *map(_address, (dgates, before, dh, raw, dh_0)), *given)
         for first in range(0, steps, per_part):
             end = min(steps, first + per_part)
-            _kernel.backward(*fixed, first, end, room, stride, *last)
+            run(first, end, dgates, before, dh, raw, dh_0)
             for d in range(directions):
                 low, high = (first, end) if d or problem.reverse else (steps - end, steps - first)
                 part = slice(row(low), row(high))
@@ -190,45 +216,38 @@ class _CPU:
         By the kernel's own microkernel: on large products 10 % faster than torch.mm on an AMD Zen 4 (one thread,
         2560 x 4096 x 1024: 105 against 94 GFLOP/s), and on no threads that a fork has lost.
         """
-        left, turned, left_row = _matrix(left, may_turn=True)
-        right, _, right_row = _matrix(right, may_turn=False)
-        # isa, threads, element, turned, add, M, N, K, and the strides of rows
-        sizes = (
-            self._isa,
-            threads.count(),
-            out.itemsize,
-            int(turned),
-            int(add),
-            *out.shape,
-            left.shape[1],
-            out.stride(0),
-            left_row,
-            right_row,
+        left, right = _readable(left, turned=True), _readable(right, turned=False)
+        isa, count = self._isa, threads.count()
+        need = _kernel.gemm_scratch(isa=isa, threads=count, out=out, left=left, right=right)
+        scratch = _empty(out, need) if need else None
+        _kernel.gemm(isa=isa, threads=count, out=out, left=left, right=right, add=add, scratch=scratch)
+
+    def _sizes(self, problem: Problem) -> Sizes:
+        """What all calls of the kernel about a problem have in common."""
+        batch_sizes = problem.batch_sizes
+        return _kernel.sizes(
+            isa=self._isa,
+            threads=threads.count(),
+            element=problem.dtype.itemsize,
+            steps=problem.rows.steps,
+            batch=problem.batch,
+            input=problem.input_size,
+            hidden=problem.hidden_size,
+            output=problem.proj_size or problem.hidden_size,
+            directions=problem.directions,
+            projected=problem.proj_size > 0,
+            reverse=problem.reverse,
+            batch_sizes=None if batch_sizes is None else batch_sizes.long().contiguous(),
         )
-        need = _kernel.gemm_scratch(*sizes)
-        scratch = _empty(out, need // out.itemsize) if need else None
-        _kernel.gemm(*sizes, out.data_ptr(), left.data_ptr(), right.data_ptr(), _address(scratch))
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _readable(matrix: Tensor, turned: bool) -> Tensor:
+    """The matrix as a product can read it: by rows with a stride, or if `turned` by columns."""
+    return matrix if _kernel.readable(matrix=matrix, turned=turned) else matrix.contiguous()
 
 
-def _matrix(matrix: Tensor, may_turn: bool) -> tuple[Tensor, bool, int]:
-    """A matrix as the kernel reads it, whether it is stored column by column, and the stride of its rows or columns.
-
-    An axis of length 1 has a stride that says nothing, and that `contiguous` keeps.
-    """
-    (rows, columns), (row, column) = matrix.shape, matrix.stride()
-    if column == 1:
-        return matrix, False, row
-    if may_turn and row == 1:
-        return matrix, True, column
-    if columns == 1:
-        return matrix, False, row
-    if may_turn and rows == 1:
-        return matrix, True, column
-    return matrix.contiguous(), False, columns
+def _contiguous(tensors: Iterable[Tensor | None]) -> list[Any]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _first(tensor: Tensor | None, direction: int, rows: int) -> Any:
@@ -238,36 +257,9 @@ def _first(tensor: Tensor | None, direction: int, rows: int) -> Any:
     return tensor[direction] if rows == tensor.shape[1] else tensor[direction, :rows]
 
 
-def _starts(problem: Problem) -> Tensor | None:
-    """The first packed row of every step of a ragged batch, and after the last step P: (T + 1,)."""
-    if isinstance(problem.rows, Dense):
-        return None
-    sizes = problem.rows.batch_sizes
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-
-
 def _is_step(problem: Problem) -> bool:
     """Whether this is one step on the weights as they are: the kernel packs nothing."""
     return problem.rows.steps == 1 and not problem.proj_size
-
-
-def _sizes(isa: int, problem: Problem, starts: Tensor | None) -> tuple[int, ...]:
-    """The first arguments of every call of the kernel.  `starts` has to outlive it."""
-    rows = problem.rows
-    return (
-        isa,
-        threads.count(),
-        problem.dtype.itemsize,
-        rows.steps,
-        problem.batch,
-        problem.input_size,
-        problem.hidden_size,
-        problem.proj_size or problem.hidden_size,
-        problem.directions,
-        int(problem.proj_size > 0),
-        int(problem.reverse),
-        _address(starts),
-    )
 
 
 _layer_of_floats = layer_of(_CPU())

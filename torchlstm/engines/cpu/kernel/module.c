@@ -1,143 +1,334 @@
-/* The extension module: every argument is an integer (a size, a flag or an address; 0 is NULL). */
-#define Py_LIMITED_API 0x030A0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+/* The extension module: the calls of calls.h, from Python's values to kernel.h's structures. */
+#include "read.h"
+#include "calls.h"
+#include "dispatch.h"
 #if defined __linux__
 #include <sys/mman.h>
 #endif
-#include "dispatch.h"
 
-enum { SIZES = 12, MOST = 48 };
+/* No count that means anything is larger; products of two of them fit an int64_t. */
+#define MOST (INT64_C(1) << 31)
+#define MOST_THREADS INT32_MAX
 
-/* Reads `n` arguments, of which there must be `fixed` and `each` for every direction. */
-static int integers(PyObject *const *args, Py_ssize_t n, int fixed, int each, long long *v) {
-    if (n < SIZES || n > MOST) { PyErr_Format(PyExc_TypeError, "%zd arguments are too few or too many", n); return -1; }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        v[i] = PyLong_AsLongLong(args[i]);
-        if (v[i] == -1 && PyErr_Occurred()) return -1;
+/* Of each call: how many fields, what they are, and a description. */
+#define ONE(kind, name, ...) +1
+#define TEXT(kind, name, ...) { #name, #kind, #__VA_ARGS__ },
+#define DESCRIBE(call, LIST)                                            \
+    enum { call##_count = 0 LIST(ONE) };                                \
+    static const field_t call##_fields[] = { LIST(TEXT) };              \
+    static PyObject *call##_names[call##_count];                        \
+    static const call_t call##_call = { #call, call##_count, call##_fields, call##_names };
+CALLS(DESCRIBE)
+
+/* Begins a method: the values in the order of the list, at AT_name. */
+#define PLACE(kind, name, ...) AT_##name,
+#define BEGIN(call_name, LIST)                                                          \
+    enum { LIST(PLACE) };                                                               \
+    PyObject *given[call_name##_count] = { 0 };                                         \
+    reader_t r = { .call = #call_name, .direction = -1 };                               \
+    (void)self;                                                                         \
+    if (arrange(&call_name##_call, values, n, names, given)) return NULL;
+#define BEGIN_ONE(call_name, LIST)                                                      \
+    enum { LIST(PLACE) };                                                               \
+    PyObject *const given[] = { value };                                                \
+    reader_t r = { .call = #call_name, .direction = -1 };                               \
+    (void)self;
+
+/* Reads a field, by its kind: counts, flags and matrices become variables, tensors fields of `call`. */
+#define FILL(kind, name, ...)                                                           \
+    r.field = #name;                                                                    \
+    FILL_##kind(name, ##__VA_ARGS__)                                                    \
+    if (r.failed) return NULL;
+#define FILL_COUNT(name, least, most) const long name = read_count(&r, given[AT_##name], least, most);
+#define FILL_FLAG(name) const int name = read_flag(&r, given[AT_##name]);
+#define FILL_SIZES(name)
+#define FILL_READ(name, when, ...) call.name = read_tensor(&r, given[AT_##name], when, SHAPE(__VA_ARGS__));
+#define FILL_WRITTEN FILL_READ
+#define FILL_EACH(name, when, ...)                                                      \
+    for (int d = 0; d < D && read_tuple(&r, given[AT_##name], (int)D) && !r.failed; d++) { \
+        r.direction = d;                                                                \
+        call.weights[d].name = read_tensor(&r, PyTuple_GetItem(given[AT_##name], d), when, SHAPE(__VA_ARGS__)); \
+    }                                                                                   \
+    r.direction = -1;
+#define FILL_ROWS(name, ...)                                                            \
+    int64_t room = 0, step = 0;                                                         \
+    call.name = read_rows(&r, given[AT_##name], rows_of_part(&call.sizes, first, end), &room, &step, SHAPE(__VA_ARGS__));
+#define FILL_MATRIX(name, may_turn, rows, columns)                                      \
+    const matrix_t name = read_matrix(&r, given[AT_##name], may_turn, AT_##name == AT_out, &rows, &columns, #rows ", " #columns);
+#define FILL_SCRATCH(name, bytes) call.name = read_scratch(&r, given[AT_##name], bytes);
+#define FILL_ANY(name) const dl_tensor_t name = read_any(&r, given[AT_##name]);
+
+/* A check beyond the lists': what a field should have been. */
+#define EXPECT(condition, name, ...)                                                    \
+    if (!(condition)) {                                                                 \
+        text_t expected = { .used = 0 };                                                \
+        add(&expected, __VA_ARGS__);                                                    \
+        r.field = #name;                                                                \
+        refuse(&r, PyExc_ValueError, given[AT_##name], &expected);                      \
+        return NULL;                                                                    \
     }
-    if (n != fixed + each * v[8]) {
-        PyErr_Format(PyExc_TypeError, "%d arguments expected, not %zd", (int)(fixed + each * v[8]), n);
-        return -1;
+
+/* --- the sizes of a layer, checked once for all calls about it --- */
+
+typedef struct {
+    sizes_t sizes;
+    int threads, isa;
+    int64_t starts[];                   /* (T + 1,), of a ragged batch */
+} layer_t;
+
+#define LAYER "torchlstm.engines.cpu.sizes"
+static void free_layer(PyObject *capsule) { PyMem_Free(PyCapsule_GetPointer(capsule, LAYER)); }
+
+static const layer_t *read_layer(reader_t *r, PyObject *object) {
+    if (PyCapsule_IsValid(object, LAYER)) return PyCapsule_GetPointer(object, LAYER);
+    text_t expected = { .used = 0 };
+    add(&expected, "what the call sizes returned");
+    r->field = "sizes";
+    refuse(r, PyExc_TypeError, object, &expected);
+    return NULL;
+}
+
+/* Where the packed rows of every step begin.  A size is read once: nobody changes it between check and use. */
+static int fill_starts(const char *call, const int64_t *sizes, long steps, long batch, int64_t *starts) {
+    int64_t most = batch;
+    starts[0] = 0;
+    for (long t = 0; t < steps; t++) {
+        int64_t size = sizes[t];
+        if (size < 0 || size > most) {
+            PyErr_Format(PyExc_ValueError, "%s(batch_sizes[%ld]): expected an int from 0 to %lld, got %lld", call, t, (long long)most, (long long)size);
+            return -1;
+        }
+        starts[t + 1] = starts[t] + size, most = size;
     }
     return 0;
 }
-#define AT(i) ((void *)(intptr_t)v[i])
 
-/* isa, threads, element, T, B, I, H, R, D, projected, reverse, starts */
-static sizes_t sizes(const long long *v) {
-    return (sizes_t){ .element = (int)v[2], .steps = (long)v[3], .batch = (long)v[4], .input = (long)v[5],
-                      .hidden = (long)v[6], .output = (long)v[7], .directions = (int)v[8], .projected = (int)v[9],
-                      .reverse = (int)v[10], .starts = AT(11) };
+static PyObject *sizes(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(sizes, SIZES)
+    struct { const int64_t *batch_sizes; } call;
+    r.dtype = INT64;
+    SIZES(FILL)
+    EXPECT(element == 4 || element == 8, element, "4 or 8")
+    EXPECT(projected || output == hidden, output, "hidden = %ld without a projection", hidden)
+    EXPECT(directions == 1 || !reverse, reverse, "False with two directions")
+    layer_t *layer = PyMem_Malloc(sizeof *layer + (call.batch_sizes ? ((size_t)steps + 1) * sizeof(int64_t) : 0));
+    if (!layer) return PyErr_NoMemory();
+    *layer = (layer_t){ .threads = (int)threads, .isa = (int)isa };
+    layer->sizes = (sizes_t){ .steps = steps, .batch = batch, .input = input, .hidden = hidden, .output = output,
+                              .directions = (int)directions, .projected = projected, .reverse = reverse,
+                              .element = (int)element, .starts = call.batch_sizes ? layer->starts : NULL };
+    PyObject *capsule = NULL;
+    if (!call.batch_sizes || !fill_starts(r.call, call.batch_sizes, steps, batch, layer->starts))
+        capsule = PyCapsule_New(layer, LAYER, free_layer);
+    if (!capsule) PyMem_Free(layer);
+    return capsule;
 }
 
-/* scratch(sizes..., backward) -> bytes */
-static PyObject *scratch(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    long long v[MOST];
-    if (integers(args, n, SIZES + 1, 0, v)) return NULL;
-    forward_t f = { .sizes = sizes(v) };
-    backward_t b = { .sizes = f.sizes };
-    return PyLong_FromSize_t(v[SIZES] ? torchlstm_backward_scratch(&b, (int)v[1], (int)v[0])
-                                      : torchlstm_forward_scratch(&f, (int)v[1], (int)v[0]));
+/* The letters of shapes. */
+#define LETTERS(s)                                                                      \
+    __attribute__((unused)) const int64_t T = (s).steps, B = (s).batch, I = (s).input, H = (s).hidden, R = (s).output, \
+                                          D = (s).directions, P = first_row(&(s), (s).steps);
+
+/* --- the time loop --- */
+
+static PyObject *forward_scratch(PyObject *self, PyObject *value) {
+    BEGIN_ONE(forward_scratch, FORWARD_SCRATCH)
+    const layer_t *layer = read_layer(&r, given[AT_sizes]);
+    if (!layer) return NULL;
+    forward_t call = { .sizes = layer->sizes };
+    return PyLong_FromSize_t(torchlstm_forward_scratch(&call, layer->threads, layer->isa) / (size_t)layer->sizes.element);
 }
 
-/* forward(sizes..., y, h_n, c_n, gates, cells, x, h_0, c_0, scratch, (w_ih, w_hh, b_ih, b_hh, w_hr) per direction...) */
-static PyObject *forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    long long v[MOST];
-    if (integers(args, n, SIZES + 9, 5, v)) return NULL;
-    int i = SIZES + 9;
-    forward_t f = { AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), AT(19), .sizes = sizes(v), .scratch = AT(20) };
-    for (int d = 0; d < f.sizes.directions; d++, i += 5)
-        f.weights[d] = (weights_t){ AT(i), AT(i + 1), AT(i + 2), AT(i + 3), AT(i + 4) };
+static PyObject *forward(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(forward, FORWARD)
+    const layer_t *layer = read_layer(&r, given[AT_sizes]);
+    if (!layer) return NULL;
+    LETTERS(layer->sizes)
+    forward_t call = { .sizes = layer->sizes };
+    r.dtype = floats(call.sizes.element);
+    FORWARD(FILL)
     Py_BEGIN_ALLOW_THREADS
-    torchlstm_forward(&f, (int)v[1], (int)v[0]);
+    torchlstm_forward(&call, layer->threads, layer->isa);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-/* backward(sizes..., dgates, before, dh, raw, dh_0, dc_0, db, gates, cells, y, h_0, c_0, dy, dh_n, dc_n, dacts, dcells,
- *          from, to, room, step, scratch, (w_hh, w_hr) per direction...) */
-static PyObject *backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    long long v[MOST];
-    if (integers(args, n, SIZES + 22, 2, v)) return NULL;
-    int i = SIZES + 22;
-    backward_t b = { AT(12), AT(13), AT(14), AT(15), AT(16), AT(17), AT(18), AT(19), AT(20), AT(21), AT(22), AT(23),
-                     AT(24), AT(25), AT(26), AT(27), AT(28), .sizes = sizes(v), .from = (long)v[29], .to = (long)v[30],
-                     .room = (long)v[31], .step = (long)v[32], .scratch = AT(33) };
-    for (int d = 0; d < b.sizes.directions; d++, i += 2)
-        b.weights[d] = (weights_t){ .w_hh = AT(i), .w_hr = AT(i + 1) };
-    Py_BEGIN_ALLOW_THREADS
-    torchlstm_backward(&b, (int)v[1], (int)v[0]);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+static PyObject *backward_scratch(PyObject *self, PyObject *value) {
+    BEGIN_ONE(backward_scratch, BACKWARD_SCRATCH)
+    const layer_t *layer = read_layer(&r, given[AT_sizes]);
+    if (!layer) return NULL;
+    backward_t call = { .sizes = layer->sizes };
+    return PyLong_FromSize_t(torchlstm_backward_scratch(&call, layer->threads, layer->isa) / (size_t)layer->sizes.element);
 }
 
-/* isa, threads, element, turned, add, M, N, K, ldo, lda, ldb */
-static int product(PyObject *const *args, Py_ssize_t n, int more, long long *v, gemm_t *g) {
-    if (n != 11 + more) { PyErr_Format(PyExc_TypeError, "%d arguments expected, not %zd", 11 + more, n); return -1; }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        v[i] = PyLong_AsLongLong(args[i]);
-        if (v[i] == -1 && PyErr_Occurred()) return -1;
+/* How many rows a buffer needs for each direction's part of steps [first, end). */
+static int64_t rows_of_part(const sizes_t *s, long first, long end) {
+    int64_t most = 0;
+    for (int d = 0; d < s->directions; d++) {
+        long low = backwards(s, d) ? first : s->steps - end, high = low + end - first;
+        int64_t rows = first_row(s, high) - first_row(s, low);
+        if (rows > most) most = rows;
     }
-    *g = (gemm_t){ .element = (int)v[2], .turned = (int)v[3], .add = (int)v[4], .M = (long)v[5], .N = (long)v[6],
-                   .K = (long)v[7], .ldo = (long)v[8], .lda = (long)v[9], .ldb = (long)v[10] };
-    return 0;
+    return most;
 }
 
-/* gemm_scratch(isa..., ldb) -> bytes */
-static PyObject *gemm_scratch(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    long long v[MOST];
-    gemm_t g;
-    if (product(args, n, 0, v, &g)) return NULL;
-    return PyLong_FromSize_t(torchlstm_gemm_scratch(&g, (int)v[1], (int)v[0]));
-}
-
-/* gemm(isa..., ldb, out, a, b, scratch) */
-static PyObject *gemm(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    long long v[MOST];
-    gemm_t g;
-    if (product(args, n, 4, v, &g)) return NULL;
-    g.out = AT(11), g.a = AT(12), g.b = AT(13), g.scratch = AT(14);
+static PyObject *backward(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(backward, BACKWARD)
+    const layer_t *layer = read_layer(&r, given[AT_sizes]);
+    if (!layer) return NULL;
+    LETTERS(layer->sizes)
+    backward_t call = { .sizes = layer->sizes };
+    r.dtype = floats(call.sizes.element);
+    BACKWARD(FILL)
+    call.from = first, call.to = end, call.room = (long)room, call.step = (long)step;
     Py_BEGIN_ALLOW_THREADS
-    torchlstm_gemm(&g, (int)v[1], (int)v[0]);
+    torchlstm_backward(&call, layer->threads, layer->isa);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-/* huge(address, bytes): asks for large pages, of which a fresh large buffer costs fewer faults; a hint only. */
-static PyObject *huge(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    if (n != 2) { PyErr_SetString(PyExc_TypeError, "2 arguments expected"); return NULL; }
-    long long at = PyLong_AsLongLong(args[0]), bytes = PyLong_AsLongLong(args[1]);
-    if (PyErr_Occurred()) return NULL;
+/* --- products --- */
+
+static gemm_t product(const matrix_t *out, const matrix_t *left, const matrix_t *right, dl_dtype_t dtype) {
+    return (gemm_t){ .out = out->data, .a = left->data, .b = right->data, .M = out->rows, .N = out->columns, .K = left->columns,
+                     .ldo = out->step, .lda = left->step, .ldb = right->step, .turned = left->turned, .element = dtype.bits / 8 };
+}
+/* Without terms or results there is nothing to multiply. */
+static int is_empty(const gemm_t *g) { return !g->M || !g->N || !g->K; }
+static size_t product_scratch(const gemm_t *g, long threads, long isa) {
+    return is_empty(g) ? 0 : torchlstm_gemm_scratch(g, (int)threads, (int)isa);
+}
+
+static PyObject *gemm_scratch(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(gemm_scratch, GEMM_SCRATCH)
+    int64_t M = -1, N = -1, K = -1;
+    GEMM_SCRATCH(FILL)
+    gemm_t g = product(&out, &left, &right, r.dtype);
+    return PyLong_FromSize_t(product_scratch(&g, threads, isa) / (size_t)g.element);
+}
+
+static PyObject *gemm(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(gemm, GEMM)
+    int64_t M = -1, N = -1, K = -1;
+    GEMM_SCRATCH(FILL)
+    gemm_t call = product(&out, &left, &right, r.dtype);
+    GEMM_REST(FILL)
+    call.add = add;
+    if (is_empty(&call)) {
+        for (long m = 0; m < call.M && !call.add; m++)
+            memset((char *)call.out + m * call.ldo * call.element, 0, (size_t)(call.N * call.element));
+        Py_RETURN_NONE;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    torchlstm_gemm(&call, (int)threads, (int)isa);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* readable(matrix, turned) -> can a product read it where it is? */
+static PyObject *readable(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(readable, READABLE)
+    READABLE(FILL)
+    matrix_t m;
+    return PyBool_FromLong(lies(&matrix, turned, &m));
+}
+
+/* --- the rest --- */
+
+/* huge(tensor): asks for large pages, of which a fresh large buffer costs fewer faults; a hint only. */
+static PyObject *huge(PyObject *self, PyObject *value) {
+    BEGIN_ONE(huge, HUGE_PAGES)
+    HUGE_PAGES(FILL)
+    EXPECT(is_contiguous(&tensor), tensor, "a contiguous tensor")
 #if defined MADV_HUGEPAGE
-    const long long page = 2 << 20;
-    long long from = (at + page - 1) / page * page, to = (at + bytes) / page * page;
-    if (to > from) madvise((void *)(intptr_t)from, (size_t)(to - from), MADV_HUGEPAGE);
-#else
-    (void)at, (void)bytes;
+    const uintptr_t page = 2 << 20, at = (uintptr_t)start_of(&tensor);
+    uintptr_t bytes = tensor.dtype.bits / 8;
+    for (int i = 0; i < tensor.dims; i++) bytes *= (uintptr_t)tensor.shape[i];
+    uintptr_t from = (at + page - 1) / page * page, to = (at + bytes) / page * page;
+    if (to > from) madvise((void *)from, to - from, MADV_HUGEPAGE);
 #endif
     Py_RETURN_NONE;
 }
 
 /* isa(wanted) -> the one that is used */
-static PyObject *isa(PyObject *self, PyObject *wanted) {
-    (void)self;
-    long n = PyLong_AsLong(wanted);
-    if (n == -1 && PyErr_Occurred()) return NULL;
-    return PyLong_FromLong(torchlstm_isa((int)n));
+static PyObject *isa(PyObject *self, PyObject *value) {
+    BEGIN_ONE(isa, ISA)
+    ISA(FILL)
+    return PyLong_FromLong(torchlstm_isa((int)wanted));
 }
 
-#define FAST(name) { #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL }
+/* --- the module --- */
+
+/* The type of a field, as Python's declaration writes it. */
+static const char *type_of(const field_t *f) {
+    int always = !strncmp(f->rest, "ALWAYS", 6);
+    if (!strcmp(f->kind, "COUNT")) return "int";
+    if (!strcmp(f->kind, "FLAG")) return "bool";
+    if (!strcmp(f->kind, "SIZES")) return "Sizes";
+    if (!strcmp(f->kind, "EACH")) return always ? "tuple[Tensor, ...]" : "tuple[Tensor | None, ...]";
+    if (!strcmp(f->kind, "READ") || !strcmp(f->kind, "WRITTEN")) return always ? "Tensor" : "Tensor | None";
+    return strcmp(f->kind, "SCRATCH") ? "Tensor" : "Tensor | None";
+}
+
+/* Interns the names of a call's fields, and adds {name: type} of them to `calls`. */
+static int describe(const call_t *call, PyObject *calls) {
+    PyObject *fields = PyDict_New();
+    int bad = !fields;
+    for (int i = 0; i < call->count && !bad; i++) {
+        PyObject *type = PyUnicode_FromString(type_of(&call->fields[i]));
+        bad = !type || !(call->names[i] = PyUnicode_InternFromString(call->fields[i].name)) || PyDict_SetItem(fields, call->names[i], type);
+        Py_XDECREF(type);
+    }
+    bad = bad || PyDict_SetItemString(calls, call->name, fields);
+    Py_XDECREF(fields);
+    return bad ? -1 : 0;
+}
+
+/* Finds torch's table of C functions for tensors. */
+static int connect(void) {
+    PyObject *torch = PyImport_ImportModule("torch"), *parameter = PyImport_ImportModule("torch.nn.parameter");
+    tensor_type = torch ? PyObject_GetAttrString(torch, "Tensor") : NULL;
+    parameter_type = parameter ? PyObject_GetAttrString(parameter, "Parameter") : NULL;
+    Py_XDECREF(torch);
+    Py_XDECREF(parameter);
+    if (!tensor_type || !parameter_type) return -1;
+    const char *attribute = "__dlpack_c_exchange_api__", *name = "dlpack_exchange_api";
+    PyObject *capsule = PyObject_GetAttrString(tensor_type, attribute);
+    if (!capsule || !PyCapsule_IsValid(capsule, name)) {
+        Py_XDECREF(capsule);
+        PyErr_Clear();
+        PyErr_Format(PyExc_ImportError, "torch.Tensor.%s is no capsule %s; that of torch 2.11 and newer is", attribute, name);
+        return -1;
+    }
+    /* The capsule is torch's, and its table static: neither goes away. */
+    const dl_header_t *newest = PyCapsule_GetPointer(capsule, name), *found = newest;
+    Py_DECREF(capsule);
+    while (found && found->version.major != DL_MAJOR) found = found->previous;
+    if (found && ((const dl_exchange_t *)found)->view) {
+        view_of = ((const dl_exchange_t *)found)->view;
+        return 0;
+    }
+    PyErr_Format(PyExc_ImportError, "torch's tensors speak DLPack %u.%u; views by DLPack %d are needed", (unsigned)newest->version.major,
+                 (unsigned)newest->version.minor, DL_MAJOR);
+    return -1;
+}
+
+static int start(PyObject *m) {
+    PyObject *calls = PyDict_New();
+    int bad = !calls || connect();
+#define ADD(call, LIST) bad = bad || describe(&call##_call, calls);
+    CALLS(ADD)
+    bad = bad || PyModule_AddObjectRef(m, "CALLS", calls) || PyModule_AddIntConstant(m, "openmp", have_openmp());
+    Py_XDECREF(calls);
+    return bad ? -1 : 0;
+}
+
+#define NAMED(call) { #call, (PyCFunction)(void (*)(void))call, METH_FASTCALL | METH_KEYWORDS, NULL }
+#define ALONE(call) { #call, call, METH_O, NULL }
 static PyMethodDef methods[] = {
-    FAST(scratch), FAST(forward), FAST(backward), FAST(gemm_scratch), FAST(gemm), FAST(huge), { "isa", isa, METH_O, NULL }, { 0 },
+    NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward), NAMED(gemm_scratch), NAMED(gemm),
+    NAMED(readable), ALONE(huge), ALONE(isa), { 0 },
 };
-static int start(PyObject *m) { return PyModule_AddIntConstant(m, "openmp", have_openmp()); }
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&module); }

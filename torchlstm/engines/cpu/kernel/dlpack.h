@@ -1,0 +1,36 @@
+/* What of DLPack 1.3 this module reads: a view of a tensor that Python holds, through a table of C functions.
+ *
+ * The layout is that of https://github.com/dmlc/dlpack/blob/v1.3/include/dlpack/dlpack.h, whose names stand on the right.
+ * torch hands out the table as torch.Tensor.__dlpack_c_exchange_api__, a capsule called "dlpack_exchange_api".
+ */
+#pragma once
+#include <stdint.h>
+
+enum { DL_MAJOR = 1 };                               /* DLPACK_MAJOR_VERSION: of another one nothing but headers can be read */
+enum { DL_CPU = 1, DL_CUDA_HOST = 3 };               /* DLDeviceType: memory of the host; the second is pinned */
+enum { DL_INT, DL_UINT, DL_FLOAT, DL_OPAQUE, DL_BFLOAT, DL_COMPLEX, DL_BOOL }; /* DLDataTypeCode, the first of them */
+
+typedef struct { uint32_t major, minor; } dl_version_t; /* DLPackVersion */
+typedef struct { int32_t type, index; } dl_device_t;    /* DLDevice      */
+typedef struct { uint8_t code, bits; uint16_t lanes; } dl_dtype_t; /* DLDataType */
+
+typedef struct {                                     /* DLTensor                                             */
+    void *data;
+    dl_device_t device;
+    int32_t dims;
+    dl_dtype_t dtype;
+    int64_t *shape, *strides;                        /* (dims,) each, in elements; NULL only without dimensions */
+    uint64_t byte_offset;                            /* from data to the first element                       */
+} dl_tensor_t;
+
+typedef struct dl_header {                           /* DLPackExchangeAPIHeader                              */
+    dl_version_t version;
+    const struct dl_header *previous;                /* a table of an older version, or NULL                 */
+} dl_header_t;
+
+typedef struct {                                     /* DLPackExchangeAPI                                    */
+    dl_header_t header;
+    void (*allocate)(void), (*give)(void), (*take)(void); /* not used here, hence without arguments          */
+    int (*view)(void *object, dl_tensor_t *out);     /* dltensor_from_py_object_no_sync: valid until control returns; -1: error set */
+    void (*stream)(void);
+} dl_exchange_t;
