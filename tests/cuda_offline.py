@@ -74,7 +74,7 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
     """Compile one launch for a GPU of a compute capability."""
     (file, name, _, warps, tensors, numbers), constants = launch[0], dict(launch[1])
     constants.pop("together", None)
-    kernel = getattr(cuda_loops.importlib.import_module(f"torchlstm.kernels.cuda.{file}"), name)
+    kernel = getattr(cuda_loops.importlib.import_module(f"torchlstm.engines.cuda.kernels.{file}"), name)
     values = dict(zip(kernel.arg_names, [*tensors, *numbers], strict=False)) | constants
     signature, constexprs, attributes = {}, {}, {}
     for position, argument in enumerate(kernel.arg_names):

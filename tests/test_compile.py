@@ -205,9 +205,9 @@ def test_operators_by_torchs_own_checks() -> None:
         layer = ("cpu", x, *state, weights, sizes, 5 if sizes is None else 6, every)
         torch.library.opcheck(torch.ops.torchlstm.lstm.default, (*layer, False), test_utils=checks)
         torch.library.opcheck(torch.ops.torchlstm.lstm.default, (*layer, True), test_utils=checks)
-        y, h_n, c_n, gates, cells = torch.ops.torchlstm.lstm(*layer, True)
+        y, h_n, c_n, gates, cells, h = torch.ops.torchlstm.lstm(*layer, True)
         more = (None, None) if every else (torch.randn_like(gates), torch.randn_like(cells))
-        given = (*layer, gates, cells, y, torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n), *more)
+        given = (*layer, gates, cells, h, torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n), *more)
         torch.library.opcheck(torch.ops.torchlstm.lstm_backward_loop.default, given, test_utils=checks)
         for needs in ([True] * 13, [False, True] * 6 + [True]):
             torch.library.opcheck(torch.ops.torchlstm.lstm_backward.default, (*given, needs), test_utils=checks)

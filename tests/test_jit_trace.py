@@ -1,7 +1,7 @@
 """torch.jit.trace: a program that is right for other lengths and batch sizes than its example's, or an error."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,14 @@ pytestmark = [
     # Of torch's own pack and pad, which a trace hands tensors in the place of sizes.
     pytest.mark.filterwarnings("ignore:.*pack_padded_sequence has been called:UserWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def not_optimised() -> Iterator[None]:
+    """Run programs as they were recorded: to optimise each for every new shape takes most of the time."""
+    with torch.jit.optimized_execution(False):
+        yield
+
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -173,7 +173,7 @@ def _signature(module: Any, input: Any, hx: Any, weight: Tensor) -> tuple[Any, .
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return None
-    if type(input) is not Tensor:
+    if type(input) is not Tensor or input.is_nested:
         return None
     device = input.device
     of_input = (type(module), input.shape, input.dtype, device, input.layout, weight.dtype, autocast_dtype(device))

@@ -118,7 +118,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
         call, needs, count = ctx.call, ctx.needs_input_grad[1:], ctx.count
-        saved, arguments = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
+        # Asked for once: an activation checkpoint computes what it gives anew.
+        tensors = ctx.saved_tensors
+        saved, arguments = tensors[:count], list(tensors[count:])
         cotangents = given if call.problem.trace else (*given, None, None)
         found, graph = access_of(cotangents), torch.is_grad_enabled()
         for each in ctx.unread:
