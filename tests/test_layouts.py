@@ -304,3 +304,11 @@ def test_an_output_that_is_changed_in_place_is_not_missed(options: dict[str, Any
 
     for a, b in zip(gradients(False), gradients(True), strict=True):
         assert torch.equal(a, b)
+
+
+def test_nn_lstm_refuses_such_a_change() -> None:
+    """As the README says of torch 2.13, for dense input in one direction."""
+    output, _ = nn.LSTM(3, 4)(torch.randn(5, 2, 3))
+    torch.relu_(output)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
