@@ -1,7 +1,7 @@
 """Draws the map of the package in CONTRIBUTING.md, from every file's first sentence and its imports.
 
-`python tests/draw_map.py` writes it.  `tests/test_architecture.py` fails where the map is not what would be written,
-and holds the imports to the order of the rooms.
+`python tests/draw_map.py` writes it.  `tests/project/test_architecture.py` fails where the map is not what would be
+written, and holds the imports to the order of the rooms.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """Which of the CUDA engine's loops runs a problem, and how it is cut up: a rule in numbers, no trial runs.
 
 No figure here was measured on a GPU.  They come from the machine code that Triton 3.6 and 3.9 write for sm_90
-(registers, spills, shared memory: `tests/test_cuda_compile.py` holds the bounds), and from the number of
+(registers, spills, shared memory: `tests/engines/cuda/test_cuda_compile.py` holds the bounds), and from the number of
 multiprocessors.
 """
 

@@ -24,7 +24,7 @@ from torchlstm.engines import ENGINES
 from torchlstm.engines.contract import Engine
 from torchlstm.parity.timing import interleave
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = [workload.name for workload in select(None, "cpu")]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torchlstm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # Modules of 0.1.0 as they were documented, in README, docstrings, examples or benchmarks, or as pickles name them.
 NAMES = {

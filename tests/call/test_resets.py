@@ -348,7 +348,7 @@ def test_explain() -> None:
 
 def test_the_example_learns() -> None:
     """A policy that has to remember: with the state kept, and with a reset at every step."""
-    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "recurrent_policy.py"))
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "recurrent_policy.py"))
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are small
     try:

@@ -1,8 +1,8 @@
 """Makes `torchlstm-0.1.0.zip`: objects as version 0.1.0 pickled them, each with what 0.1.0 computed from it.
 
 Run once, with torch 2.13, in a checkout of 0.1.0 (commit 147ce30) whose C kernel had not been built, so that all
-numbers are the reference engine's: `PYTHONPATH=. python .../tests/data/make.py`.  Not to be run again: files of a newer
-version would say nothing of old ones.  `tests/test_old_files.py` reads them.
+numbers are the reference engine's: `PYTHONPATH=. python .../tests/public/data/make.py`.  Not to be run again: files of
+a newer version would say nothing of old ones.  `tests/public/test_old_files.py` reads them.
 """
 
 import io

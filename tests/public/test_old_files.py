@@ -111,7 +111,7 @@ def test_what_was_set_is_still_set() -> None:
 
 def test_in_a_fresh_process() -> None:
     command = [sys.executable, "-W", "error", "-c", FRESH, str(ARCHIVE), __file__]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(KINDS)} files\n"
 

@@ -15,7 +15,7 @@ import torch
 
 import torchlstm
 
-FOLDER = Path(__file__).parent.parent / "examples" / "tutorial"
+FOLDER = Path(__file__).parents[2] / "examples" / "tutorial"
 PAGES = sorted(FOLDER.glob("0*.md"))
 NAMES = [page.stem for page in PAGES]
 STEPS = 12
