@@ -1,12 +1,12 @@
 /* What of DLPack 1.3 this module reads: a view of a tensor that Python holds, through a table of C functions.
  *
- * The layout is that of https://github.com/dmlc/dlpack/blob/v1.3/include/dlpack/dlpack.h, whose names stand on the right.
+ * The layout is that of https://github.com/dmlc/dlpack/blob/v1.3/include/dlpack/dlpack.h; its names stand on the right.
  * torch hands out the table as torch.Tensor.__dlpack_c_exchange_api__, a capsule called "dlpack_exchange_api".
  */
 #pragma once
 #include <stdint.h>
 
-enum { DL_MAJOR = 1 };                               /* DLPACK_MAJOR_VERSION: of another one nothing but headers can be read */
+enum { DL_MAJOR = 1 };                               /* DLPACK_MAJOR_VERSION; of another one only the header is known */
 enum { DL_CPU = 1, DL_CUDA_HOST = 3 };               /* DLDeviceType: memory of the host; the second is pinned */
 enum { DL_INT, DL_UINT, DL_FLOAT, DL_OPAQUE, DL_BFLOAT, DL_COMPLEX, DL_BOOL }; /* DLDataTypeCode, the first of them */
 
@@ -31,6 +31,7 @@ typedef struct dl_header {                           /* DLPackExchangeAPIHeader 
 typedef struct {                                     /* DLPackExchangeAPI                                    */
     dl_header_t header;
     void (*allocate)(void), (*give)(void), (*take)(void); /* not used here, hence without arguments          */
-    int (*view)(void *object, dl_tensor_t *out);     /* dltensor_from_py_object_no_sync: valid until control returns; -1: error set */
+    /* dltensor_from_py_object_no_sync: what it points to is the tensor's own; -1 with an error set if it cannot. */
+    int (*view)(void *object, dl_tensor_t *out);
     void (*stream)(void);
 } dl_exchange_t;

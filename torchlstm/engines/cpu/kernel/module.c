@@ -46,15 +46,17 @@ CALLS(DESCRIBE)
 #define FILL_WRITTEN FILL_READ
 #define FILL_EACH(name, when, ...)                                                      \
     for (int d = 0; d < D && read_tuple(&r, given[AT_##name], (int)D) && !r.failed; d++) { \
+        PyObject *one = PyTuple_GetItem(given[AT_##name], d);                           \
         r.direction = d;                                                                \
-        call.weights[d].name = read_tensor(&r, PyTuple_GetItem(given[AT_##name], d), when, SHAPE(__VA_ARGS__)); \
+        call.weights[d].name = read_tensor(&r, one, when, SHAPE(__VA_ARGS__));          \
     }                                                                                   \
     r.direction = -1;
 #define FILL_ROWS(name, ...)                                                            \
-    int64_t room = 0, step = 0;                                                         \
-    call.name = read_rows(&r, given[AT_##name], rows_of_part(&call.sizes, first, end), &room, &step, SHAPE(__VA_ARGS__));
+    int64_t least = rows_of_part(&call.sizes, first, end), room = 0, step = 0;          \
+    call.name = read_rows(&r, given[AT_##name], least, &room, &step, SHAPE(__VA_ARGS__));
 #define FILL_MATRIX(name, may_turn, rows, columns)                                      \
-    const matrix_t name = read_matrix(&r, given[AT_##name], may_turn, AT_##name == AT_out, &rows, &columns, #rows ", " #columns);
+    const matrix_t name = read_matrix(&r, given[AT_##name], may_turn, AT_##name == AT_out, &rows, &columns, \
+                                      #rows ", " #columns);
 #define FILL_SCRATCH(name, bytes) call.name = read_scratch(&r, given[AT_##name], bytes);
 #define FILL_ANY(name) const dl_tensor_t name = read_any(&r, given[AT_##name]);
 
@@ -95,7 +97,8 @@ static int fill_starts(const char *call, const int64_t *sizes, long steps, long 
     for (long t = 0; t < steps; t++) {
         int64_t size = sizes[t];
         if (size < 0 || size > most) {
-            PyErr_Format(PyExc_ValueError, "%s(batch_sizes[%ld]): expected an int from 0 to %lld, got %lld", call, t, (long long)most, (long long)size);
+            PyErr_Format(PyExc_ValueError, "%s(batch_sizes[%ld]): expected an int from 0 to %lld, got %lld", call, t,
+                         (long long)most, (long long)size);
             return -1;
         }
         starts[t + 1] = starts[t] + size, most = size;
@@ -126,8 +129,8 @@ static PyObject *sizes(PyObject *self, PyObject *const *values, Py_ssize_t n, Py
 
 /* The letters of shapes. */
 #define LETTERS(s)                                                                      \
-    __attribute__((unused)) const int64_t T = (s).steps, B = (s).batch, I = (s).input, H = (s).hidden, R = (s).output, \
-                                          D = (s).directions, P = first_row(&(s), (s).steps);
+    __attribute__((unused)) const int64_t T = (s).steps, B = (s).batch, I = (s).input, H = (s).hidden, \
+                                          R = (s).output, D = (s).directions, P = first_row(&(s), (s).steps);
 
 /* --- the time loop --- */
 
@@ -136,7 +139,8 @@ static PyObject *forward_scratch(PyObject *self, PyObject *value) {
     const layer_t *layer = read_layer(&r, given[AT_sizes]);
     if (!layer) return NULL;
     forward_t call = { .sizes = layer->sizes };
-    return PyLong_FromSize_t(torchlstm_forward_scratch(&call, layer->threads, layer->isa) / (size_t)layer->sizes.element);
+    size_t bytes = torchlstm_forward_scratch(&call, layer->threads, layer->isa);
+    return PyLong_FromSize_t(bytes / (size_t)call.sizes.element);
 }
 
 static PyObject *forward(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
@@ -158,7 +162,8 @@ static PyObject *backward_scratch(PyObject *self, PyObject *value) {
     const layer_t *layer = read_layer(&r, given[AT_sizes]);
     if (!layer) return NULL;
     backward_t call = { .sizes = layer->sizes };
-    return PyLong_FromSize_t(torchlstm_backward_scratch(&call, layer->threads, layer->isa) / (size_t)layer->sizes.element);
+    size_t bytes = torchlstm_backward_scratch(&call, layer->threads, layer->isa);
+    return PyLong_FromSize_t(bytes / (size_t)call.sizes.element);
 }
 
 /* How many rows a buffer needs for each direction's part of steps [first, end). */
@@ -190,8 +195,9 @@ static PyObject *backward(PyObject *self, PyObject *const *values, Py_ssize_t n,
 /* --- products --- */
 
 static gemm_t product(const matrix_t *out, const matrix_t *left, const matrix_t *right, dl_dtype_t dtype) {
-    return (gemm_t){ .out = out->data, .a = left->data, .b = right->data, .M = out->rows, .N = out->columns, .K = left->columns,
-                     .ldo = out->step, .lda = left->step, .ldb = right->step, .turned = left->turned, .element = dtype.bits / 8 };
+    return (gemm_t){ .out = out->data, .a = left->data, .b = right->data, .M = out->rows, .N = out->columns,
+                     .K = left->columns, .ldo = out->step, .lda = left->step, .ldb = right->step,
+                     .turned = left->turned, .element = dtype.bits / 8 };
 }
 /* Without terms or results there is nothing to multiply. */
 static int is_empty(const gemm_t *g) { return !g->M || !g->N || !g->K; }
@@ -215,7 +221,7 @@ static PyObject *gemm(PyObject *self, PyObject *const *values, Py_ssize_t n, PyO
     GEMM_REST(FILL)
     call.add = add;
     if (is_empty(&call)) {
-        for (long m = 0; m < call.M && !call.add; m++)
+        for (long m = 0; m < call.M && call.N && !call.add; m++)
             memset((char *)call.out + m * call.ldo * call.element, 0, (size_t)(call.N * call.element));
         Py_RETURN_NONE;
     }
@@ -276,7 +282,8 @@ static int describe(const call_t *call, PyObject *calls) {
     int bad = !fields;
     for (int i = 0; i < call->count && !bad; i++) {
         PyObject *type = PyUnicode_FromString(type_of(&call->fields[i]));
-        bad = !type || !(call->names[i] = PyUnicode_InternFromString(call->fields[i].name)) || PyDict_SetItem(fields, call->names[i], type);
+        call->names[i] = PyUnicode_InternFromString(call->fields[i].name);
+        bad = !type || !call->names[i] || PyDict_SetItem(fields, call->names[i], type);
         Py_XDECREF(type);
     }
     bad = bad || PyDict_SetItemString(calls, call->name, fields);
@@ -297,7 +304,8 @@ static int connect(void) {
     if (!capsule || !PyCapsule_IsValid(capsule, name)) {
         Py_XDECREF(capsule);
         PyErr_Clear();
-        PyErr_Format(PyExc_ImportError, "torch.Tensor.%s is no capsule %s; that of torch 2.11 and newer is", attribute, name);
+        PyErr_Format(PyExc_ImportError, "torch.Tensor.%s is no capsule %s; that of torch 2.11 and newer is", attribute,
+                     name);
         return -1;
     }
     /* The capsule is torch's, and its table static: neither goes away. */
@@ -308,8 +316,8 @@ static int connect(void) {
         view_of = ((const dl_exchange_t *)found)->view;
         return 0;
     }
-    PyErr_Format(PyExc_ImportError, "torch's tensors speak DLPack %u.%u; views by DLPack %d are needed", (unsigned)newest->version.major,
-                 (unsigned)newest->version.minor, DL_MAJOR);
+    PyErr_Format(PyExc_ImportError, "torch's tensors speak DLPack %u.%u; views by DLPack %d are needed",
+                 (unsigned)newest->version.major, (unsigned)newest->version.minor, DL_MAJOR);
     return -1;
 }
 
@@ -326,8 +334,8 @@ static int start(PyObject *m) {
 #define NAMED(call) { #call, (PyCFunction)(void (*)(void))call, METH_FASTCALL | METH_KEYWORDS, NULL }
 #define ALONE(call) { #call, call, METH_O, NULL }
 static PyMethodDef methods[] = {
-    NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward), NAMED(gemm_scratch), NAMED(gemm),
-    NAMED(readable), ALONE(huge), ALONE(isa), { 0 },
+    NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
+    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };

@@ -1,7 +1,7 @@
 /* Reads what Python hands over: fields by their names, numbers, and tensors through DLPack, each checked.
  *
- * Whatever is wrong sets a Python error that names the field, what was expected and what came, and `failed`; nothing has
- * been written by then.  No reference is taken: the caller holds the tensors until his call returns.
+ * Whatever is wrong sets a Python error that names the field, what was expected and what came, and `failed`; nothing
+ * has been written by then.  No reference is taken: the caller holds the tensors until his call returns.
  */
 #pragma once
 #define Py_LIMITED_API 0x030A0000
@@ -12,8 +12,8 @@
 #include <string.h>
 #include "dlpack.h"
 
-/* What the extension was loaded with: torch's table, and the types whose tensors it may be asked about.  No subclass but
- * Parameter: a tensor that stands for something else has an address too. */
+/* What the extension was loaded with: torch's function, and the types whose tensors it may be asked about.  No subclass
+ * but Parameter: a tensor that stands for something else has an address too. */
 static int (*view_of)(void *object, dl_tensor_t *out);
 static PyObject *tensor_type, *parameter_type;
 
@@ -83,7 +83,8 @@ static void add_object(text_t *t, PyObject *object) {
         return;
     }
     PyErr_Clear();
-    PyObject *shown = object == Py_None || PyLong_Check(object) ? PyObject_Repr(object) : PyObject_Str((PyObject *)Py_TYPE(object));
+    int by_value = object == Py_None || PyLong_Check(object);
+    PyObject *shown = by_value ? PyObject_Repr(object) : PyObject_Str((PyObject *)Py_TYPE(object));
     const char *utf8 = shown ? PyUnicode_AsUTF8AndSize(shown, NULL) : NULL;
     PyErr_Clear();
     add(t, "%s", utf8 ? utf8 : "something else");
@@ -114,13 +115,17 @@ static int arrange(const call_t *call, PyObject *const *values, Py_ssize_t unnam
         if (at >= call->count || call->names[at] != name)
             for (at = 0; at < call->count && call->names[at] != name && PyUnicode_Compare(call->names[at], name); at++) {}
         if (at == call->count || given[at]) {
-            PyErr_Format(PyExc_TypeError, at == call->count ? "%s has no field %R" : "%s got the field %R twice", call->name, name);
+            const char *why = at == call->count ? "%s has no field %R" : "%s got the field %R twice";
+            PyErr_Format(PyExc_TypeError, why, call->name, name);
             return -1;
         }
         given[at] = values[i];
     }
     for (int i = 0; i < call->count; i++)
-        if (!given[i]) { PyErr_Format(PyExc_TypeError, "%s: the field %R is missing", call->name, call->names[i]); return -1; }
+        if (!given[i]) {
+            PyErr_Format(PyExc_TypeError, "%s: the field %R is missing", call->name, call->names[i]);
+            return -1;
+        }
     return 0;
 }
 
@@ -177,9 +182,11 @@ static int has_shape(const dl_tensor_t *t, const int64_t *shape, int dims) {
 }
 
 /* A shape as its list has it: text, number of axes, values. */
-#define SHAPE(...) #__VA_ARGS__, (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), (const int64_t[]){ __VA_ARGS__ }
+#define SHAPE(...)                                                                      \
+    #__VA_ARGS__, (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), (const int64_t[]){ __VA_ARGS__ }
 
-static void refuse_tensor(reader_t *r, PyObject *object, when_t when, const char *layout, const char *letters, int dims, const int64_t *shape) {
+static void refuse_tensor(reader_t *r, PyObject *object, when_t when, const char *layout, const char *letters, int dims,
+                          const int64_t *shape) {
     text_t expected = { .used = 0 };
     dl_tensor_t found;
     int wrong_type = !look(object, &found) ? !is_tensor(object)
@@ -208,7 +215,8 @@ static dl_tensor_t read_any(reader_t *r, PyObject *object) {
 }
 
 /* The memory of a contiguous tensor of this shape, or NULL. */
-static void *read_tensor(reader_t *r, PyObject *object, when_t when, const char *letters, int dims, const int64_t *shape) {
+static void *read_tensor(reader_t *r, PyObject *object, when_t when, const char *letters, int dims,
+                         const int64_t *shape) {
     dl_tensor_t found;
     if (object == Py_None && when != ALWAYS) return NULL;
     if (when != ABSENT && look(object, &found) && same_dtype(found.dtype, r->dtype) && has_shape(&found, shape, dims)
@@ -241,16 +249,16 @@ static void *read_scratch(reader_t *r, PyObject *object, size_t bytes) {
     return NULL;
 }
 
-/* The memory of a tensor (D, room, width) with room for `least` rows; its rows may be further apart, and `step` is how far. */
-static void *read_rows(reader_t *r, PyObject *object, int64_t least, int64_t *room, int64_t *step, const char *letters, int dims,
-                       const int64_t *shape) {
+/* The memory of a tensor (D, room, width) with `room` for at least so many rows, which are a `step` apart. */
+static void *read_rows(reader_t *r, PyObject *object, int64_t least, int64_t *room, int64_t *step, const char *letters,
+                       int dims, const int64_t *shape) {
     dl_tensor_t t;
     int64_t want[] = { shape[0], least, shape[2] };
-    if (look(object, &t) && same_dtype(t.dtype, r->dtype) && t.dims == dims && t.shape[0] == shape[0] && t.shape[1] >= least
-        && t.shape[2] == shape[2]) {
+    if (look(object, &t) && same_dtype(t.dtype, r->dtype) && t.dims == dims && t.shape[0] == shape[0]
+        && t.shape[1] >= least && t.shape[2] == shape[2]) {
         *room = t.shape[1];
         *step = *room > 1 ? t.strides[1] : shape[0] > 1 ? t.strides[0] : shape[2];
-        if (*step >= shape[2] && (shape[2] == 1 || t.strides[2] == 1) && (shape[0] == 1 || t.strides[0] == *room * *step))
+        if (*step >= shape[2] && t.strides[2] == 1 && (shape[0] == 1 || t.strides[0] == *room * *step))
             return start_of(&t);
     }
     refuse_tensor(r, object, ALWAYS, "or more rows, each contiguous and one step after the other", letters, dims, want);
@@ -276,17 +284,18 @@ static int lies(const dl_tensor_t *t, int may_turn, matrix_t *m) {
 }
 
 /* A matrix (rows, columns); a number that is negative is whatever comes. */
-static matrix_t read_matrix(reader_t *r, PyObject *object, int may_turn, int written, int64_t *rows, int64_t *columns, const char *letters) {
+static matrix_t read_matrix(reader_t *r, PyObject *object, int may_turn, int written, int64_t *rows, int64_t *columns,
+                            const char *letters) {
     dl_tensor_t t;
     matrix_t m = { 0 };
-    if (look(object, &t) && (r->dtype.bits ? same_dtype(t.dtype, r->dtype) : is_float(t.dtype)) && lies(&t, may_turn, &m)
-        && (*rows < 0 || *rows == m.rows) && (*columns < 0 || *columns == m.columns)
+    if (look(object, &t) && (r->dtype.bits ? same_dtype(t.dtype, r->dtype) : is_float(t.dtype))
+        && lies(&t, may_turn, &m) && (*rows < 0 || *rows == m.rows) && (*columns < 0 || *columns == m.columns)
         && (!written || m.rows <= 1 || m.step >= m.columns)) {
         r->dtype = t.dtype, *rows = m.rows, *columns = m.columns;
         return m;
     }
     int64_t want[] = { *rows, *columns };
-    refuse_tensor(r, object, ALWAYS, may_turn ? "its rows or its columns contiguous" : "its rows contiguous", letters, 2,
-                  *rows < 0 || *columns < 0 ? NULL : want);
+    const char *layout = may_turn ? "its rows or its columns contiguous" : "its rows contiguous";
+    refuse_tensor(r, object, ALWAYS, layout, letters, 2, *rows < 0 || *columns < 0 ? NULL : want);
     return m;
 }
