@@ -1,6 +1,7 @@
 """Why a module runs on the engine it runs on."""
 
 import math
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -137,26 +138,11 @@ def _stack_decision(module: CellStack, k: int, packed: Packed) -> Decision | Loo
     if autocasts(x):
         return Loop(k, f"under autocast torch chooses a dtype for every operation of a {name}")
     state = x.new_empty(module.directions, packed.batch, 0)
-    return _decide(k, problem_of(x, state, state, weights, packed.rows))
+    access = access_of((x, *chain.from_iterable(weights)))
+    return _decide(k, problem_of(x, state, weights, packed.rows)._replace(access=access))
 
 
 def _problems(plan: Plan, packed: Packed, module: nn.Module) -> list[Problem]:
     """The problems that a planned call poses to the engines, layer by layer."""
-    x, (size, hidden), found = packed.data, plan.sizes, access_of((packed.data, *module.parameters()))
-    return [
-        Problem(
-            rows=packed.rows,
-            batch=packed.batch,
-            input_size=x.shape[1] if k == 0 else plan.directions * size,
-            hidden_size=hidden,
-            proj_size=0 if directions[0][-1] is None else size,
-            directions=plan.directions,
-            bias=bool(getattr(module, "bias", True)),
-            dtype=x.dtype if plan.precision is None else plan.precision.compute,
-            device=x.device,
-            access=found,
-            trace=plan.trace,
-            checkpoint_every=None if plan.trace else plan.checkpoint_every,
-        )
-        for k, directions in enumerate(plan.layers)
-    ]
+    access = access_of((packed.data, *module.parameters()))
+    return [each._replace(rows=packed.rows, batch=packed.batch, access=access) for each in plan.problems]

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import torchlstm
 from torchlstm.call import plan as plans
 from torchlstm.call.plan import Form, Plan, plan_cell, plan_lstm
+from torchlstm.engines.contract import Dense
 from torchlstm.engines.cpu import engine as cpu
 
 needs_kernel = pytest.mark.skipif(torchlstm.engines()["cpu"] is not None, reason="the extension was not compiled")
@@ -31,15 +32,15 @@ def test_a_plan_says_the_form_and_the_sizes() -> None:
     module = torchlstm.LSTM(3, 4, 2, bidirectional=True, proj_size=2, batch_first=True, dropout=0.5)
     x = torch.randn(5, 7, 3)
     plan = plan_lstm(module, x, None)
-    assert (plan.form, plan.steps, plan.batch) == (Form.BATCH_FIRST, 7, 5)
+    assert (plan.form, plan.rows) == (Form.BATCH_FIRST, Dense(7, 5))
     assert (plan.states, plan.sizes, plan.directions) == (4, (2, 4), 2)
     assert plan.dropout == 0.5
     assert plan.layers[1][1][0] == ("weight_ih_l1_reverse", (16, 4))
     assert plan_lstm(module, x[0], None).form is Form.UNBATCHED
     packed = plan_lstm(module, pack_padded_sequence(x, [7, 7, 2, 1, 1], True), None)
-    assert (packed.form, packed.steps, packed.batch) == (Form.PACKED, None, None)
+    assert (packed.form, packed.rows) == (Form.PACKED, None)
     cell = plan_cell(torchlstm.LSTMCell(3, 4, bias=False), x[0], None)
-    assert (cell.form, cell.steps, cell.batch) == (Form.STEP, 1, 7)
+    assert (cell.form, cell.rows) == (Form.STEP, Dense(1, 7))
 
 
 def test_a_plan_is_of_the_signature_and_not_of_weights_or_numbers(nothing_remembered: dict[Any, Plan]) -> None:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 from threading import get_ident
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..engines import ENGINES
 from ..engines.contract import Dense, Engine, Problem, Recorder, Rows, Weights
 from ..engines.exported import onnx
-from ..engines.shared.access import access_of, as_plain
+from ..engines.shared.access import DIRECT, access_of, as_plain
 
 _AUTOMATIC = "auto"
 
@@ -109,15 +108,7 @@ def record_layers(recorders: Iterator[Recorder | None] | None) -> None:
         _recorders[get_ident()] = recorders
 
 
-def problem_of(
-    x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: tuple[Weights, ...],
-    rows: Rows,
-    trace: bool = False,
-    checkpoint_every: int | None = None,
-) -> Problem:
+def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
     """The problem that these arguments pose; see `contract.Layer` for their shapes."""
     w_ih, w_hh, b_ih, _, w_hr = weights[0]
     return Problem(
@@ -130,28 +121,21 @@ def problem_of(
         bias=b_ih is not None,
         dtype=x.dtype,
         device=x.device,
-        access=access_of((x, h_0, c_0, *chain.from_iterable(weights))),
-        trace=trace,
-        # A trace keeps every state: nothing is left to compute again.
-        checkpoint_every=None if trace else checkpoint_every,
     )
 
 
-def layer(
-    x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: tuple[Weights, ...],
-    rows: Rows,
-    trace: bool = False,
-    checkpoint_every: int | None = None,
-) -> tuple[Tensor, ...]:
-    """One layer, all its directions, on the engine chosen for it; see `contract.Layer`."""
-    if isinstance(rows, Dense) and rows.steps == 0:
+def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
+    """One layer, all its directions, on the engine chosen for it; see `contract.Layer`.
+
+    problem  as far as shapes and options pose it: how a kernel gets at the tensors is found here
+    """
+    if problem.rows.steps == 0 and isinstance(problem.rows, Dense):
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    problem = problem_of(x, h_0, c_0, weights, rows, trace, checkpoint_every)
-    if problem.access.subclass:
-        return _layer_of_subclasses(x, h_0, c_0, weights, rows, trace, checkpoint_every)
+    access = access_of((x, h_0, c_0, *chain.from_iterable(weights)))
+    if access is not DIRECT:
+        if access.subclass:
+            return _layer_of_subclasses(problem, x, h_0, c_0, weights)
+        problem = problem._replace(access=access)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
     engine = choose(problem)
@@ -164,7 +148,7 @@ def layer(
 
 
 def _layer_of_subclasses(
-    x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], *options: Any
+    problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, ...]:
     """`layer` of tensors of which some are of subclasses of Tensor: one operation to them, as torch.lstm is.
 
@@ -173,7 +157,7 @@ def _layer_of_subclasses(
     given = [tensor for tensor in (x, h_0, c_0, *chain.from_iterable(weights)) if tensor is not None]
     if torch.overrides.has_torch_function(given):
         result: tuple[Tensor, ...]
-        result = torch.overrides.handle_torch_function(layer, given, x, h_0, c_0, weights, *options)
+        result = torch.overrides.handle_torch_function(layer, given, problem, x, h_0, c_0, weights)
         return result
     plain = tuple(tuple(None if tensor is None else as_plain(tensor) for tensor in each) for each in weights)
-    return layer(as_plain(x), as_plain(h_0), as_plain(c_0), plain, *options)  # type: ignore[arg-type]
+    return layer(problem, as_plain(x), as_plain(h_0), as_plain(c_0), plain)  # type: ignore[arg-type]

@@ -47,8 +47,8 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
         assert found.order is not None
         data = input.values().index_select(0, found.order)
         return Packed(data, found.rows, found.enter.shape[1], input, found)
-    assert plan.steps is not None
-    assert plan.batch is not None
+    rows = plan.rows
+    assert rows is not None
     segments = None
     if plan.segmented:
         segments = segment(input, form is Form.BATCH_FIRST, plan.directions, lengths, resets, plan.reset_state)
@@ -56,14 +56,13 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
             # What is padding is never looked at: nothing in it reaches a result or a gradient.
             data = input.flatten(0, -2).index_select(0, segments.order)
             return Packed(data, segments.rows, segments.enter.shape[1], input, segments)
-    rows = Dense(plan.steps, plan.batch)
     if form is Form.UNBATCHED or form is Form.STEP:
-        return Packed(input, rows, plan.batch, input, segments)
+        return Packed(input, rows, rows.batch, input, segments)
     if form is Form.UNBATCHED_STEP:
         return Packed(input.unsqueeze(0), rows, 1, input)
     time_major = input.transpose(0, 1) if form is Form.BATCH_FIRST else input
-    data = time_major.reshape(plan.steps * plan.batch, input.shape[2])
-    return Packed(data, rows, plan.batch, input, segments)
+    data = time_major.reshape(rows.steps * rows.batch, input.shape[2])
+    return Packed(data, rows, rows.batch, input, segments)
 
 
 # As `view`, but the result is no view to autograd: whoever is handed it may detach it or write into it in place.  Right
@@ -87,12 +86,18 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
         return PackedSequence(y, source.batch_sizes, source.sorted_indices, source.unsorted_indices)
     if form is Form.UNBATCHED:
         return y
-    shape = [plan.steps, plan.batch, y.shape[1]]
+    assert plan.rows is not None
+    steps, batch = plan.rows
+    shape = [steps, batch, y.shape[1]]
     if plan.trace or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         # torch.jit.trace would keep the shape of its example in an operator that is not torch's own method.
-        y = y.view(shape)  # type: ignore[arg-type]
+        y = y.view(shape)
         return y.transpose(0, 1) if form is Form.BATCH_FIRST else y
-    y = _shaped(y, shape)
+    # In place where that will do, in a third of the time; a compiler would ask the question of every size.
+    if not torch.compiler.is_compiling() and (steps == 1 or batch == 1):
+        y = y.unsqueeze_(0 if steps == 1 else 1)
+    else:
+        y = _shaped(y, shape)
     return y.transpose_(0, 1) if form is Form.BATCH_FIRST else y
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..engines.contract import Dense, Problem
 from . import checks
 from .jagged import is_jagged
 from .precision import Precision, autocast_dtype, autocast_precision
@@ -36,8 +37,7 @@ class Plan(NamedTuple):
     """How a call is computed, from its signature."""
 
     form: Form
-    steps: int | None  # T, B: None where only the numbers in a tensor tell
-    batch: int | None
+    rows: Dense | None  # T and B; None where only the numbers in a tensor tell
     states: int  # L*D
     sizes: tuple[int, ...]  # of the states: R, H
     directions: int
@@ -47,8 +47,8 @@ class Plan(NamedTuple):
     precision: Precision | None = None  # what autocast asks for
     dropout: float = 0.0  # between layers, in training
     trace: bool = False
-    checkpoint_every: int | None = None
     layers: tuple[tuple[Parameters, ...], ...] = ()  # L of D
+    problems: tuple[Problem, ...] = ()  # L; other rows take the place of theirs where those are not known
 
     @property
     def unbatched(self) -> bool:
@@ -76,7 +76,7 @@ def plan_lstm(
     the rest as `LSTM.forward` takes it
     """
     extras = lengths is not None or resets is not None or reset_state is not None
-    key = None if extras else _signature(module, input, hx, module.weight_ih_l0)
+    key = None if extras else _signature(module, input, hx, "weight_ih_l0")
     if key is not None:
         sizes = (module.input_size, module.hidden_size, module.num_layers, module.proj_size)
         options = (module.bias, module.batch_first, module.bidirectional, module.dropout, module.training)
@@ -90,62 +90,79 @@ def plan_lstm(
         checks.check_segmented_call(module, input, resets, reset_state)
     packed, jagged = isinstance(input, PackedSequence), is_jagged(input)
     x: Any = input.data if packed else input
-    steps: int | None = None
-    batch: int | None = None
-    if packed:
-        form = Form.PACKED
-    elif jagged:
-        form, batch = Form.JAGGED, x.shape[0]
-    elif x.dim() == 2:
-        form, steps, batch = Form.UNBATCHED, x.shape[0], 1
-    elif module.batch_first:
-        form, batch, steps = Form.BATCH_FIRST, x.shape[0], x.shape[1]
-    else:
-        form, steps, batch = Form.TIME_MAJOR, x.shape[0], x.shape[1]
+    form, rows = _form(x, packed, jagged, module.batch_first)
     directions = 2 if module.bidirectional else 1
     # Reset states without states are those of the sequences too, as far as the dtype goes.
     given = hx if hx is not None else reset_state if resets is not None else None
+    c_0, fused = None if given is None else given[1], not packed and not module.proj_size
+    precision = autocast_precision(x, c_0, module.proj_size > 0, fused)
+    state_sizes = (module.proj_size or module.hidden_size, module.hidden_size)
+    first = Problem(
+        rows=rows or Dense(0, 0),
+        batch=rows.batch if rows else 0,
+        input_size=module.input_size,
+        hidden_size=module.hidden_size,
+        proj_size=module.proj_size,
+        directions=directions,
+        bias=module.bias,
+        dtype=x.dtype if precision is None else precision.compute,
+        device=x.device,
+        trace=trace,
+        # A trace keeps every state: nothing is left to compute again.
+        checkpoint_every=None if trace else every,
+    )
+    others = (first._replace(input_size=directions * state_sizes[0]),) * (module.num_layers - 1)
     plan = Plan(
         form,
-        steps,
-        batch,
+        rows,
         module.num_layers * directions,
-        (module.proj_size or module.hidden_size, module.hidden_size),
+        state_sizes,
         directions,
         segmented=extras,
         resets=resets is not None,
         reset_state=reset_state is not None,
-        precision=autocast_precision(
-            x, None if given is None else given[1], module.proj_size > 0, fused=not packed and not module.proj_size
-        ),
+        precision=precision,
         dropout=module.dropout if module.training and module.num_layers > 1 else 0.0,
         trace=trace,
-        checkpoint_every=every,
         layers=_parameters(module, directions),
+        problems=(first, *others),
     )
     return plan if key is None else _remember(key, plan)
 
 
 def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
     """Plan a call of an LSTMCell, or raise what nn.LSTMCell raises for it, or a clearer error of the same kind."""
-    key = _signature(module, input, hx, module.weight_ih)
+    key = _signature(module, input, hx, "weight_ih")
     if key is not None:
-        key = (*key, module.input_size, module.hidden_size)
+        key = (*key, module.input_size, module.hidden_size, module.bias_ih is None)
         if (known := _plans.get(key)) is not None:
             return known
     checks.check_cell_call(module, input, hx)
     batched, hidden = input.dim() == 2, module.hidden_size
     gates = 4 * hidden
     shapes = (("weight_ih", (gates, module.input_size)), ("weight_hh", (gates, hidden)))
+    rows = Dense(1, input.shape[0] if batched else 1)
+    precision = autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False)
+    problem = Problem(
+        rows=rows,
+        batch=rows.batch,
+        input_size=module.input_size,
+        hidden_size=hidden,
+        proj_size=0,
+        directions=1,
+        bias=module.bias_ih is not None,
+        dtype=input.dtype if precision is None else precision.compute,
+        device=input.device,
+    )
     plan = Plan(
         Form.STEP if batched else Form.UNBATCHED_STEP,
-        1,
-        input.shape[0] if batched else 1,
+        rows,
         1,
         (hidden, hidden),
         1,
-        precision=autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False),
+        precision=precision,
         layers=(((*shapes, ("bias_ih", (gates,)), ("bias_hh", (gates,)), None),),),
+        problems=(problem,),
     )
     return plan if key is None else _remember(key, plan)
 
@@ -155,28 +172,39 @@ def plan_stack(module: Any, input: Tensor | PackedSequence, hx: Any) -> Plan:
     checks.check_stack_call(module, input, hx)
     packed, jagged = isinstance(input, PackedSequence), is_jagged(input)
     x: Any = input.data if packed else input
-    form, steps, batch = Form.PACKED, None, None
+    form, rows = _form(x, packed, jagged, module.batch_first)
+    return Plan(form, rows, module.num_layers * module.directions, module.state_sizes, module.directions)
+
+
+def _form(x: Tensor, packed: bool, jagged: bool, batch_first: bool) -> tuple[Form, Dense | None]:
+    """The form of an input or of its data, and its rows where their number is known."""
+    if packed:
+        return Form.PACKED, None
     if jagged:
-        form, batch = Form.JAGGED, x.shape[0]
-    elif not packed and x.dim() == 2:
-        form, steps, batch = Form.UNBATCHED, x.shape[0], 1
-    elif not packed:
-        form = Form.BATCH_FIRST if module.batch_first else Form.TIME_MAJOR
-        steps, batch = x.shape[1::-1] if module.batch_first else x.shape[:2]
-    return Plan(form, steps, batch, module.num_layers * module.directions, module.state_sizes, module.directions)
+        return Form.JAGGED, None
+    if x.dim() == 2:
+        return Form.UNBATCHED, Dense(x.shape[0], 1)
+    if batch_first:
+        return Form.BATCH_FIRST, Dense(x.shape[1], x.shape[0])
+    return Form.TIME_MAJOR, Dense(x.shape[0], x.shape[1])
 
 
-def _signature(module: Any, input: Any, hx: Any, weight: Tensor) -> tuple[Any, ...] | None:
+def _signature(module: Any, input: Any, hx: Any, weight: str) -> tuple[Any, ...] | None:
     """What distinguishes a call from others of the same module's class; None of one whose plan is made anew.
 
     Of a traced or compiled call shapes are no numbers; what is not of torch's own types has to be looked at.
+
+    weight  the name of that whose dtype the input has to have
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return None
     if type(input) is not Tensor or input.is_nested:
         return None
+    parameter = module._parameters.get(weight)  # a tenth of the time of nn.Module's own look-up
+    dtype = (getattr(module, weight) if parameter is None else parameter).dtype
     device = input.device
-    of_input = (type(module), input.shape, input.dtype, device, input.layout, weight.dtype, autocast_dtype(device))
+    cast = autocast_dtype(device) if torch._C._is_any_autocast_enabled() else None
+    of_input = (type(module), input.shape, input.dtype, device, input.layout, dtype, cast)
     if hx is None:
         return of_input
     if type(hx) is not tuple or len(hx) != 2:

@@ -33,8 +33,11 @@ def run_stack(
             y, h_n, c_n, traced = run_stack(plain, packed._replace(data=x), states, layers)
         # A gate is as wide as h, which is made of it.
         return *precision.results(y, h_n, c_n), [precision.results(*each) for each in traced]
+    problems = plan.problems
+    if packed.rows is not plan.rows:
+        problems = tuple(each._replace(rows=packed.rows, batch=packed.batch) for each in problems)
     if len(layers) == 1:
-        y, h_n, c_n, *inner = layer(x, h_0, c_0, layers[0], packed.rows, plan.trace, plan.checkpoint_every)
+        y, h_n, c_n, *inner = layer(problems[0], x, h_0, c_0, layers[0])
         return y, h_n, c_n, [(y, *inner)] if plan.trace else []  # type: ignore[list-item]
     every_h, every_c = [], []
     every: list[Any] = []
@@ -43,7 +46,7 @@ def run_stack(
         if index > 0 and plan.dropout != 0:
             # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
             x = torch.dropout(x, plan.dropout, True)
-        x, h, c, *inner = layer(x, h, c, weights, packed.rows, plan.trace, plan.checkpoint_every)
+        x, h, c, *inner = layer(problems[index], x, h, c, weights)
         every_h.append(h)
         every_c.append(c)
         if plan.trace:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..call.checks import check_stack_states
-from ..call.dispatch import layer
+from ..call.dispatch import layer, problem_of
 from ..call.packing import pack, pack_states, unpack, unpack_state
 from ..call.plan import plan_stack
 from ..call.precision import autocasts
@@ -111,7 +111,7 @@ class CellStack(nn.Module):
         # Under autocast torch chooses a dtype for every operation of a loop, and no engine would do the same.
         weights = None if autocasts(x) else self.as_lstm(k)
         if weights is not None:
-            y, h_n, c_n = layer(x, state[0], state[1], weights, rows)
+            y, h_n, c_n = layer(problem_of(x, state[0], weights, rows), x, state[0], state[1], weights)
             return y, [h_n, c_n]
         results = [
             _run(cell, x, rows, [tensor[d] for tensor in state], reverse=d == 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..contract import Engine, Problem, Weights
 from ..shared import threads
+from ..shared.access import as_plain
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
 from .calls import Kernel, Sizes, load
@@ -237,7 +238,7 @@ class _CPU:
             directions=problem.directions,
             projected=problem.proj_size > 0,
             reverse=problem.reverse,
-            batch_sizes=None if batch_sizes is None else batch_sizes.long().contiguous(),
+            batch_sizes=None if batch_sizes is None else as_plain(batch_sizes).long().contiguous(),
         )
 
 

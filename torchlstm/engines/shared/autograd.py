@@ -1,5 +1,6 @@
 """The Functions that kernel engines share: gradients of any order, around kernels called directly or as operators."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -83,17 +84,13 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _read(call: Call, needs: Sequence[bool]) -> list[bool]:
-    """Which arguments (x, h_0, c_0 and all weights by `flatten`) the backward reads."""
-    directions, count = call.problem.directions, len(needs) - 3
-    if call.problem.checkpoint_every is not None:
-        return [True] * len(needs)
+@functools.cache
+def _read(needs: tuple[bool, ...], directions: int, bias: bool, projected: bool, single: bool) -> tuple[bool, ...]:
+    """Which arguments (x, h_0, c_0 and all weights by `flatten`) the backward of a layer without chunks reads."""
     # The gradient at h_0 of a single step is the only one that w_hh has a part in.
-    each = [needs[0], needs[1] or call.problem.rows.steps > 1]
-    each += [False, False] if call.problem.bias else []
-    each += [True] if call.problem.proj_size else []
-    of_ih, of_hh = (needs[3 + index :: count // directions] for index in (0, 1))
-    return [any(of_ih), any(of_hh), True, *each * directions]
+    each = [needs[0], needs[1] or not single, *([False, False] if bias else []), *([True] if projected else [])]
+    of_ih, of_hh = (needs[3 + index :: len(each)] for index in (0, 1))
+    return any(of_ih), any(of_hh), True, *each * directions
 
 
 class _Forward(torch.autograd.Function):
@@ -107,10 +104,15 @@ class _Forward(torch.autograd.Function):
         weights = unflatten(flat, h_0.shape[0])
         y, h_n, c_n, saved = chunks.forward(call, x, h_0, c_0, weights, True)
         ctx.call, ctx.count = call, len(saved)
-        arguments = (x, h_0, c_0, *flat)
-        read = _read(call, ctx.needs_input_grad[1:])
-        ctx.unread = [_Unread(k, t, _version(t)) for k, t in enumerate(arguments) if not read[k]]
-        ctx.save_for_backward(*saved, *(t if r else None for t, r in zip(arguments, read, strict=True)))
+        arguments, problem = (x, h_0, c_0, *flat), call.problem
+        ctx.unread = []
+        if problem.checkpoint_every is None:
+            needs = ctx.needs_input_grad[1:]
+            sizes = (problem.directions, problem.bias, problem.proj_size > 0, problem.rows.steps == 1)
+            read = _read(needs, *sizes)
+            ctx.unread = [_Unread(k, t, _version(t)) for k, t in enumerate(arguments) if not read[k]]
+            arguments = tuple([t if r else None for t, r in zip(arguments, read, strict=True)])  # type: ignore[misc]
+        ctx.save_for_backward(*saved, *arguments)
         ctx.set_materialize_grads(False)
         # As outputs, what is saved is guarded: the backward says so if somebody has written into it.
         return (y, h_n, c_n, *saved[:2]) if call.problem.trace else (y, h_n, c_n)
