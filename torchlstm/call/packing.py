@@ -43,10 +43,10 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
         dense = not recorded() and int(sizes[-1]) == batch
         return Packed(input.data, Dense(steps, batch) if dense else Ragged(sizes), batch, input)
     if form is Form.JAGGED:
-        found = jagged.plan(input)
-        assert found.order is not None
-        data = input.values().index_select(0, found.order)
-        return Packed(data, found.rows, found.enter.shape[1], input, found)
+        sequences = jagged.plan(input)
+        assert sequences.order is not None
+        data = input.values().index_select(0, sequences.order)
+        return Packed(data, sequences.rows, sequences.enter.shape[1], input, sequences)
     rows = plan.rows
     assert rows is not None
     segments = None
@@ -120,10 +120,10 @@ def pack_states(
 
 def _with_reset_state(hx: tuple[Tensor, ...] | None, reset_state: State | None, unbatched: bool) -> State | None:
     """States in the user's form, and the reset states behind them, (L*D, 2B, F); None and None are zeros, so None."""
-    given = hx or reset_state
-    if given is None:
+    states = hx or reset_state
+    if states is None:
         return None
-    zeros = [torch.zeros_like(state) for state in given]
+    zeros = [torch.zeros_like(state) for state in states]
     join = torch.stack if unbatched else torch.cat
     h, c = (join(pair, 1) for pair in zip(hx or zeros, reset_state or zeros, strict=True))
     return h, c

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     directions: int
     segmented: bool = False  # lengths or resets say which steps are sequences of their own
     resets: bool = False
-    reset_state: bool = False  # given
+    reset_state: bool = False  # whether one was given
     precision: Precision | None = None  # what autocast asks for
     dropout: float = 0.0  # between layers, in training
     trace: bool = False
@@ -93,8 +93,8 @@ def plan_lstm(
     form, rows = _form(x, packed, jagged, module.batch_first)
     directions = 2 if module.bidirectional else 1
     # Reset states without states are those of the sequences too, as far as the dtype goes.
-    given = hx if hx is not None else reset_state if resets is not None else None
-    c_0, fused = None if given is None else given[1], not packed and not module.proj_size
+    states = hx if hx is not None else reset_state if resets is not None else None
+    c_0, fused = None if states is None else states[1], not packed and not module.proj_size
     precision = autocast_precision(x, c_0, module.proj_size > 0, fused)
     state_sizes = (module.proj_size or module.hidden_size, module.hidden_size)
     first = Problem(

@@ -100,10 +100,10 @@ class CellStack(nn.Module):
         weights: list[Weights] = []
         for cell in self.layer_cells(k):
             as_lstm: Callable[[], Weights | None] | None = getattr(cell, "as_lstm", None)
-            found = None if as_lstm is None else as_lstm()
-            if found is None:
+            lstm_weights = None if as_lstm is None else as_lstm()
+            if lstm_weights is None:
                 return None
-            weights.append(found)
+            weights.append(lstm_weights)
         return tuple(weights)
 
     def _layer(self, k: int, x: Tensor, rows: Rows, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

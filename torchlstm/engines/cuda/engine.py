@@ -29,8 +29,8 @@ def _refuses(problem: Problem) -> str | None:
         return f"it runs on cuda, not on {device.type}"
     if problem.dtype not in _DTYPES:
         return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
-    if device.type == "cuda" and (found := _capability(device.index)) < _CAPABILITY:
-        return f"it needs a GPU of compute capability 8.0 or newer, this one has {found[0]}.{found[1]}"
+    if device.type == "cuda" and (capability := _capability(device.index)) < _CAPABILITY:
+        return f"it needs a GPU of compute capability 8.0 or newer, this one has {capability[0]}.{capability[1]}"
     return problem.access.refusal
 
 
@@ -157,12 +157,12 @@ class _CUDA:
             if problem.proj_size:
                 w_hr = _stack([w_hr for *_, w_hr in weights])
                 fused, (draw, draw_n) = _exact_product(w_hh, w_hr), _before_projection(work, w_hr, dy, dh_n)
-                given = (acts, cells, c_0, fused, draw, draw_n, dc_n, dacts, dcells)
-                dgates, _, dc_0 = loops.backward(path, work, *given)
+                args = (acts, cells, c_0, fused, draw, draw_n, dc_n, dacts, dcells)
+                dgates, _, dc_0 = loops.backward(path, work, *args)
                 dh_0 = loops.first_products(work, dgates, w_hh, dh_n)
             else:
-                given = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
-                dgates, dh_0, dc_0 = loops.backward(path, work, *given)
+                args = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
+                dgates, dh_0, dc_0 = loops.backward(path, work, *args)
             for d in range(directions):
                 own, turned = slice(d * size, (d + 1) * size), loops.turned(work, d)
                 h = raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])

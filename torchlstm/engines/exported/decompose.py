@@ -13,12 +13,12 @@ from ..shared.kernel import unflatten
 from ..shared.operators import Arguments
 
 
-def lstm(*given: Any) -> Any:
+def lstm(*args: Any) -> Any:
     """`torchlstm::lstm`, see `operators`: unrolled where the number of steps is known, else a scan.
 
     Raises RuntimeError for ragged rows.
     """
-    *arguments, save = given
+    *arguments, save = args
     call = Arguments(*arguments)
     if save and call.every is not None:
         return NotImplemented  # the forward of a training: no exported program has it

@@ -45,26 +45,26 @@ def access_of(tensors: Iterable[Tensor | None]) -> Access:
         return Access(direct=False, refusal="torch.jit is tracing this call")
     if forward_ad._current_level >= 0:
         return Access(direct=False, refusal="forward-mode differentiation is active")
-    found, subclass = DIRECT, False
+    access, subclass = DIRECT, False
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        found = TRANSFORM
+        access = TRANSFORM
     elif torch._C._len_torch_dispatch_stack():
-        found = OPERATOR
+        access = OPERATOR
     for tensor in tensors:
         if tensor is None or (kind := type(tensor)) is Parameter:
             continue
         if kind is FakeTensor:
-            found = OPERATOR if found is DIRECT else found
+            access = OPERATOR if access is DIRECT else access
         elif kind is not Tensor and kind.__torch_dispatch__ is not _NO_DISPATCH:
             return Access(direct=False, refusal=f"a tensor is a {kind.__name__}")
         elif kind is not Tensor:
             subclass = True
-        if found is DIRECT and (tensor.is_neg() or tensor.is_conj()):
-            found = OPERATOR  # it negates what is only marked as negated
-        if found is DIRECT and not torch._C._has_storage(tensor):
+        if access is DIRECT and (tensor.is_neg() or tensor.is_conj()):
+            access = OPERATOR  # it negates what is only marked as negated
+        if access is DIRECT and not torch._C._has_storage(tensor):
             # As in autograd's own vmap (`is_grads_batched`), which knows no operators but torch's.
             return Access(direct=False, refusal="a tensor has no memory of its own")
-    return found._replace(subclass=True) if subclass else found
+    return access._replace(subclass=True) if subclass else access
 
 
 def as_plain(tensor: Tensor) -> Tensor:

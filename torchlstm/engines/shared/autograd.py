@@ -70,10 +70,10 @@ class _Unread(NamedTuple):
 
     def checked(self) -> Tensor:
         """The tensor, or torch's own error if it has been changed in place."""
-        if (found := _version(self.tensor)) != self.version:
+        if (now := _version(self.tensor)) != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"a tensor {list(self.tensor.shape)} of an LSTM is at version {found}; "
+                f"a tensor {list(self.tensor.shape)} of an LSTM is at version {now}; "
                 f"expected version {self.version} instead, to compute gradients of gradients"
             )
         return self.tensor
@@ -118,23 +118,23 @@ class _Forward(torch.autograd.Function):
         return (y, h_n, c_n, *saved[:2]) if call.problem.trace else (y, h_n, c_n)
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
         call, needs, count = ctx.call, ctx.needs_input_grad[1:], ctx.count
         # Asked for once: an activation checkpoint computes what it gives anew.
         tensors = ctx.saved_tensors
         saved, arguments = tensors[:count], list(tensors[count:])
-        cotangents = given if call.problem.trace else (*given, None, None)
-        found, graph = access_of(cotangents), torch.is_grad_enabled()
+        cotangents = grad_outputs if call.problem.trace else (*grad_outputs, None, None)
+        access, graph = access_of(cotangents), torch.is_grad_enabled()
         for each in ctx.unread:
-            arguments[each.place] = each.checked() if graph or not found.direct else each.tensor
-        if found.subclass:
+            arguments[each.place] = each.checked() if graph or not access.direct else each.tensor
+        if access.subclass:
             cotangents = tuple(None if t is None else as_plain(t) for t in cotangents)
-        if found.direct:
+        if access.direct:
             # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
             run = _Backward.apply if graph else gradients
             return None, *run(call, needs, saved, *cotangents, *arguments)
         # A batch of cotangents under vmap, for one: nothing that a kernel could read.
-        if found.refusal is not None:
+        if access.refusal is not None:
             return None, *_reference_gradients(call.problem, needs, (*cotangents, *arguments))
         problem = call.problem
         static = (call.kernel.name, needs, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
@@ -202,8 +202,8 @@ class _OpaqueForward(torch.autograd.Function):
         run = _OpaqueBackward.forward if torch.compiler.is_compiling() else _OpaqueBackward.apply
         cotangents = (dy, dh_n, dc_n, dacts, dcells)
         static = (ctx.name, needs, batch_sizes, ctx.steps, ctx.every)
-        found = run(*static, gates, cells, h, *cotangents, *arguments)
-        return (None,) * 5 + tuple(_spread(needs, found))
+        grads = run(*static, gates, cells, h, *cotangents, *arguments)
+        return (None,) * 5 + tuple(_spread(needs, grads))
 
 
 class _OpaqueBackward(torch.autograd.Function):
@@ -248,9 +248,9 @@ class _OpaqueBackward(torch.autograd.Function):
         return (None,) * 8 + tuple(pulled)
 
 
-def _spread(needs: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | None]:
+def _spread(needs: Sequence[bool], grads: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients in the places of what needed them, None elsewhere."""
-    rest = iter(found)
+    rest = iter(grads)
     return [next(rest) if needed else None for needed in needs]
 
 
@@ -265,9 +265,9 @@ def _reference_gradients(problem: Problem, needs: Sequence[bool], tensors: Seque
     traced = any(cotangent is not None for cotangent in cotangents[3:])
     problem = problem._replace(trace=traced, checkpoint_every=None)
 
-    def layer(*given: Tensor) -> tuple[Tensor, ...]:
+    def layer(*args: Tensor) -> tuple[Tensor, ...]:
         full: list[Any] = list(arguments)
-        for index, tensor in zip(wanted, given, strict=True):
+        for index, tensor in zip(wanted, args, strict=True):
             full[index] = tensor
         return reference.layer(problem, full[0], full[1], full[2], unflatten(full[3:], full[1].shape[0]))
 
@@ -286,17 +286,17 @@ def _second_order(
     """
     there = [index for index, tensor in enumerate(tensors) if tensor is not None]
 
-    def needed(*given: Tensor) -> tuple[Tensor, ...]:
+    def needed(*args: Tensor) -> tuple[Tensor, ...]:
         """The gradients that were asked for."""
         full: list[Any] = [None] * len(tensors)
-        for index, tensor in zip(there, given, strict=True):
+        for index, tensor in zip(there, args, strict=True):
             full[index] = tensor
         return tuple(g for g in _reference_gradients(problem, needs, full) if g is not None)
 
     values, pull = torch.func.vjp(needed, *(tensors[index] for index in there))[:2]
     incoming = [cotangent for cotangent, wanted in zip(cotangents, needs, strict=True) if wanted]
-    found = dict(zip(there, pull(tuple(_zeros_for_none(incoming, values))), strict=True))
-    return [found.get(index) for index in range(len(tensors))]
+    grads = dict(zip(there, pull(tuple(_zeros_for_none(incoming, values))), strict=True))
+    return [grads.get(index) for index in range(len(tensors))]
 
 
 def _zeros_for_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

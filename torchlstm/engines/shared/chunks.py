@@ -100,8 +100,8 @@ def backward(
 
             out, _, _, again = kernel.forward(chunk.problem, x[chunk.rows], *states, (direction,), True)
             again = (*again, out) if problem.proj_size else again
-            given = None if dy is None else dy[chunk.rows, d * size : (d + 1) * size]
-            arguments = (*states, (direction,), given, dh, dc, None, None, hand_over, True)
+            chunk_dy = None if dy is None else dy[chunk.rows, d * size : (d + 1) * size]
+            arguments = (*states, (direction,), chunk_dy, dh, dc, None, None, hand_over, True)
             dh, dc, more = kernel.backward(chunk.problem, again, *arguments)
             db[d] += more[0]
             # Before the next chunk takes as much.

@@ -125,8 +125,8 @@ def _vmap(name: str) -> _Decorator:
 
 
 @_impl("lstm")
-def _lstm(*given: Any) -> tuple[Tensor, ...]:
-    call, (save,) = Arguments(*given[:_COUNT]), given[_COUNT:]
+def _lstm(*args: Any) -> tuple[Tensor, ...]:
+    call, (save,) = Arguments(*args[:_COUNT]), args[_COUNT:]
     call.check()
     weights = unflatten(call.weights, call.h_0.shape[0])
     y, h_n, c_n, saved = chunks.forward(call.call, call.x, call.h_0, call.c_0, weights, save)
@@ -134,8 +134,8 @@ def _lstm(*given: Any) -> tuple[Tensor, ...]:
 
 
 @_fake("lstm")
-def _lstm_fake(*given: Any) -> tuple[Tensor, ...]:
-    (_, x, h_0, c_0, weights, _, steps, every), (save,) = given[:_COUNT], given[_COUNT:]
+def _lstm_fake(*args: Any) -> tuple[Tensor, ...]:
+    (_, x, h_0, c_0, weights, _, steps, every), (save,) = args[:_COUNT], args[_COUNT:]
     (directions, batch, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
     saved: Any = ((0,), (0,), (0,))
     if save and every is None:
@@ -148,25 +148,25 @@ def _lstm_fake(*given: Any) -> tuple[Tensor, ...]:
 
 
 @_impl("lstm_backward")
-def _lstm_backward(*given: Any) -> list[Tensor]:
-    call, rest = Arguments(*given[:_COUNT]), given[_COUNT:]
+def _lstm_backward(*args: Any) -> list[Tensor]:
+    call, rest = Arguments(*args[:_COUNT]), args[_COUNT:]
     *cotangents, needs = rest[_SAVED:]
     arguments = (call.x, call.h_0, call.c_0, *call.weights)
-    found = gradients(call.call, needs, call.saved(*rest[:_SAVED]), *cotangents, *arguments)
-    return [gradient for gradient in found if gradient is not None]
+    grads = gradients(call.call, needs, call.saved(*rest[:_SAVED]), *cotangents, *arguments)
+    return [gradient for gradient in grads if gradient is not None]
 
 
 @_fake("lstm_backward")
-def _lstm_backward_fake(*given: Any) -> list[Tensor]:
-    call, needs = Arguments(*given[:_COUNT]), given[-1]
+def _lstm_backward_fake(*args: Any) -> list[Tensor]:
+    call, needs = Arguments(*args[:_COUNT]), args[-1]
     arguments = (call.x, call.h_0, call.c_0, *call.weights)
     return [call.x.new_empty(t.shape) for t, needed in zip(arguments, needs, strict=True) if needed]
 
 
 @_impl("lstm_backward_loop")
-def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
-    call, rest = Arguments(*given[:_COUNT]), given[_COUNT:]
-    *parts, _, _ = _lstm_backward_loop_fake(*given)
+def _lstm_backward_loop(*args: Any) -> tuple[Tensor, ...]:
+    call, rest = Arguments(*args[:_COUNT]), args[_COUNT:]
+    *parts, _, _ = _lstm_backward_loop_fake(*args)
 
     def accumulate(d: int, rows: slice, dgates: Tensor, before: Tensor, dh: Tensor | None, raw: Tensor | None) -> None:
         for whole, part in zip(parts, (dgates, before, dh, raw), strict=True):
@@ -180,8 +180,8 @@ def _lstm_backward_loop(*given: Any) -> tuple[Tensor, ...]:
 
 
 @_fake("lstm_backward_loop")
-def _lstm_backward_loop_fake(*given: Any) -> tuple[Tensor, ...]:
-    _, x, h_0, c_0, weights, *_ = given
+def _lstm_backward_loop_fake(*args: Any) -> tuple[Tensor, ...]:
+    _, x, h_0, c_0, weights, *_ = args
     (directions, _, size), rows, hidden = h_0.shape, x.shape[0], c_0.shape[2]
     projected = _projected(h_0, weights)
     sizes = (4 * hidden, size, size if projected else 0, hidden if projected else 0)
@@ -213,23 +213,23 @@ def _unfold(tensor: Tensor, axis: int, count: int) -> Tensor:
     return unfolded
 
 
-def _folded(info: Any, dims: Sequence[Any], given: Sequence[Any]) -> list[Any] | None:
+def _folded(info: Any, dims: Sequence[Any], args: Sequence[Any]) -> list[Any] | None:
     """The arguments of one call for all members, or None if they have weights of their own."""
     if any(dim is not None for dim in dims[4]):
         return None
-    folded, call = list(given), Arguments(*given[:_COUNT])
+    folded, call = list(args), Arguments(*args[:_COUNT])
     axes = dict(enumerate(_AXES, 1))
-    if len(given) >= _COUNT + len(_BACKWARD_AXES):
+    if len(args) >= _COUNT + len(_BACKWARD_AXES):
         axes.update(enumerate(_BACKWARD_AXES, _COUNT))
     for index, axis in axes.items():
-        if given[index] is not None:
-            folded[index] = _fold(given[index], dims[index], axis, info.batch_size)
+        if args[index] is not None:
+            folded[index] = _fold(args[index], dims[index], axis, info.batch_size)
     if call.batch_sizes is not None:
         folded[5] = call.batch_sizes * info.batch_size
     return folded
 
 
-def _one_by_one(operator: Any, info: Any, dims: Sequence[Any], given: Sequence[Any]) -> Any:
+def _one_by_one(operator: Any, info: Any, dims: Sequence[Any], args: Sequence[Any]) -> Any:
     """The results of an operator called for one member after another, stacked."""
 
     def of(member: int, value: Any, dim: Any) -> Any:
@@ -237,50 +237,50 @@ def _one_by_one(operator: Any, info: Any, dims: Sequence[Any], given: Sequence[A
             return [of(member, each, d) for each, d in zip(value, dim, strict=True)]
         return value if dim is None else value.select(dim, member)
 
-    results = [operator(*(of(i, v, d) for v, d in zip(given, dims, strict=True))) for i in range(info.batch_size)]
+    results = [operator(*(of(i, v, d) for v, d in zip(args, dims, strict=True))) for i in range(info.batch_size)]
     stacked = type(results[0])(torch.stack(each) for each in zip(*results, strict=True))
     return stacked, type(results[0])([0] * len(stacked))
 
 
 @_vmap("lstm")
-def _lstm_vmap(info: Any, dims: Any, *given: Any) -> Any:
-    folded = _folded(info, dims, given)
+def _lstm_vmap(info: Any, dims: Any, *args: Any) -> Any:
+    folded = _folded(info, dims, args)
     if folded is None:
-        return _one_by_one(lstm, info, dims, given)
+        return _one_by_one(lstm, info, dims, args)
     y, h_n, c_n, *saved = lstm(*folded)
     results = [_unfold(t, axis, info.batch_size) for t, axis in ((y, 0), (h_n, 1), (c_n, 1))]
-    if not given[-1]:
+    if not args[-1]:
         return (*results, *saved), (1, 2, 2, None, None, None)
     kept = [_unfold(t, axis, info.batch_size) for t, axis in zip(saved, (1, 1, 0), strict=True)]
     return (*results, *kept), (1, 2, 2, 2, 2, 1)
 
 
 @_vmap("lstm_backward_loop")
-def _lstm_backward_loop_vmap(info: Any, dims: Any, *given: Any) -> Any:
-    folded = _folded(info, dims, given)
+def _lstm_backward_loop_vmap(info: Any, dims: Any, *args: Any) -> Any:
+    folded = _folded(info, dims, args)
     if folded is None:
-        return _one_by_one(lstm_backward_loop, info, dims, given)
+        return _one_by_one(lstm_backward_loop, info, dims, args)
     results = lstm_backward_loop(*folded)
     return tuple(_unfold(t, 1, info.batch_size) for t in results), (2,) * len(results)
 
 
 @_vmap("lstm_backward")
-def _lstm_backward_vmap(info: Any, dims: Any, *given: Any) -> Any:
+def _lstm_backward_vmap(info: Any, dims: Any, *args: Any) -> Any:
     """One loop for all members, and for each the products that make its own gradients of the weights."""
-    folded = _folded(info, dims, given)
+    folded = _folded(info, dims, args)
     if folded is None:
-        return _one_by_one(lstm_backward, info, dims, given)
+        return _one_by_one(lstm_backward, info, dims, args)
     *arguments, needs = folded
     call, count = Arguments(*arguments[:_COUNT]), info.batch_size
     dgates, before, dh, raw, dh_0, dc_0 = lstm_backward_loop(*arguments)
     weights = unflatten(call.weights, call.h_0.shape[0])
     each, x = len(call.weights) // len(weights), _unfold(call.x, 0, count)
-    needed, found = iter(needs), []
+    needed, grads = iter(needs), []
 
     def give(dim: int, compute: Callable[..., Tensor], *operands: Any) -> None:
         """The next gradient, with its mapped axis, if it is needed."""
         if next(needed):
-            found.append((compute(*operands), dim))
+            grads.append((compute(*operands), dim))
 
     give(1, lambda: _unfold(sum(dgates[d] @ w_ih for d, (w_ih, *_) in enumerate(weights)), 0, count))
     give(2, _unfold, dh_0, 1, count)
@@ -293,7 +293,7 @@ def _lstm_backward_vmap(info: Any, dims: Any, *given: Any) -> Any:
             give(0, left.sum, 0)
         if each % 2:
             give(0, _product_by_member, call.kernel, _unfold(dh[d], 0, count), _unfold(raw[d], 0, count))
-    return [gradient for gradient, _ in found], [dim for _, dim in found]
+    return [gradient for gradient, _ in grads], [dim for _, dim in grads]
 
 
 def _product_by_member(kernel: str, left: Tensor, right: Tensor) -> Tensor:

@@ -38,20 +38,20 @@ class Samples:
         left, right = self._factors[index]
         lefts = self._blocks(left)
         if right is None:
-            found: Tensor = torch.cat([block.sum(1) for block in lefts]) * scale
+            gradient: Tensor = torch.cat([block.sum(1) for block in lefts]) * scale
         else:
-            found = operators.empty(self.kernel, left, self.batch, left.shape[1], right.shape[1])
+            gradient = operators.empty(self.kernel, left, self.batch, left.shape[1], right.shape[1])
             starts = [0]
             if self._ragged:
                 # Each goes where it belongs at once: all of them are too large to be copied into order.
                 starts = list(range(self.batch)) if order is None else order.argsort().tolist()
                 order = None
             for start, a, b in zip(starts, lefts, self._cut(right), strict=True):
-                place = found[start : start + a.shape[0]]
+                place = gradient[start : start + a.shape[0]]
                 torch.baddbmm(place, a.transpose(1, 2), b, beta=0, alpha=scale, out=place)
         # The sum of what is there: a tenth of the time of the product that would make it.
-        self._totals[index] = found.sum(0) / (scale or 1.0)
-        return found if order is None else found.index_select(0, order)
+        self._totals[index] = gradient.sum(0) / (scale or 1.0)
+        return gradient if order is None else gradient.index_select(0, order)
 
     def _blocks(self, left: Tensor) -> list[Tensor]:
         """A left factor, cut; it is the same for several weights in a row."""
@@ -169,11 +169,11 @@ class _ByOperators(torch.autograd.Function):
         gates, cells, h, x, h_0, c_0, *flat = ctx.saved_tensors
         problem, needs = ctx.problem, ctx.needs_input_grad[2:]
         static = problem.batch_sizes, problem.rows.steps, None
-        given = (ctx.kernel, x, h_0, c_0, flat, *static, gates, cells, h, *cotangents, None, None)
+        args = (ctx.kernel, x, h_0, c_0, flat, *static, gates, cells, h, *cotangents, None, None)
         if not _recorder(problem).wanted():
-            found = iter(operators.lstm_backward(*given, needs))
-            return None, None, *(next(found) if needed else None for needed in needs)
-        dgates, before, dh, raw, dh_0, dc_0 = operators.lstm_backward_loop(*given)
+            grads = iter(operators.lstm_backward(*args, needs))
+            return None, None, *(next(grads) if needed else None for needed in needs)
+        dgates, before, dh, raw, dh_0, dc_0 = operators.lstm_backward_loop(*args)
         factors: list[Factors] = []
         weights = unflatten(flat, len(dgates))
         for d, (_, _, b_ih, _, w_hr) in enumerate(weights):
@@ -202,14 +202,14 @@ class _ByTransforms(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         problem, (x, h_0, c_0, *flat) = ctx.problem._replace(recorder=None), ctx.saved_tensors
 
-        def pull(problem: Problem, given: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+        def pull(problem: Problem, tensors: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
             """The gradients of x, h_0, c_0 and weights, given these three and the cotangents of the results."""
 
             def run(x: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 result: tuple[Tensor, Tensor, Tensor] = ctx.layer(problem, x, h_0, c_0, unflatten(weights, len(h_0)))
                 return result
 
-            gradients: tuple[Tensor, ...] = torch.func.vjp(run, *given[:3], *weights)[1](tuple(given[3:]))
+            gradients: tuple[Tensor, ...] = torch.func.vjp(run, *tensors[:3], *weights)[1](tuple(tensors[3:]))
             return gradients
 
         tensors = (x, h_0, c_0, *cotangents)
@@ -225,18 +225,18 @@ class _ByTransforms(torch.autograd.Function):
                 # A jagged tensor may hold a sequence without steps: its states pass through, and the loop has no step.
                 return torch.zeros_like(x), *states, *(torch.zeros_like(weight) for weight in flat)
             each = one._replace(rows=Dense(x.shape[0], 1))
-            given = (x, *(state.unsqueeze(1) for state in (h_0, c_0)), dy, *(state.unsqueeze(1) for state in states))
-            dx, dh_0, dc_0, *weights = pull(each, given, *flat)
+            args = (x, *(state.unsqueeze(1) for state in (h_0, c_0)), dy, *(state.unsqueeze(1) for state in states))
+            dx, dh_0, dc_0, *weights = pull(each, args, *flat)
             return dx, dh_0.squeeze(1), dc_0.squeeze(1), *weights
 
         states = [state.transpose(0, 1) for state in (h_0, c_0, *cotangents[1:])]  # (B, D, ..)
-        found, first = [], 0
+        blocks, first = [], 0
         for x_block, dy_block in zip(cut(x), cut(cotangents[0]), strict=True):
             end = first + x_block.shape[0]
             h, c, dh, dc = (state[first:end] for state in states)
-            found.append(torch.func.vmap(alone)(x_block, h, c, dy_block, dh, dc))
+            blocks.append(torch.func.vmap(alone)(x_block, h, c, dy_block, dh, dc))
             first = end
-        dx, dh_0, dc_0, *gradients = (list(each) for each in zip(*found, strict=True))
+        dx, dh_0, dc_0, *gradients = (list(each) for each in zip(*blocks, strict=True))
         samples = _Given(problem.batch, [torch.cat(each) for each in gradients])
         recorder.record(samples)
         totals = [samples.total(index) for index in range(len(flat))]
