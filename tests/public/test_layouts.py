@@ -312,3 +312,21 @@ def test_nn_lstm_refuses_such_a_change() -> None:
     torch.relu_(output)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.parametrize(
+    "shape", [(5, 1, 3), (1, 2, 3), (5, 3), (2, 3)], ids=["one sequence", "one step", "unbatched", "cell"]
+)
+def test_results_under_vmap_are_shaped_too(shape: tuple[int, ...]) -> None:
+    """There results are views, which cannot be shaped in place."""
+    module = (torchlstm.LSTMCell if shape == (2, 3) else torchlstm.LSTM)(3, 4, dtype=torch.float64)
+    x = torch.randn(6, *shape, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        first, rest = module(x)
+        return first.sum() + sum(tensor.pow(2).sum() for tensor in (rest if isinstance(rest, tuple) else (rest,)))
+
+    alone = [torch.func.grad(loss)(each) for each in x]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), torch.stack(alone))
+    torch.testing.assert_close(torch.func.vmap(loss)(x.requires_grad_()), torch.stack([loss(each) for each in x]))

@@ -129,7 +129,7 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
 
     problem  as far as shapes and options pose it: how a kernel gets at the tensors is found here
     """
-    if problem.rows.steps == 0 and isinstance(problem.rows, Dense):
+    if isinstance(problem.rows, Dense) and problem.rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     access = access_of((x, h_0, c_0, *chain.from_iterable(weights)))
     if access is not DIRECT:

@@ -93,8 +93,8 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
         # torch.jit.trace would keep the shape of its example in an operator that is not torch's own method.
         y = y.view(shape)
         return y.transpose(0, 1) if form is Form.BATCH_FIRST else y
-    # In place where that will do, in a third of the time; a compiler would ask the question of every size.
-    if not torch.compiler.is_compiling() and (steps == 1 or batch == 1):
+    # In place where that will do, in a third of the time.
+    if _is_eager() and (steps == 1 or batch == 1):
         y = y.unsqueeze_(0 if steps == 1 else 1)
     else:
         y = _shaped(y, shape)
@@ -152,17 +152,27 @@ def _pack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
     return state
 
 
+def _is_eager() -> bool:
+    """Whether a result may be shaped in place: a compiler would ask for every size, and under vmap it is a view."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _squeezed(state: Tensor, axis: int) -> Tensor:
+    """A state without an axis of length 1."""
+    return state.squeeze_(axis) if _is_eager() else state.squeeze(axis)
+
+
 def unpack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
     """A state (L*D, B, F) after the last step, which belongs to nobody else, in the user's form."""
     if packed.segments is not None:
         state = _select(state, packed.segments.leave)
     form = plan.form
     if form is Form.STEP:
-        return state.squeeze_(0)
+        return _squeezed(state, 0)
     if form is Form.UNBATCHED_STEP:
         return _shaped(state, [state.shape[2]])  # type: ignore[no-any-return]
     if form is Form.UNBATCHED:
-        return state.squeeze_(1)
+        return _squeezed(state, 1)
     if form is Form.PACKED and (order := packed.source.unsorted_indices) is not None:
         return state.index_select(1, order)
     return state
