@@ -94,10 +94,8 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
         y = y.view(shape)
         return y.transpose(0, 1) if form is Form.BATCH_FIRST else y
     # In place where that will do, in a third of the time.
-    if _is_eager() and (steps == 1 or batch == 1):
-        y = y.unsqueeze_(0 if steps == 1 else 1)
-    else:
-        y = _shaped(y, shape)
+    alone = _is_eager() and (steps == 1 or batch == 1)
+    y = y.unsqueeze_(0 if steps == 1 else 1) if alone else _shaped(y, shape)
     return y.transpose_(0, 1) if form is Form.BATCH_FIRST else y
 
 
