@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .call.checks import check_every, check_lstm_input
-from .call.packing import pack, pack_states, unpack, unpack_state
-from .call.plan import plan_lstm
+from .call.packing import Packed, pack, pack_states, unpack, unpack_state
+from .call.plan import Plan, plan_lstm
 from .call.stack import run_stack
 from .call.weights import weights_of
 from .engines.shared.threads import mend_fork
@@ -99,12 +99,7 @@ class LSTM(nn.RNNBase):
         reset_state: State | None = None,
     ) -> tuple[Any, State]:
         """See the class."""
-        mend_fork()
-        if self._checks_itself:
-            self._check_as_told(input, hx)
-        plan = plan_lstm(self, input, hx, lengths, resets, reset_state)
-        packed = pack(plan, input, hx, lengths, resets)
-        states = pack_states(plan, packed, hx, reset_state)
+        plan, packed, states = self._begin(input, hx, lengths, resets, reset_state)
         y, h_n, c_n, _ = run_stack(plan, packed, states, weights_of(plan, self, packed.data))
         return unpack(plan, packed, y), (unpack_state(plan, packed, h_n), unpack_state(plan, packed, c_n))
 
@@ -122,13 +117,27 @@ class LSTM(nn.RNNBase):
         Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
         module are not called, and `checkpoint_every` has no effect, since every state is kept.
         """
-        mend_fork()
-        plan = plan_lstm(self, input, hx, lengths, resets, reset_state, trace=True)
-        packed = pack(plan, input, hx, lengths, resets)
-        states = pack_states(plan, packed, hx, reset_state)
+        plan, packed, states = self._begin(input, hx, lengths, resets, reset_state, trace=True)
         y, h_n, c_n, traced = run_stack(plan, packed, states, weights_of(plan, self, packed.data))
         state = unpack_state(plan, packed, h_n), unpack_state(plan, packed, c_n)
         return Trace(unpack(plan, packed, y), state, [states_of(plan, packed, each) for each in traced])
+
+    def _begin(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None,
+        lengths: Any,
+        resets: Any,
+        reset_state: State | None,
+        trace: bool = False,
+    ) -> tuple[Plan, Packed, list[Tensor]]:
+        """The plan of a call, its rows, and the states that they start from."""
+        mend_fork()
+        plan = plan_lstm(self, input, hx, lengths, resets, reset_state, trace)
+        if self._checks_itself:
+            self._check_as_told(input, hx)
+        packed = pack(plan, input, hx, lengths, resets)
+        return plan, packed, pack_states(plan, packed, hx, reset_state)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -137,12 +146,11 @@ class LSTM(nn.RNNBase):
 
     def _check_as_told(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         """Call the checks that a subclass has in the place of nn.LSTM's, as nn.LSTM calls them."""
-        packed = isinstance(input, PackedSequence)
         data, sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
         if hx is None:
             self.check_input(data, sizes)
             return
-        if not packed and data.dim() == 2:
+        if sizes is None and data.dim() == 2:
             data = data.unsqueeze(0 if self.batch_first else 1)
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self.check_forward_args(data, hx, sizes)

@@ -146,8 +146,33 @@ def test_checks_of_a_subclass_are_called() -> None:
     module = Strict(3, 4)
     for _ in range(2):
         module(torch.randn(3, 2, 3), states)
-        with pytest.raises(RuntimeError, match="too long"):
-            module(torch.randn(4, 2, 3), states)
+        for call in (module, module.trace):
+            with pytest.raises(RuntimeError, match="too long"):
+                call(torch.randn(4, 2, 3), states)
+
+
+def test_a_weight_that_is_none() -> None:
+    """As nn.LSTM, an LSTM needs all that it was made with; as nn.LSTMCell, a cell does without either bias."""
+    for name in ("weight_hh_l0", "bias_ih_l0"):
+        for kind in (nn.LSTM, torchlstm.LSTM):
+            module = kind(3, 4)
+            module(torch.randn(5, 2, 3))
+            setattr(module, name, None)
+            with pytest.raises(TypeError, match="None"):
+                module(torch.randn(5, 2, 3))
+    for missing in (["bias_ih"], ["bias_hh"], ["bias_ih", "bias_hh"]):
+        theirs, ours = nn.LSTMCell(3, 4), torchlstm.LSTMCell(3, 4)
+        ours.load_state_dict(theirs.state_dict())
+        x, found = torch.randn(2, 3), []
+        for cell in (theirs, ours):
+            cell(x)
+            for name in missing:
+                setattr(cell, name, None)
+            h, c = cell(x)
+            (h.sum() + 2 * c.sum()).backward()
+            found.append([h, c, *(parameter.grad for parameter in cell.parameters())])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @needs_kernel

@@ -330,3 +330,22 @@ def test_results_under_vmap_are_shaped_too(shape: tuple[int, ...]) -> None:
     alone = [torch.func.grad(loss)(each) for each in x]
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), torch.stack(alone))
     torch.testing.assert_close(torch.func.vmap(loss)(x.requires_grad_()), torch.stack([loss(each) for each in x]))
+
+
+ARGUMENTS = ["x", "h_0", "c_0", "weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]
+
+
+@pytest.mark.parametrize("engine", [name for name, missing in torchlstm.engines().items() if missing is None])
+@pytest.mark.parametrize("changed", ARGUMENTS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_what_the_backward_reads_is_guarded(steps: int, changed: str, engine: str) -> None:
+    """A change in place of an argument that the gradients are made of is an error, never another gradient."""
+    module = torchlstm.LSTM(3, 4, proj_size=2)
+    given = {"x": torch.randn(steps, 2, 3), "h_0": torch.randn(1, 2, 2), "c_0": torch.randn(1, 2, 4)}
+    arguments = {name: tensor.requires_grad_() for name, tensor in given.items()}
+    with torchlstm.use_engine(engine):
+        output, _ = module(arguments["x"], (arguments["h_0"], arguments["c_0"]))
+    with torch.no_grad():
+        (arguments | dict(module.named_parameters()))[changed].mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|modified inplace"):
+        output.sum().backward()

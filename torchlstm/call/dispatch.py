@@ -150,7 +150,7 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
 def _layer_of_subclasses(
     problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, ...]:
-    """`layer` of tensors of which some are of subclasses of Tensor: one operation to them, as torch.lstm is.
+    """`layer` of tensors of which some are of subclasses of Tensor: one operation to them, however many steps it has.
 
     A class that does not say otherwise (`__torch_function__`) gets its results in its own type.
     """

@@ -134,13 +134,15 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
     """Plan a call of an LSTMCell, or raise what nn.LSTMCell raises for it, or a clearer error of the same kind."""
     key = _signature(module, input, hx, "weight_ih")
     if key is not None:
-        key = (*key, module.input_size, module.hidden_size, module.bias_ih is None)
+        key = (*key, module.input_size, module.hidden_size, module.bias_ih is None and module.bias_hh is None)
         if (known := _plans.get(key)) is not None:
             return known
     checks.check_cell_call(module, input, hx)
     batched, hidden = input.dim() == 2, module.hidden_size
     gates = 4 * hidden
-    shapes = (("weight_ih", (gates, module.input_size)), ("weight_hh", (gates, hidden)))
+    matrices = (("weight_ih", (gates, module.input_size)), ("weight_hh", (gates, hidden)))
+    bias = module.bias_ih is not None or module.bias_hh is not None
+    biases = (("bias_ih", (gates,)), ("bias_hh", (gates,))) if bias else (None, None)
     rows = Dense(1, input.shape[0] if batched else 1)
     precision = autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False)
     problem = Problem(
@@ -150,7 +152,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
         hidden_size=hidden,
         proj_size=0,
         directions=1,
-        bias=module.bias_ih is not None,
+        bias=bias,
         dtype=input.dtype if precision is None else precision.compute,
         device=input.device,
     )
@@ -161,7 +163,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
         (hidden, hidden),
         1,
         precision=precision,
-        layers=(((*shapes, ("bias_ih", (gates,)), ("bias_hh", (gates,)), None),),),
+        layers=(((*matrices, *biases, None),),),
         problems=(problem,),
     )
     return plan if key is None else _remember(key, plan)

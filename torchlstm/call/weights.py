@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..engines.contract import Weights
 from .checks import check_weight
-from .plan import Plan
+from .plan import Form, Plan
 
 _KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
@@ -15,7 +15,8 @@ def weights_of(plan: Plan, module: Any, x: Tensor) -> list[tuple[Weights, ...]]:
     """The weights of every layer and direction, L of D of `Weights`, for rows x (P, I).
 
     They are read from their attributes at every call, and nothing of them is kept.  Raises RuntimeError for a dtype,
-    device or shape that does not fit.  A module that makes its weights anew for every call has `read_weight`.
+    device or shape that does not fit, TypeError as nn.LSTM for a weight that is None.  A module that makes its weights
+    anew for every call has `read_weight`.
     """
     own, dtype, device = module._parameters, x.dtype, x.device
     read = getattr(type(module), "read_weight", None)
@@ -32,8 +33,10 @@ def weights_of(plan: Plan, module: Any, x: Tensor) -> list[tuple[Weights, ...]]:
                 # What nn.Module's attribute look-up finds in the end, without its 2 us where it is a Parameter.
                 weight = own.get(name) if read is None else read(module, name)
                 if weight is None and (weight := getattr(module, name)) is None:
-                    weights.append(None)
-                    continue
+                    if plan.form not in (Form.STEP, Form.UNBATCHED_STEP):
+                        raise TypeError(f"LSTM: Expected {name} to be a Tensor, got None")
+                    # Of nn.LSTMCell's two biases one may be missing.
+                    weight = x.new_zeros(shape)
                 if weight.dtype != dtype or weight.device != device or weight.shape != shape:
                     check_weight(x, kind, weight, shape)
                 weights.append(weight)

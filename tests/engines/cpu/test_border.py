@@ -16,7 +16,7 @@ if reason := torchlstm.engines()["cpu"]:
 
 kernel: Any = cpu._kernel
 # As in kernel.h; R is the size of a projection.
-T, B, I, H, R, D = 5, 3, 4, 6, 2, 2  # noqa: E741
+T, B, I, H, R, D = 5, 3, 4, 6, 2, 2  # noqa: E741 - the letters of kernel.h
 P = T * B
 Fields = dict[str, Any]
 
