@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import torchlstm
+import torchlstm.lstm as lstm_module
 from torchlstm.call import plan as plans
 from torchlstm.call.plan import Form, Plan, plan_cell, plan_lstm
 from torchlstm.engines.contract import Dense
@@ -53,32 +54,38 @@ def test_a_plan_is_of_the_signature_and_not_of_weights_or_numbers(nothing_rememb
     hash(plan)
 
 
-def differing(module: torchlstm.LSTM) -> Iterator[tuple[str, Any]]:
-    """Calls that differ from `module(randn(5, 2, 3))` in one thing, by name, with the results that they must have."""
-    x = torch.randn(5, 2, 3)
-    yield "itself", lambda: module(x)
-    yield "more steps", lambda: module(torch.cat([x, x]))
-    yield "other batch", lambda: module(x[:, :1])
-    yield "unbatched", lambda: module(x[:, 0])
-    yield "states", lambda: module(x, (torch.ones(2, 2, 4), torch.ones(2, 2, 4)))
-    yield "states as a list", lambda: module(x, [torch.ones(2, 2, 4), torch.ones(2, 2, 4)])
-    yield "trace", lambda: module.trace(x)[:2]
-    yield "packed", lambda: module(pack_padded_sequence(x, [5, 3]))[1]
-    yield "lengths", lambda: module(x, lengths=[5, 3])
-    yield "resets", lambda: module(x, resets=torch.ones(5, 2, dtype=torch.bool))
-    yield "evaluated", lambda: module.eval()(x)
-    yield "dropout", lambda: set_and_call(module.train(), x, dropout=1.0)
-    yield "batch_first", lambda: set_and_call(module, x, dropout=0.0, batch_first=True)
-    yield "checkpoints", lambda: set_and_call(module, x, batch_first=False, checkpoint_every=2)
-    yield "double", lambda: set_and_call(module.double(), x.double(), checkpoint_every=None)
-    yield "autocast", lambda: autocast(module.float(), x)
+X = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+PAIR = (torch.ones(2, 2, 4), torch.ones(2, 2, 4))
+# Calls that differ from `module(X)` in one thing: an attribute that is set, another input or form, a mode.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "evaluated": {"training": False},
+    "dropout": {"dropout": 1.0},
+    "batch_first": {"batch_first": True},
+    "checkpoints": {"checkpoint_every": 2},
+    "one layer": {"num_layers": 1},
+    "without bias": {"bias": False},
+}
+CALLS: dict[str, Callable[[torchlstm.LSTM], Any]] = {
+    "more steps": lambda module: module(torch.cat([X, X])),
+    "other batch": lambda module: module(X[:, :1]),
+    "unbatched": lambda module: module(X[:, 0]),
+    "states": lambda module: module(X, PAIR),
+    "states as a list": lambda module: module(X, list(PAIR)),
+    "trace": lambda module: module.trace(X)[:2],
+    "packed": lambda module: module(pack_padded_sequence(X, [5, 3]))[1],
+    "lengths": lambda module: module(X, lengths=[5, 3]),
+    "resets": lambda module: module(X, resets=torch.ones(5, 2, dtype=torch.bool)),
+    "double": lambda module: module.double()(X.double()),
+    "autocast": lambda module: autocast(module, X),
+    **{name: lambda module, options=options: set_and_call(module, options) for name, options in OPTIONS.items()},
+}
 
 
-def set_and_call(module: torchlstm.LSTM, x: Tensor, **options: Any) -> Any:
+def set_and_call(module: torchlstm.LSTM, options: dict[str, Any]) -> Any:
     """Call a module that has been changed."""
     for name, value in options.items():
         setattr(module, name, value)
-    return module(x)
+    return module(X)
 
 
 def autocast(module: torchlstm.LSTM, x: Tensor) -> Any:
@@ -94,24 +101,27 @@ def flat(results: Any) -> list[Tensor]:
     return [tensor for each in results for tensor in flat(each)]
 
 
-def test_a_plan_is_no_other_calls(nothing_remembered: dict[Any, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice, the second time from memory, and once with nothing remembered: the same."""
-
-    def results() -> dict[str, list[Tensor]]:
+@pytest.mark.parametrize("name", CALLS)
+def test_a_plan_is_no_other_calls(
+    name: str, nothing_remembered: dict[Any, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a call that differs in one thing, and again from memory: as with nothing remembered."""
+    used: list[Plan] = []
+    unpack = lstm_module.unpack
+    monkeypatch.setattr(lstm_module, "unpack", lambda plan, *rest: (used.append(plan), unpack(plan, *rest))[1])
+    module = torchlstm.LSTM(3, 4, 2, dropout=0.3)
+    module(X)
+    results = []
+    for again in range(3):
+        if again == 2:
+            nothing_remembered.clear()
         torch.manual_seed(0)
-        return {name: flat(call()) for name, call in differing(torchlstm.LSTM(3, 4, 2, dropout=0.3))}
-
-    first = results()
-    count = len(nothing_remembered)
-    second = results()
-    assert len(nothing_remembered) == count
-    monkeypatch.setattr(plans, "_remember", lambda key, plan: plan)
-    nothing_remembered.clear()
-    for found in (second, results()):
-        for name, tensors in first.items():
-            for a, b in zip(found[name], tensors, strict=True):
-                assert a.dtype == b.dtype, name
-                assert torch.equal(a, b), name
+        results.append(flat(CALLS[name](module)))
+    assert used[1] == used[2] == used[3]
+    for found in results[:2]:
+        for a, b in zip(found, results[2], strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
 
 
 def test_an_error_is_not_remembered(nothing_remembered: dict[Any, Plan]) -> None:
