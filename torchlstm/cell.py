@@ -9,6 +9,7 @@ from .call.packing import pack, pack_states, unpack_state
 from .call.plan import plan_cell
 from .call.stack import run_stack
 from .call.weights import weights_of
+from .engines.shared.access import sees_functions
 from .engines.shared.threads import mend_fork
 
 State = tuple[Tensor, Tensor]
@@ -32,6 +33,8 @@ class LSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """See the class."""
+        if type(input) is not Tensor and sees_functions(input):
+            return torch.overrides.handle_torch_function(self.forward, (input,), input, hx)
         mend_fork()
         plan = plan_cell(self, input, hx)
         packed = pack(plan, input, hx)

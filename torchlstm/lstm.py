@@ -11,6 +11,7 @@ from .call.packing import Packed, pack, pack_states, unpack, unpack_state
 from .call.plan import Plan, plan_lstm
 from .call.stack import run_stack
 from .call.weights import weights_of
+from .engines.shared.access import sees_functions
 from .engines.shared.threads import mend_fork
 from .trace import Trace, states_of
 
@@ -99,6 +100,9 @@ class LSTM(nn.RNNBase):
         reset_state: State | None = None,
     ) -> tuple[Any, State]:
         """See the class."""
+        if type(input) is not Tensor and sees_functions(input):
+            extras = {"lengths": lengths, "resets": resets, "reset_state": reset_state}
+            return torch.overrides.handle_torch_function(self.forward, (input,), input, hx, **extras)
         plan, packed, states = self._begin(input, hx, lengths, resets, reset_state)
         y, h_n, c_n, _ = run_stack(plan, packed, states, weights_of(plan, self, packed.data))
         return unpack(plan, packed, y), (unpack_state(plan, packed, h_n), unpack_state(plan, packed, c_n))

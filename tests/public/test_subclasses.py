@@ -88,14 +88,27 @@ def test_the_kernel_runs(kind: type[Tensor]) -> None:
         assert [type(state) for state in cell(x[0])] == [type(s) for s in nn.LSTMCell(3, 4)(x[0])] == [kind] * 2
 
 
-def test_a_layer_is_one_operation_to_a_class_that_sees_them_all() -> None:
-    """However many steps it has."""
+@pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
+def test_a_call_is_one_operation_to_a_class_that_sees_them_all(kind: str) -> None:
+    """What is computed within, it would slow down."""
     Counted.seen = []
-    module = torchlstm.LSTM(3, 4)
-    counts = []
+    module, x = getattr(torchlstm, kind)(3, 4), torch.randn(2, 2, 3)
+    module((x if kind == "LSTM" else x[0]).as_subclass(Counted))
+    assert [operation for operation in Counted.seen if getattr(operation, "__name__", "") == "forward"]
+    assert len(Counted.seen) == 1
+
+
+@pytest.mark.parametrize("form", ["packed", "states"])
+def test_a_layer_is_one_operation_where_the_input_is_no_such_tensor(form: str) -> None:
+    """However many steps it has."""
+    module, counts = torchlstm.LSTM(3, 4), []
     for steps in (2, 20):
-        Counted.seen.clear()
-        module(torch.randn(steps, 2, 3).as_subclass(Counted))
+        Counted.seen = []
+        x, states = torch.randn(steps, 2, 3), torch.randn(2, 1, 2, 4).as_subclass(Counted)
+        if form == "packed":
+            module(pack_padded_sequence(x.as_subclass(Counted), [steps, 1]))
+        else:
+            module(x, tuple(states))
         counts.append(len(Counted.seen))
     assert counts[0] == counts[1]
 

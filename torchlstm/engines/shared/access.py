@@ -67,6 +67,18 @@ def access_of(tensors: Iterable[Tensor | None]) -> Access:
     return access._replace(subclass=True) if subclass else access
 
 
+def sees_functions(tensor: object) -> bool:
+    """Whether this is a tensor of a subclass that keeps numbers as Tensor does, and sees operations on it.
+
+    A module hands such a call over as one operation: else the class would see, and slow down, every one within.
+    """
+    if not isinstance(tensor, Tensor) or type(tensor) in (Tensor, Parameter):
+        return False
+    if type(tensor).__torch_dispatch__ is not _NO_DISPATCH:
+        return False
+    return not torch.compiler.is_compiling() and torch.overrides.has_torch_function_unary(tensor)
+
+
 def as_plain(tensor: Tensor) -> Tensor:
     """The same memory as a Tensor or Parameter, differentiable; of a tensor of a class that is `Access.subclass`."""
     return tensor if type(tensor) in (Tensor, Parameter) else tensor.as_subclass(Tensor)
