@@ -9,7 +9,6 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 from .call import checks
-from .call.checks import check_packed
 from .call.jagged import check_jagged, is_jagged
 from .lstm import LSTM
 from .trace import Trace
@@ -153,7 +152,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
 def _features(input: Tensor | PackedSequence) -> int:
     """The number of features of an input of any form; raises for what has none."""
     if isinstance(input, PackedSequence):
-        check_packed(input)
+        checks.check_packed(input)
         data = input.data
         if data.dim() != 2:
             raise RuntimeError(f"LazyLSTM: Expected the data of a PackedSequence to be 2D, got {data.dim()}D instead")

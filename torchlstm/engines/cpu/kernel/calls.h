@@ -103,5 +103,5 @@
     X(gemm_scratch, GEMM_SCRATCH)                                       \
     X(gemm, GEMM)                                                       \
     X(readable, READABLE)                                               \
-    X(huge, HUGE_PAGES)                                                       \
+    X(huge, HUGE_PAGES)                                                 \
     X(isa, ISA)
