@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .call.native import call_cell
 from .call.packing import pack, pack_states, unpack_state
 from .call.plan import plan_cell
 from .call.stack import run_stack
@@ -33,6 +34,9 @@ class LSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """See the class."""
+        results: State | None = call_cell(self, input, hx)
+        if results is not None:
+            return results
         if type(input) is not Tensor and sees_functions(input):
             return torch.overrides.handle_torch_function(self.forward, (input,), input, hx)
         mend_fork()

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .call.dispatch import choose, forced_engine, problem_of, support_of
+from .call.dispatch import choose, forced_engine, support_of
 from .call.packing import Packed, pack
 from .call.plan import Form, Plan, plan_cell, plan_lstm, plan_stack
 from .call.precision import autocasts
 from .call.segments import Segments
 from .cell import LSTMCell
 from .cells.stack import CellStack
-from .engines.contract import Dense, Problem
+from .engines.contract import Dense, Problem, problem_of
 from .engines.shared.access import access_of
 from .lazy import LazyLSTM
 from .lstm import LSTM

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .call.checks import check_every, check_lstm_input
+from .call.native import call_lstm
 from .call.packing import Packed, pack, pack_states, unpack, unpack_state
 from .call.plan import Plan, plan_lstm
 from .call.stack import run_stack
@@ -60,6 +61,7 @@ class LSTM(nn.RNNBase):
     # Of the class, since `swap` makes instances that were never initialised by it.
     checkpoint_every: int | None = None
     _checks_itself = False
+    _native = True  # whether a call may go to C at once: a subclass may check, or make its weights, itself
 
     def __init__(
         self,
@@ -100,6 +102,10 @@ class LSTM(nn.RNNBase):
         reset_state: State | None = None,
     ) -> tuple[Any, State]:
         """See the class."""
+        if self._native and lengths is None and resets is None and reset_state is None:
+            results: tuple[Any, State] | None = call_lstm(self, input, hx)
+            if results is not None:
+                return results
         if type(input) is not Tensor and sees_functions(input):
             extras = {"lengths": lengths, "resets": resets, "reset_state": reset_state}
             return torch.overrides.handle_torch_function(self.forward, (input,), input, hx, **extras)
@@ -147,6 +153,7 @@ class LSTM(nn.RNNBase):
         super().__init_subclass__(**options)
         checks_of_nn = ("check_input", "check_forward_args")
         cls._checks_itself = any(getattr(cls, name) is not getattr(LSTM, name) for name in checks_of_nn)
+        cls._native = not cls._checks_itself and not hasattr(cls, "read_weight")
 
     def _check_as_told(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         """Call the checks that a subclass has in the place of nn.LSTM's, as nn.LSTM calls them."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engines import ENGINES
-from ..engines.contract import Dense, Engine, Problem, Recorder, Rows, Weights
+from ..engines.contract import Dense, Engine, Problem, Recorder, Weights
 from ..engines.exported import onnx
 from ..engines.shared.access import DIRECT, access_of, as_plain
 
@@ -30,6 +30,11 @@ def engines() -> dict[str, str | None]:
 def forced_engine() -> str | None:
     """The engine in force by `use_engine` or the variable TORCHLSTM_ENGINE, or None for automatic choice."""
     return None if _forced == _AUTOMATIC else _forced
+
+
+def takes_native() -> bool:
+    """Whether a call may go to the CPU kernel at once: no other engine is in force, and nobody records layers."""
+    return _forced in (_AUTOMATIC, "cpu") and not _recorders
 
 
 class EngineRefusal(RuntimeError):
@@ -106,22 +111,6 @@ def record_layers(recorders: Iterator[Recorder | None] | None) -> None:
         _recorders.pop(get_ident(), None)
     else:
         _recorders[get_ident()] = recorders
-
-
-def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
-    """The problem that these arguments pose; see `contract.Layer` for their shapes."""
-    w_ih, w_hh, b_ih, _, w_hr = weights[0]
-    return Problem(
-        rows=rows,
-        batch=h_0.shape[1],
-        input_size=w_ih.shape[1],
-        hidden_size=w_hh.shape[0] // 4,
-        proj_size=0 if w_hr is None else w_hr.shape[0],
-        directions=len(weights),
-        bias=b_ih is not None,
-        dtype=x.dtype,
-        device=x.device,
-    )
 
 
 def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:

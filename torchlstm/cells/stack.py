@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..call.checks import check_stack_states
-from ..call.dispatch import layer, problem_of
+from ..call.dispatch import layer
 from ..call.packing import pack, pack_states, unpack, unpack_state
 from ..call.plan import plan_stack
 from ..call.precision import autocasts
-from ..engines.contract import Dense, Rows, Weights
+from ..engines.contract import Dense, Rows, Weights, problem_of
 from ..engines.reference.loop import time_loop
 from ..engines.shared.threads import mend_fork
 from .scripted import scripted_loop

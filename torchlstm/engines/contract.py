@@ -86,6 +86,22 @@ class Problem(NamedTuple):
         return self.rows.batch_sizes if isinstance(self.rows, Ragged) else None
 
 
+def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
+    """The problem that these arguments pose; see `Layer` for their shapes."""
+    w_ih, w_hh, b_ih, _, w_hr = weights[0]
+    return Problem(
+        rows=rows,
+        batch=h_0.shape[1],
+        input_size=w_ih.shape[1],
+        hidden_size=w_hh.shape[0] // 4,
+        proj_size=0 if w_hr is None else w_hr.shape[0],
+        directions=len(weights),
+        bias=b_ih is not None,
+        dtype=x.dtype,
+        device=x.device,
+    )
+
+
 # layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n, and of a traced problem acts, cells
 #   x            (P, I)
 #   h_0, c_0     (D, B, R), (D, B, H)

@@ -263,7 +263,9 @@ def _is_step(problem: Problem) -> bool:
     return problem.rows.steps == 1 and not problem.proj_size
 
 
-_layer_of_floats = layer_of(_CPU())
+# What calls in C share with those in Python: the gradients of gradients.
+FLOATS = _CPU()
+_layer_of_floats = layer_of(FLOATS)
 _layer_of_bfloat16 = layer_of(_CPU(bfloat16=True))
 
 

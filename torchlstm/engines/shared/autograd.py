@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..contract import Layer, Problem, Weights
 from ..reference import engine as reference
 from . import chunks, operators, per_sample
-from .access import access_of, as_plain
+from .access import Access, access_of, as_plain
 from .gradients import gradients
 from .kernel import Call, Kernel, flatten, unflatten
 
@@ -58,25 +58,9 @@ def _distinct(*tensors: Tensor) -> list[Tensor]:
     return result
 
 
-class _Unread(NamedTuple):
-    """An argument that the backward does not read, and its version then.
-
-    It is kept for the gradients of gradients only, and whoever changes it in place is told when they are asked for.
-    """
-
-    place: int  # among the arguments
-    tensor: Tensor
-    version: int
-
-    def checked(self) -> Tensor:
-        """The tensor, or torch's own error if it has been changed in place."""
-        if (now := _version(self.tensor)) != self.version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"a tensor {list(self.tensor.shape)} of an LSTM is at version {now}; "
-                f"expected version {self.version} instead, to compute gradients of gradients"
-            )
-        return self.tensor
+# An argument that the backward does not read: its place among the arguments, itself, and its version then.  It is kept
+# for the gradients of gradients only, and whoever changes it in place is told when they are asked for.
+Unread: TypeAlias = tuple[int, Tensor, int]
 
 
 def _version(tensor: Tensor) -> int:
@@ -84,13 +68,37 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def _unchanged(tensor: Tensor, version: int) -> Tensor:
+    """The tensor, or torch's own error if it has been changed in place."""
+    if (now := _version(tensor)) != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"a tensor {list(tensor.shape)} of an LSTM is at version {now}; "
+            f"expected version {version} instead, to compute gradients of gradients"
+        )
+    return tensor
+
+
 @functools.cache
-def _read(needs: tuple[bool, ...], directions: int, bias: bool, projected: bool, single: bool) -> tuple[bool, ...]:
-    """Which arguments (x, h_0, c_0 and all weights by `flatten`) the backward of a layer without chunks reads."""
+def read_by_backward(
+    needs: tuple[bool, ...], directions: int, bias: bool, projected: bool, single: bool
+) -> tuple[bool, ...]:
+    """Which arguments (x, h_0, c_0 and all weights by `flatten`) the backward of a layer without chunks reads.
+
+    needs   which of them want a gradient
+    single  whether the layer has one step
+    """
     # The gradient at h_0 of a single step is the only one that w_hh has a part in.
     each = [needs[0], needs[1] or not single, *([False, False] if bias else []), *([True] if projected else [])]
     of_ih, of_hh = (needs[3 + index :: len(each)] for index in (0, 1))
     return any(of_ih), any(of_hh), True, *each * directions
+
+
+def separate(arguments: Sequence[Any], read: Sequence[bool]) -> tuple[list[Any], list[Unread]]:
+    """The arguments that the backward reads, None in the place of others, and those others that there are."""
+    kept = [tensor if wanted else None for tensor, wanted in zip(arguments, read, strict=True)]
+    rest = [(place, arguments[place]) for place, wanted in enumerate(read) if not wanted]
+    return kept, [(place, tensor, _version(tensor)) for place, tensor in rest if tensor is not None]
 
 
 class _Forward(torch.autograd.Function):
@@ -104,14 +112,11 @@ class _Forward(torch.autograd.Function):
         weights = unflatten(flat, h_0.shape[0])
         y, h_n, c_n, saved = chunks.forward(call, x, h_0, c_0, weights, True)
         ctx.call, ctx.count = call, len(saved)
-        arguments, problem = (x, h_0, c_0, *flat), call.problem
+        arguments, problem = [x, h_0, c_0, *flat], call.problem
         ctx.unread = []
         if problem.checkpoint_every is None:
-            needs = ctx.needs_input_grad[1:]
             sizes = (problem.directions, problem.bias, problem.proj_size > 0, problem.rows.steps == 1)
-            read = _read(needs, *sizes)
-            ctx.unread = [_Unread(k, t, _version(t)) for k, t in enumerate(arguments) if not read[k]]
-            arguments = tuple([t if r else None for t, r in zip(arguments, read, strict=True)])  # type: ignore[misc]
+            arguments, ctx.unread = separate(arguments, read_by_backward(ctx.needs_input_grad[1:], *sizes))
         ctx.save_for_backward(*saved, *arguments)
         ctx.set_materialize_grads(False)
         # As outputs, what is saved is guarded: the backward says so if somebody has written into it.
@@ -119,31 +124,58 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
-        call, needs, count = ctx.call, ctx.needs_input_grad[1:], ctx.count
+        call, count = ctx.call, ctx.count
         # Asked for once: an activation checkpoint computes what it gives anew.
         tensors = ctx.saved_tensors
-        saved, arguments = tensors[:count], list(tensors[count:])
         cotangents = grad_outputs if call.problem.trace else (*grad_outputs, None, None)
-        access, graph = access_of(cotangents), torch.is_grad_enabled()
-        for each in ctx.unread:
-            arguments[each.place] = each.checked() if graph or not access.direct else each.tensor
-        if access.subclass:
-            cotangents = tuple(None if t is None else as_plain(t) for t in cotangents)
-        if access.direct:
-            # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
-            run = _Backward.apply if graph else gradients
-            return None, *run(call, needs, saved, *cotangents, *arguments)
-        # A batch of cotangents under vmap, for one: nothing that a kernel could read.
-        if access.refusal is not None:
-            return None, *_reference_gradients(call.problem, needs, (*cotangents, *arguments))
-        problem = call.problem
-        static = (call.kernel.name, needs, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
-        x, h_0, c_0 = arguments[:3]
-        y = x.new_empty(()).expand(x.shape[0], h_0.shape[0] * h_0.shape[2])
-        tensors = (*_zeros_for_none(cotangents[:3], (y, h_0, c_0)), *cotangents[3:], *arguments)
-        gates, cells, h = (*saved, x.new_empty(0))[:3]
-        opaque = _OpaqueBackward.apply(*static, gates, cells, h, *tensors)  # type: ignore[no-untyped-call]
-        return None, *_spread(needs, opaque)
+        access = access_of(cotangents)
+        arguments = completed(tensors[count:], ctx.unread, access)
+        return None, *pull_back(call, ctx.needs_input_grad[1:], tensors[:count], arguments, cotangents, access)
+
+
+def completed(arguments: Sequence[Any], unread: Sequence[Unread], access: Access) -> list[Any]:
+    """All arguments of a forward: those that were saved and those that are not read, checked if they are now.
+
+    access  how a kernel gets at the cotangents
+    """
+    full, read = list(arguments), torch.is_grad_enabled() or not access.direct
+    for place, tensor, version in unread:
+        full[place] = _unchanged(tensor, version) if read else tensor
+    return full
+
+
+def pull_back(
+    call: Call,
+    needs: tuple[bool, ...],
+    saved: tuple[Tensor, ...],
+    arguments: Sequence[Any],
+    cotangents: Sequence[Tensor | None],
+    access: Access,
+) -> Sequence[Tensor | None]:
+    """The gradients of a layer's arguments, for cotangents of any kind; of gradients in turn, if they are recorded.
+
+    saved       as `chunks.forward` returns it
+    arguments   x, h_0, c_0 and all weights by `flatten`
+    cotangents  of y, h_n, c_n and of a trace's gates and cells, each or None
+    """
+    if access.subclass:
+        cotangents = tuple(None if t is None else as_plain(t) for t in cotangents)
+    if access.direct:
+        # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
+        run = _Backward.apply if torch.is_grad_enabled() else gradients
+        direct: Sequence[Tensor | None] = run(call, needs, saved, *cotangents, *arguments)
+        return direct
+    # A batch of cotangents under vmap, for one: nothing that a kernel could read.
+    if access.refusal is not None:
+        return _reference_gradients(call.problem, needs, (*cotangents, *arguments))
+    problem = call.problem
+    static = (call.kernel.name, needs, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
+    x, h_0, c_0 = arguments[:3]
+    y = x.new_empty(()).expand(x.shape[0], h_0.shape[0] * h_0.shape[2])
+    tensors = (*_zeros_for_none(cotangents[:3], (y, h_0, c_0)), *cotangents[3:], *arguments)
+    gates, cells, h = (*saved, x.new_empty(0))[:3]
+    opaque = _OpaqueBackward.apply(*static, gates, cells, h, *tensors)  # type: ignore[no-untyped-call]
+    return _spread(needs, opaque)
 
 
 class _Backward(torch.autograd.Function):

@@ -2,9 +2,7 @@
 #include "read.h"
 #include "calls.h"
 #include "dispatch.h"
-#if defined __linux__
-#include <sys/mman.h>
-#endif
+#include "training.h"
 
 /* No count that means anything is larger; products of two of them fit an int64_t. */
 #define MOST (INT64_C(1) << 31)
@@ -246,13 +244,9 @@ static PyObject *huge(PyObject *self, PyObject *value) {
     BEGIN_ONE(huge, HUGE_PAGES)
     HUGE_PAGES(FILL)
     EXPECT(is_contiguous(&tensor), tensor, "a contiguous tensor")
-#if defined MADV_HUGEPAGE
-    const uintptr_t page = 2 << 20, at = (uintptr_t)start_of(&tensor);
-    uintptr_t bytes = tensor.dtype.bits / 8;
-    for (int i = 0; i < tensor.dims; i++) bytes *= (uintptr_t)tensor.shape[i];
-    uintptr_t from = (at + page - 1) / page * page, to = (at + bytes) / page * page;
-    if (to > from) madvise((void *)from, to - from, MADV_HUGEPAGE);
-#endif
+    size_t bytes = tensor.dtype.bits / 8;
+    for (int i = 0; i < tensor.dims; i++) bytes *= (size_t)tensor.shape[i];
+    ask_huge_pages(start_of(&tensor), bytes);
     Py_RETURN_NONE;
 }
 
@@ -261,6 +255,26 @@ static PyObject *isa(PyObject *self, PyObject *value) {
     BEGIN_ONE(isa, ISA)
     ISA(FILL)
     return PyLong_FromLong(torchlstm_isa((int)wanted));
+}
+
+/* --- whole calls of modules --- */
+
+/* connect(isa, functions): what calls of modules ask of torch, by the names in moment.h. */
+static PyObject *connect_torch(PyObject *self, PyObject *const *values, Py_ssize_t n) {
+    (void)self;
+    if (n != 2 || !PyLong_Check(values[0]) || !PyDict_Check(values[1])) {
+        PyErr_SetString(PyExc_TypeError, "connect(isa, functions): an int and a dict");
+        return NULL;
+    }
+    torch.connected = 0, torch.isa = (int)PyLong_AsLong(values[0]);
+#define TAKE(name)                                                                      \
+    PyObject *name = PyDict_GetItemString(values[1], #name);                            \
+    if (!name) { PyErr_SetString(PyExc_KeyError, #name); return NULL; }
+    MOMENT(TAKE)
+#define KEEP(name) Py_INCREF(name), Py_XDECREF(torch.name), torch.name = name;
+    MOMENT(KEEP)
+    torch.connected = 1;
+    Py_RETURN_NONE;
 }
 
 /* --- the module --- */
@@ -326,16 +340,22 @@ static int start(PyObject *m) {
     int bad = !calls || connect();
 #define ADD(call, LIST) bad = bad || describe(&call##_call, calls);
     CALLS(ADD)
+#define INTERN(name) bad = bad || !(word.name = PyUnicode_InternFromString(#name));
+    WORDS(INTERN)
+    bad = bad || !(word.zero = PyLong_FromLong(0)) || !(word.one = PyLong_FromLong(1)) || name_weights();
     bad = bad || PyModule_AddObjectRef(m, "CALLS", calls) || PyModule_AddIntConstant(m, "openmp", have_openmp());
     Py_XDECREF(calls);
     return bad ? -1 : 0;
 }
 
 #define NAMED(call) { #call, (PyCFunction)(void (*)(void))call, METH_FASTCALL | METH_KEYWORDS, NULL }
+#define PLACED(name, call) { name, (PyCFunction)(void (*)(void))call, METH_FASTCALL, NULL }
 #define ALONE(call) { #call, call, METH_O, NULL }
 static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
-    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), { 0 },
+    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa),
+    PLACED("connect", connect_torch), PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
+    PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL }, { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };

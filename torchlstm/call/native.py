@@ -1,0 +1,59 @@
+"""Calls whose whole way is in C: plain tensors on the CPU, dense rows, nothing special about the moment."""
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from ..engines.cpu import engine, training
+from ..engines.shared import threads
+from . import dispatch
+
+_kernel: Any = engine._kernel
+
+
+def _connect() -> bool:
+    """Tell the extension what to ask of torch; False where it or something of torch's is missing."""
+    if _kernel is None or engine.ENGINE.unavailable() is not None:
+        return False
+    try:
+        functions = {
+            "is_grad_enabled": torch.is_grad_enabled,
+            "is_tracing": torch._C._is_tracing,
+            "transforms": torch._C._functorch.peek_interpreter_stack,
+            "modes": torch._C._len_torch_dispatch_stack,
+            "function_modes": torch._C._len_torch_function_stack,
+            "is_autocast": torch._C._is_any_autocast_enabled,
+            "num_threads": torch.get_num_threads,
+            "count_threads": threads.count,
+            "empty_like": torch.empty_like,
+            "forward_ad": vars(forward_ad),
+            "profiler": vars(torch.autograd.profiler),
+            "threads": vars(threads),
+        }
+    except AttributeError:
+        return False
+    _kernel.connect(engine.ISAS[engine._isa], functions)
+    return True
+
+
+_connected = _connect()
+_apply = training.Training.apply
+
+
+def call_lstm(module: Any, input: Any, hx: Any) -> Any:
+    """What an LSTM returns for this call, or None if the call has to take the way in Python.
+
+    Nothing is raised for bad input: the checks on that way do it.
+    """
+    if is_compiling() or not _connected or not dispatch.takes_native():
+        return None
+    return _kernel.lstm(module, input, hx, _apply)
+
+
+def call_cell(module: Any, input: Any, hx: Any) -> Any:
+    """As `call_lstm`, of an LSTMCell."""
+    if is_compiling() or not _connected or not dispatch.takes_native():
+        return None
+    return _kernel.cell(module, input, hx, _apply)

@@ -1,0 +1,104 @@
+/* What torch is doing while a call is made: what a kernel that reads memory must not run beside, and threads. */
+#pragma once
+#include "read.h"
+#include "scratch.h"
+
+/* What Python hands over once: functions without arguments, but for EMPTY_LIKE, and the dicts of two modules whose
+ * variables are read. */
+#define MOMENT(X)                                                                                         \
+    X(is_grad_enabled) X(is_tracing) X(transforms) X(modes) X(function_modes) X(is_autocast) X(num_threads) \
+    X(count_threads) X(empty_like) X(forward_ad) X(profiler) X(threads)
+#define MEMBER(name) PyObject *name;
+static struct { MOMENT(MEMBER) int isa, connected; } torch;
+
+/* Names of attributes and methods, interned. */
+#define WORDS(X)                                                                                          \
+    X(_parameters) X(input_size) X(hidden_size) X(num_layers) X(bias) X(batch_first) X(dropout) X(training) \
+    X(bidirectional) X(proj_size) X(checkpoint_every) X(requires_grad) X(is_neg) X(new_empty) X(contiguous) \
+    X(transpose_) X(_current_level) X(_is_profiler_enabled) X(_forked)
+static struct { WORDS(MEMBER) PyObject *zero, *one; } word;
+
+/* Is what a call returned true?  An error is not. */
+static int is_true(PyObject *result) {
+    int yes = result ? result != Py_None && PyObject_IsTrue(result) > 0 : 0;
+    if (!result) PyErr_Clear();
+    Py_XDECREF(result);
+    return yes;
+}
+static int ask(PyObject *function) { return is_true(PyObject_CallNoArgs(function)); }
+
+/* A variable of a module, borrowed, or None. */
+static PyObject *variable(PyObject *dict, PyObject *name) {
+    PyObject *value = PyDict_GetItemWithError(dict, name);
+    return value ? value : Py_None;
+}
+/* An int that an attribute holds, or -1. */
+static long number(PyObject *dict, PyObject *name) {
+    PyObject *value = PyDict_GetItemWithError(dict, name);
+    long n = value && PyLong_Check(value) && !PyBool_Check(value) ? PyLong_AsLong(value) : -1;
+    if (PyErr_Occurred()) PyErr_Clear(), n = -1;
+    return n;
+}
+
+/* Does nothing stand for something else just now?  Under a trace, a transform or a mode a tensor does. */
+static int tensors_are_plain(void) {
+    PyObject *level = variable(torch.forward_ad, word._current_level);
+    if (!PyLong_Check(level) || PyLong_AsLong(level) >= 0) return 0;
+    PyObject *transforms = PyObject_CallNoArgs(torch.transforms);
+    int none = transforms == Py_None;
+    Py_XDECREF(transforms);
+    return none && !ask(torch.is_tracing) && !ask(torch.modes);
+}
+/* Nor does anybody change or watch what a module computes? */
+static int nobody_watches(void) {
+    return !ask(torch.function_modes) && !ask(torch.is_autocast)
+           && variable(torch.profiler, word._is_profiler_enabled) != Py_True;
+}
+
+/* How many threads a call may ask for: after a fork Python says. */
+static int threads_now(void) {
+    PyObject *forked = variable(torch.threads, word._forked);
+    int of_python = PyLong_Check(forked) && PyLong_AsLong(forked) != 0;
+    PyObject *n = PyObject_CallNoArgs(of_python ? torch.count_threads : torch.num_threads);
+    long count = n ? PyLong_AsLong(n) : 1;
+    Py_XDECREF(n);
+    if (PyErr_Occurred()) PyErr_Clear(), count = 1;
+    return count < 1 ? 1 : (int)count;
+}
+
+/* Does a tensor say so?  `question` is an attribute. */
+static int has(PyObject *tensor, PyObject *question) { return is_true(PyObject_GetAttr(tensor, question)); }
+/* Is its memory what it says?  A negated view's is not. */
+static int is_as_stored(PyObject *tensor) { return !is_true(PyObject_CallMethodObjArgs(tensor, word.is_neg, NULL)); }
+
+/* A new tensor of this shape, of the dtype of a plain tensor; by `like` if that has the shape and is contiguous, in half
+ * the time.  NULL with an error set if there is no memory. */
+static PyObject *new_tensor(PyObject *like, const dl_tensor_t *view, int dims, const int64_t *shape, void **data) {
+    int same = has_shape(view, shape, dims);
+    int64_t step = 1;
+    for (int i = dims - 1; i >= 0 && same; step *= shape[i--]) same = view->strides[i] == step;
+    PyObject *made;
+    if (same) {
+        made = PyObject_CallFunctionObjArgs(torch.empty_like, like, NULL);
+    } else {
+        PyObject *sizes = PyTuple_New(dims);
+        for (int i = 0; i < dims && sizes; i++) {
+            PyObject *n = PyLong_FromLongLong(shape[i]);
+            if (!n || PyTuple_SetItem(sizes, i, n)) { Py_DECREF(sizes); return NULL; }
+        }
+        made = sizes ? PyObject_CallMethodObjArgs(like, word.new_empty, sizes, NULL) : NULL;
+        Py_XDECREF(sizes);
+    }
+    dl_tensor_t found;
+    if (!made) return NULL;
+    if (!look(made, &found) || !has_shape(&found, shape, dims) || !is_contiguous(&found)) {
+        Py_DECREF(made);
+        PyErr_SetString(PyExc_RuntimeError, "a new tensor is not the one that was asked for");
+        return NULL;
+    }
+    *data = start_of(&found);
+    size_t bytes = found.dtype.bits / 8;
+    for (int i = 0; i < dims; i++) bytes *= (size_t)shape[i];
+    if (bytes >= HUGE_BYTES) ask_huge_pages(*data, bytes);
+    return made;
+}
