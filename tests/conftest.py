@@ -21,6 +21,12 @@ def engine_is_automatic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plain calls take the way that all others take, through the plan and the engines."""
+    monkeypatch.setattr("torchlstm.call.native._connected", False)
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tests on many small tensors, over which threads would only wait for each other."""
     threads = torch.get_num_threads()

@@ -21,6 +21,9 @@ from torchlstm.engines.cpu import engine as cpu
 needs_kernel = pytest.mark.skipif(torchlstm.engines()["cpu"] is not None, reason="the extension was not compiled")
 
 
+pytestmark = pytest.mark.usefixtures("in_python")
+
+
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Plan]:
     """Plans of this test only."""

@@ -33,8 +33,8 @@ def forced_engine() -> str | None:
 
 
 def takes_native() -> bool:
-    """Whether a call may go to the CPU kernel at once: no other engine is in force, and nobody records layers."""
-    return _forced in (_AUTOMATIC, "cpu") and not _recorders
+    """Whether a plain call on the CPU may go to its kernel at once: that engine would be chosen, and nobody records."""
+    return _forced in (_AUTOMATIC, "cpu") and not _recorders and next(iter(ENGINES)) == "cpu"
 
 
 class EngineRefusal(RuntimeError):

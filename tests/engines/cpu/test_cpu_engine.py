@@ -91,7 +91,7 @@ def test_parity_on_the_oldest_and_the_best_instruction_set(name: str, isa: str, 
     assert result.passed, result.worst
 
 
-def test_forced_instruction_set(monkeypatch: Any) -> None:
+def test_forced_instruction_set(monkeypatch: Any, in_python: None) -> None:
     monkeypatch.setattr(cpu, "_isa", "portable")
     assert cpu.instruction_set() == "portable"
     monkeypatch.setattr(cpu, "_isa", "sse9")

@@ -123,7 +123,8 @@ class _CPU:
         needs_h_0: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `kernel.Kernel`; parts of a few steps at a time."""
-        gates, cells, *projected_h = saved
+        # Under vmap what all members share is expanded.
+        gates, cells, *projected_h = _contiguous(saved)
         directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
         dh_0, dc_0 = gates.new_empty(directions, batch, size), gates.new_empty(directions, batch, hidden)
         db = gates.new_empty(directions, 4 * hidden)
@@ -132,7 +133,7 @@ class _CPU:
                 to.zero_() if grad is None else to.copy_(grad)
             return dh_0, dc_0, db
         h_0, c_0 = h_0.contiguous(), c_0.contiguous()
-        y = projected_h[0].contiguous() if projected_h else None
+        y = projected_h[0] if projected_h else None
         dy, dh_n, dc_n, dacts, dcells = _contiguous((dy, dh_n, dc_n, dacts, dcells))
         w_hh, w_hr = zip(*[_contiguous((w_hh, w_hr)) for _, w_hh, _, _, w_hr in weights], strict=True)
         projected = problem.proj_size > 0

@@ -1,0 +1,398 @@
+"""Calls whose whole way is in C: bit for bit what the way in Python computes, and never where something is special."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchlstm
+from torchlstm.call import native
+
+if not native._connected:
+    pytest.skip("the extension was not compiled", allow_module_level=True)
+
+Make = Callable[[], tuple[Any, list[Any]]]
+
+
+def lstm(shape: tuple[int, ...], *sizes: int, states: bool = True, dtype: Any = torch.float32, **options: Any) -> Make:
+    """An LSTM, and the arguments of a call."""
+
+    def make() -> tuple[Any, list[Any]]:
+        module = torchlstm.LSTM(*sizes, dtype=dtype, **options)
+        x = torch.randn(*shape, sizes[0], dtype=dtype)
+        count = module.num_layers * (2 if module.bidirectional else 1)
+        batch = () if len(shape) == 1 else (shape[0 if module.batch_first else 1],)
+        h, c = (
+            torch.randn(count, *batch, size, dtype=dtype)
+            for size in (module.proj_size or module.hidden_size, module.hidden_size)
+        )
+        return module, [x, (h, c)] if states else [x]
+
+    return make
+
+
+def cell(shape: tuple[int, ...], *sizes: int, states: bool = True, dtype: Any = torch.float32, **options: Any) -> Make:
+    """As `lstm`, an LSTMCell."""
+
+    def make() -> tuple[Any, list[Any]]:
+        x, h, c = (torch.randn(*shape, size, dtype=dtype) for size in (sizes[0], sizes[1], sizes[1]))
+        return torchlstm.LSTMCell(*sizes, dtype=dtype, **options), [x, (h, c)] if states else [x]
+
+    return make
+
+
+FORMS: dict[str, Make] = {
+    "cell": cell((3,), 5, 7),
+    "cell without states": cell((1,), 5, 7, states=False),
+    "cell without bias": cell((3,), 7, 7, bias=False),
+    "cell unbatched": cell((), 5, 7),
+    "cell of doubles": cell((2,), 33, 40, dtype=torch.float64),
+    "large cell": cell((40,), 130, 70),
+    "a step": lstm((1, 3), 5, 7),
+    "steps": lstm((6, 3), 5, 7),
+    "without states": lstm((6, 3), 5, 7, states=False),
+    "as wide as its input": lstm((6, 3), 7, 7),
+    "without bias": lstm((6, 3), 5, 7, bias=False),
+    "batch_first": lstm((3, 6), 5, 7, batch_first=True),
+    "batch_first, one step": lstm((3, 1), 5, 7, batch_first=True),
+    "batch_first, one sequence": lstm((1, 6), 5, 7, batch_first=True),
+    "batch_first, without states": lstm((3, 6), 7, 7, batch_first=True, bidirectional=True, states=False),
+    "unbatched": lstm((6,), 5, 7),
+    "unbatched, batch_first": lstm((6,), 5, 7, batch_first=True, bidirectional=True),
+    "both directions": lstm((6, 3), 5, 7, bidirectional=True),
+    "one step in both directions": lstm((1, 3), 5, 7, bidirectional=True),
+    "projected": lstm((6, 3), 5, 7, proj_size=4),
+    "projected, one step": lstm((1, 3), 5, 7, proj_size=4),
+    "projected, all": lstm((3, 6), 5, 7, proj_size=4, bidirectional=True, batch_first=True),
+    "layers": lstm((6, 3), 5, 7, 3, dropout=0.0),
+    "layers, all": lstm((3, 6), 5, 7, 2, proj_size=4, bidirectional=True, batch_first=True, states=False),
+    "doubles": lstm((6, 3), 5, 7, dtype=torch.float64),
+    "a backward in parts": lstm((90, 20), 8, 600, dtype=torch.float64),
+}
+
+
+def tensors_of(results: Any) -> list[Tensor]:
+    """All tensors of results."""
+    if isinstance(results, Tensor):
+        return [results]
+    return [tensor for each in results for tensor in tensors_of(each)]
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Whether each call within was one in C."""
+    taken: list[bool] = []
+    kernel = native._kernel
+
+    class Watched:
+        @staticmethod
+        def lstm(*arguments: Any) -> Any:
+            taken.append((result := kernel.lstm(*arguments)) is not None)
+            return result
+
+        @staticmethod
+        def cell(*arguments: Any) -> Any:
+            taken.append((result := kernel.cell(*arguments)) is not None)
+            return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_kernel", Watched)
+        yield taken
+
+
+def both_ways(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The results of a call in C and of the same in Python."""
+    with watched(monkeypatch) as taken:
+        in_c = call()
+    assert taken == [True]
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_connected", False)
+        return in_c, call()
+
+
+def assert_same(in_c: list[Any], in_python: list[Any]) -> None:
+    """The same bits in the same layout, and None in the same places."""
+    for a, b in zip(in_c, in_python, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert torch.equal(a, b)
+            assert (a.shape, a.dtype, a.requires_grad, a.is_leaf) == (b.shape, b.dtype, b.requires_grad, b.is_leaf)
+            assert a.stride() == b.stride() or 1 in a.shape
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_inference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, arguments = FORMS[name]()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            in_c, in_python = both_ways(lambda: module(*arguments), monkeypatch)
+        assert_same(tensors_of(in_c), tensors_of(in_python))
+        for result in tensors_of(in_c):
+            assert result.is_inference() == (mode is torch.inference_mode)
+            assert not result._is_view()
+            assert result.untyped_storage().resizable()
+    assert type(in_c) is type(in_python)
+
+
+# What else of a training step: which arguments want a gradient, and what comes in.
+WANTS = {
+    "all": lambda name: True,
+    "weights": lambda name: "weight" in name or "bias" in name,
+    "input": lambda name: name == "x",
+    "states": lambda name: name in ("h", "c"),
+    "c and one bias": lambda name: name == "c" or "bias_hh" in name,
+    "matrices of h": lambda name: "weight_hh" in name or "weight_hr" in name,
+}
+INCOMING = ("all", "first", "last", "expanded", "turned")
+
+
+def incoming(results: list[Tensor], kind: str) -> list[Tensor | None]:
+    """Gradients of results."""
+    full: list[Any] = [torch.randn_like(result) for result in results]
+    if kind == "first":
+        return [*full[:1], *[None] * (len(full) - 1)]
+    if kind == "last":
+        return [*[None] * (len(full) - 1), *full[-1:]]
+    if kind == "expanded":
+        return [torch.randn(()).to(result.dtype).expand(result.shape) for result in results]
+    if kind == "turned":
+        return [torch.randn_like(result.mT.contiguous()).mT if result.dim() > 1 else result for result in results]
+    return full
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if not name.startswith("layers")])
+def test_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, arguments = FORMS[name]()
+    x, *rest = arguments
+    named = {"x": x, **dict(zip(("h", "c"), rest[0] if rest else (), strict=False)), **dict(module.named_parameters())}
+    kinds = [("all", kind) for kind in INCOMING] + [(wants, "all") for wants in WANTS]
+    for wants, kind in kinds:
+        wanted = [each for key, each in named.items() if WANTS[wants](key)]
+        if not wanted:
+            continue
+        for key, each in named.items():
+            each.requires_grad_(WANTS[wants](key))
+        in_c, in_python = (tensors_of(each) for each in both_ways(lambda: module(*arguments), monkeypatch))
+        assert_same(in_c, in_python)
+        assert in_c[0].grad_fn is not None
+        assert "Training" in in_c[0].grad_fn.name()
+        cotangents = incoming([each.detach() for each in in_c], kind)
+        used = [(a, b, g) for a, b, g in zip(in_c, in_python, cotangents, strict=True) if g is not None]
+        grads = [
+            torch.autograd.grad([use[side] for use in used], wanted, [use[2] for use in used], allow_unused=True,
+                                retain_graph=True)
+            for side in (0, 1)
+        ]  # fmt: skip
+        assert_same(list(grads[0]), list(grads[1]))
+        again = torch.autograd.grad([use[0] for use in used], wanted, [use[2] for use in used], allow_unused=True)
+        assert_same(list(again), list(grads[1]))
+
+
+@pytest.mark.parametrize(
+    "name", ["cell", "cell unbatched", "batch_first", "without states", "projected, all", "doubles"]
+)
+def test_gradients_of_gradients_and_batches_of_cotangents(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, arguments = FORMS[name]()
+    arguments[0].requires_grad_()
+    wanted = [arguments[0], *module.parameters()]
+    found = []
+    for results in both_ways(lambda: module(*arguments), monkeypatch):
+        torch.manual_seed(1)
+        results = tensors_of(results)
+        cotangents = [torch.randn_like(result) for result in results]
+        batch = [torch.randn(3, *result.shape, dtype=result.dtype) for result in results]
+        many = torch.autograd.grad(results, wanted, batch, retain_graph=True, is_grads_batched=True)
+        mapped = torch.vmap(lambda *g: torch.autograd.grad(results, wanted, g, retain_graph=True))(*batch)  # noqa: B023
+        grads = torch.autograd.grad(results, wanted, cotangents, create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in grads), wanted)
+        found.append([*many, *mapped, *(grad.detach() for grad in grads), *second])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def views(x: Tensor) -> dict[str, Tensor]:
+    """x (6, 4, 5) in memory of other orders."""
+    return {
+        "batch before time": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "every other feature": torch.stack([x, x], -1)[..., 0],
+        "every other step": torch.cat([x, x], 1).view(12, 4, 5)[::2],
+        "one sequence for all": x[:, :1].expand(6, 4, 5),
+        "a part": torch.cat([x, x], 2)[..., :5],
+        "from an offset": torch.cat([x, x])[6:],
+        "features first": x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    }
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_inputs_of_any_strides(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    module = torchlstm.LSTM(5, 7, bidirectional=True, batch_first=batch_first)
+    for name, view in views(torch.randn(6, 4, 5)).items():
+        results = []
+        for x in (view, view.contiguous()):
+            x = x.detach().requires_grad_()
+            y, (h, c) = module(x)
+            grads = torch.autograd.grad(y.square().sum() + h.sum() + c.sum(), [x, *module.parameters()])
+            results.append([y, h, c, *grads])
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b), name
+
+
+def negated(shape: tuple[int, ...]) -> Tensor:
+    """A tensor whose memory holds the opposite of what it says."""
+    return torch.complex(torch.zeros(shape), torch.randn(shape)).conj().imag
+
+
+class Checked(torchlstm.LSTM):
+    """An LSTM with a check of its own."""
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        super().check_input(input, batch_sizes)
+
+
+def special() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls that are right, and not for C."""
+    module, x, hx = torchlstm.LSTM(5, 7), torch.randn(6, 3, 5), (torch.randn(1, 3, 7), torch.randn(1, 3, 7))
+
+    def with_mode(mode: Any, *arguments: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            with mode():
+                return module(*arguments)
+
+        return call
+
+    class Functions(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    class Named(Tensor):
+        pass
+
+    yield "autocast", with_mode(lambda: torch.autocast("cpu", torch.bfloat16), x)
+    yield "function mode", with_mode(Functions, x)
+    yield "dispatch mode", with_mode(Operations, x)
+    yield "profiler", with_mode(torch.autograd.profiler.profile, x)
+    yield "forward AD", with_mode(torch.autograd.forward_ad.dual_level, x)
+    yield "another engine", with_mode(lambda: torchlstm.use_engine("reference"), x)
+    yield "vmap", lambda: torch.vmap(lambda each: module(each)[0])(torch.randn(2, 6, 3, 5))
+    yield "negated", lambda: module(negated((6, 3, 5)))
+    yield "negated state", lambda: module(x, (negated((1, 3, 7)), hx[1]))
+    yield "subclass", lambda: module(x.as_subclass(Named))
+    yield "states as a list", lambda: module(x, list(hx))
+    yield "bfloat16", lambda: torchlstm.LSTM(5, 7, dtype=torch.bfloat16)(x.bfloat16())
+    yield "meta", lambda: torchlstm.LSTM(5, 7, device="meta")(x.to("meta"))
+    yield "checkpoints", lambda: torchlstm.LSTM(5, 7, checkpoint_every=2)(x)
+    yield "dropout", lambda: torchlstm.LSTM(5, 7, 2, dropout=0.5)(x)
+    yield "trained layers", lambda: torchlstm.LSTM(5, 7, 2)(x)
+    yield "checks of a subclass", lambda: Checked(5, 7)(x)
+    yield "lengths", lambda: module(x, lengths=[6, 2, 3])
+    yield "packed", lambda: module(nn.utils.rnn.pack_padded_sequence(x, [6, 3, 2]))
+    yield "no features at all", lambda: module(torch.randn(6, 0, 5))
+    yield "more layers than names", lambda: torchlstm.LSTM(5, 7, 17).eval().requires_grad_(False)(x)
+
+
+@pytest.mark.parametrize(("name", "call"), list(special()), ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_special_is_not_for_c(name: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    with watched(monkeypatch) as taken:
+        torch.manual_seed(1)
+        first = call()
+    assert not any(taken), name
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_connected", False)
+        torch.manual_seed(1)
+        second = call()
+    if name not in ("meta", "negated", "negated state", "packed"):
+        assert len(tensors_of(first)) == len(tensors_of(second))
+
+
+def test_the_weights_are_those_of_the_moment() -> None:
+    """As they are replaced, moved, tied, taken away, or passed by `functional_call`."""
+    torch.manual_seed(0)
+    theirs, ours = nn.LSTM(5, 7), torchlstm.LSTM(5, 7)
+    x = torch.randn(6, 3, 5)
+
+    def same() -> None:
+        torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+    ours.load_state_dict(theirs.state_dict())
+    same()
+    for module in (theirs, ours):
+        torch.manual_seed(1)
+        module.weight_ih_l0 = nn.Parameter(torch.randn(28, 5))
+        with torch.no_grad():
+            module.weight_hh_l0.mul_(0.5)
+    same()
+    values = {name: torch.randn_like(value) for name, value in theirs.named_parameters()}
+    found = [torch.func.functional_call(module, values, (x,))[0] for module in (theirs, ours)]
+    torch.testing.assert_close(*found)
+    for module in (theirs, ours):
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    same()
+
+
+def test_saved_tensor_hooks_see_what_is_saved() -> None:
+    module, x = torchlstm.LSTM(5, 7), torch.randn(6, 3, 5)
+    seen: list[Tensor] = []
+    y = module(x)[0]
+    expected = torch.autograd.grad(y.sum(), list(module.parameters()))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (seen.append(t), t.clone())[1], lambda t: t):
+        y = module(x)[0]
+    assert seen
+    for a, b in zip(torch.autograd.grad(y.sum(), list(module.parameters())), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
+def test_few_frames_of_python(kind: str, trained: bool) -> None:
+    """A plain call enters few of our functions in Python; what is added to them is added to every call of a cell."""
+    module = getattr(torchlstm, kind)(3, 4)
+    x = torch.randn(5, 2, 3) if kind == "LSTM" else torch.randn(2, 3)
+    entered: list[str] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and "/torchlstm/" in frame.f_code.co_filename:
+            entered.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name)
+
+    with torch.set_grad_enabled(trained):
+        module(x)
+        sys.setprofile(watch)
+        try:
+            module(x)
+        finally:
+            sys.setprofile(None)
+    if not trained:
+        assert len(entered) == 3, entered  # forward, call_lstm, takes_native
+        return
+    names = {name.rsplit(".", 1)[-1] for name in entered}
+    assert names <= {"forward", "call_lstm", "call_cell", "takes_native", "separate", "_version", "<listcomp>"}, entered
+
+
+def test_an_error_is_that_of_the_checks() -> None:
+    module, x = torchlstm.LSTM(5, 7), torch.randn(6, 3, 5)
+    cases: list[tuple[Any, str]] = [
+        ((x[..., :4],), "Expected 5, got 4"),
+        ((x, (torch.zeros(1, 2, 7), torch.zeros(1, 3, 7))), r"Expected hidden\[0\] size \(1, 3, 7\), got \[1, 2, 7\]"),
+        ((x.double(),), "dtype"),
+        ((x, (None, None)), "Tensor"),
+        ((x[0, 0],), "2D or 3D"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises((RuntimeError, TypeError, ValueError), match=message) as error:
+            module(*arguments)
+        shown = "".join(traceback.format_exception(error.value))
+        assert "_kernel" not in shown
