@@ -38,8 +38,11 @@ def on_the_cpu_engine() -> Any:
 
 @pytest.fixture
 def threads() -> Any:
+    """Sets torch's number of threads, which calls then have: more than there are processors, too."""
     before = torch.get_num_threads()
+    cpu._kernel.adapt(False)
     yield torch.set_num_threads
+    cpu._kernel.adapt(True)
     torch.set_num_threads(before)
 
 
@@ -240,6 +243,7 @@ def test_the_lock_of_python_is_released() -> None:
 PROGRAM = """
 import sys, torch, torchlstm
 torch.set_num_threads(int(sys.argv[1]))
+torchlstm.engines.cpu.engine._kernel.adapt(False)
 torch.manual_seed(0)
 module, x = torchlstm.LSTM(9, 40, bidirectional=True), torch.randn(25, 8, 9)
 found = []
