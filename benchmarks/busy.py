@@ -4,7 +4,7 @@
     python -m benchmarks.busy --grid           cells and a few steps, beside a busy neighbour
     python -m benchmarks.busy --only 'cell-*'
 
-Each line is one setting: nn.LSTM, ours, and ours on one thread, one after the other in the same processes.
+Each line is one setting: nn.LSTM, ours, and ours on one thread, in turns in the same processes.
 """
 
 import argparse
@@ -28,8 +28,11 @@ from .workloads import MODES, Workload
 
 _ROOT = Path(__file__).parent.parent
 
-# Before a measurement every process calls for so long: the threads have been started, and earlier stalls are known.
-_WARM = 0.3
+# Before a measurement every process calls for so long: the threads have been started, and it is known who is busy.
+_WARM = 0.2
+
+# Turns of each: where the system puts a process is luck, and lasts for a while.
+_ROUNDS = 4
 
 # How many processes compute, and how many beside them only spin.
 SETTINGS = {"alone": (1, 0), "two": (2, 0), "four": (4, 0), "neighbour": (1, 1)}
@@ -83,8 +86,10 @@ class Crew:
         for member in self._members:
             member.communicate()
 
-    def measure(self, workload: str, who: str, mode: str, processes: int, threads: int, seconds: float) -> Rate:
-        """The first `processes` of them call the same at once, for the same seconds."""
+    def measure(
+        self, workload: str, who: str, mode: str, processes: int, threads: int, seconds: float
+    ) -> list[dict[str, Any]]:
+        """The first `processes` of them call the same at once, for the same seconds: what each has found."""
         job: dict[str, Any] = {"workload": workload, "who": who, "mode": mode, "threads": threads, "seconds": seconds}
         members = self._members[:processes]
         for member in members:
@@ -94,10 +99,7 @@ class Crew:
         start = time.monotonic() + _WARM
         for member in members:
             _say(member, start)
-        found = [_hear(member) for member in members]
-        times = sorted(ms for one in found for ms in one["ms"])
-        cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
-        return Rate(sum(one["calls"] for one in found), cuts[49], cuts[98], max(one["used"] for one in found))
+        return [_hear(member) for member in members]
 
 
 def _say(member: "subprocess.Popen[str]", what: Any) -> None:
@@ -114,17 +116,23 @@ def _hear(member: "subprocess.Popen[str]") -> Any:
     return json.loads(line)
 
 
+def _rate(rounds: list[list[dict[str, Any]]]) -> Rate:
+    """What the processes found in each round, as one."""
+    members = [member for found in rounds for member in found]
+    times = sorted(ms for member in members for ms in member["ms"])
+    cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+    calls = sum(member["calls"] for member in members) / len(rounds)
+    return Rate(calls, cuts[49], cuts[98], max(member["used"] for member in members))
+
+
 def _member() -> None:
     """What a process of a crew does: jobs from its input, figures to its output."""
-    kernel: Any = None
+    from torchlstm.engines.cpu.engine import _kernel as kernel
+
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         torch.set_num_threads(job["threads"])
         ours = job["who"] != "nn"
-        if ours:
-            from torchlstm.engines.cpu.engine import _kernel as kernel
-
-            kernel.adapt(job["who"] != "fixed")
         workload = _WORKLOADS[job["workload"]]
         call = call_of(job["mode"], module_of(workload, ours), workload.inputs().to(torch.device("cpu"), torch.float32))
         with torch.no_grad() if job["mode"] == "inference" else nullcontext():
@@ -161,11 +169,14 @@ def compare(
 ) -> dict[str, Rate]:
     """Everyone in one setting; the crew has as many processes as the setting, or more."""
     processes, others = SETTINGS[setting]
+    found: dict[str, list[list[dict[str, Any]]]] = {one: [] for one in who}
     with neighbours(others):
-        return {
-            one: crew.measure(workload, WHO[one][0], mode, processes, threads if WHO[one][1] else 1, seconds)
-            for one in who
-        }
+        for _ in range(_ROUNDS):
+            for one in who:
+                kind, all_threads = WHO[one]
+                count = threads if all_threads else 1
+                found[one].append(crew.measure(workload, kind, mode, processes, count, seconds / _ROUNDS))
+    return {one: _rate(rounds) for one, rounds in found.items()}
 
 
 def main(given: list[str] | None = None) -> int:
@@ -175,7 +186,9 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="PATTERN", default="*", help="workloads whose names match")
     parser.add_argument("--settings", default=None, help=f"of {', '.join(SETTINGS)}, separated by commas")
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as many as processors, by default")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="as many as processors, by default"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--save", help="a file for the figures, in JSON")
     parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)

@@ -127,7 +127,9 @@ needs_two = pytest.mark.skipif(
 
 def run(what: str, **environment: str) -> list[list[int]]:
     command = [sys.executable, "-c", PROGRAM, what]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120
+    )
     return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
 
 

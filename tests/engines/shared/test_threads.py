@@ -27,7 +27,10 @@ MACHINES = {
     "v2-in-a-container": (V2 | {"sys/fs/cgroup/cpu.max": "500000 100000\n"}, 5),
     "v2-not-ours": (V2 | {"sys/fs/cgroup/a/c/cpu.max": "100000 100000\n"}, None),
     "hybrid": ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/unified/a/cpu.max": "200000 100000"}, 2),
-    "v1-none": (V1 | {f"sys/fs/cgroup/cpu/docker/7/{QUOTA}": "-1\n", f"sys/fs/cgroup/cpu/docker/7/{PERIOD}": "9\n"}, None),
+    "v1-none": (
+        V1 | {f"sys/fs/cgroup/cpu/docker/7/{QUOTA}": "-1\n", f"sys/fs/cgroup/cpu/docker/7/{PERIOD}": "9\n"},
+        None,
+    ),
     "v1-two": (V1 | {f"sys/fs/cgroup/cpu/docker/7/{QUOTA}": "25\n", f"sys/fs/cgroup/cpu/docker/7/{PERIOD}": "10\n"}, 2),
     "v1-in-a-container": (
         V1 | {f"sys/fs/cgroup/cpu,cpuacct/{QUOTA}": "300000\n", f"sys/fs/cgroup/cpu,cpuacct/{PERIOD}": "100000\n"},

@@ -44,7 +44,10 @@ def _quotas(root: Path) -> Iterator[float]:
         if number == "0":
             mounts, files = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), ("cpu.max",)
         elif "cpu" in controllers.split(","):
-            mounts, files = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            mounts, files = (
+                ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"),
+                ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
+            )
         else:
             continue
         # In a container the path may be the host's, and only the root is mounted.
@@ -78,5 +81,5 @@ def count() -> int:
     if _forked and _forked == get_ident():
         mend_fork()
         return 1
-    threads = torch.get_num_threads()
-    return threads if threads == 1 else min(threads, quota() or threads)
+    threads, most = torch.get_num_threads(), quota()
+    return threads if most is None or threads <= most else most

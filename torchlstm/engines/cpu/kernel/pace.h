@@ -2,9 +2,10 @@
  *
  * A thread that does not run, since another process has its core, stops all others of its region for one or two time
  * slices.  A call that waited for more than it computed has stalled: the next ones get half as many threads, for a hold.
- * Then more are tried: a number between the one that was good and the one that stalled, until only that one is left.  A
- * trial that stalls begins a new hold, twice as long, up to MOST_TIMES times what the stall took: trials cost 2 % at most.
- * A trial that stalls not once in as long as the hold has passed.
+ * Then more are tried: a number between the one that was good and the one that stalled, until only that one is left.  The
+ * first hold is as long as the stall was, so that a stall of the machine's own costs little; a trial that stalls begins one
+ * that is GROWTH times as long, up to MOST_TIMES times its stall: trials cost 2 % at most.  A trial has passed when it has
+ * not stalled in as long as the hold was: beside a busy process, short calls get through by luck for some ms.
  *
  * Holds and trials are measured in the time of the calls that they concern, not by the clock on the wall: a server of
  * one call a second would find every hold over, and stall in each call.
@@ -17,7 +18,7 @@
 
 /* A wait below LONG_WAIT is part of the work (on two idle cores one call in 100 takes 100 us longer than most, one in 1000
  * 300); beyond LONGEST_WAIT, of a process that was stopped, a stall costs no more. */
-enum { LONG_WAIT = 200000, LONGEST_WAIT = 100000000, MOST_TIMES = 50 };
+enum { LONG_WAIT = 200000, LONGEST_WAIT = 100000000, GROWTH = 4, MOST_TIMES = 50 };
 
 typedef struct {
     atomic_int limit;                   /* calls get so many threads at most; 0: as many as they want      */
@@ -52,7 +53,7 @@ static inline void pace_judge(pace_t *p, int wanted, int used, int64_t took, int
         int64_t cost = waited < LONGEST_WAIT ? waited : LONGEST_WAIT;
         if (!limit || used <= p->good) p->good = used / 2;
         p->stalled = used;
-        p->times = !limit ? 1 : 2 * p->times < MOST_TIMES ? 2 * p->times : MOST_TIMES;
+        p->times = !limit ? 1 : GROWTH * p->times < MOST_TIMES ? GROWTH * p->times : MOST_TIMES;
         p->hold = p->left = p->times * cost;
         limit = p->good;
     } else if (!stall && limit && wanted > p->good && (p->left -= took) <= 0) {

@@ -34,8 +34,8 @@ typedef struct { _Alignas(128) atomic_long finished; int64_t waited, ended; } fl
 static inline void meet(flag_t *flags, int n, int me, long count) {
     if (n == 1) return;
     atomic_store_explicit(&flags[me].finished, count, memory_order_release);
-    /* The clock is read by who has waited for some 20 us: in an ordinary step, by nobody. */
-    enum { PATIENT = 50, LATE = 90 };
+    /* Some 3 us: in an ordinary step nobody waits longer, and the clock is not read. */
+    enum { PATIENT = 200 };
     int64_t began = 0;
     for (int i = 0; i < n; i++)
         for (int spins = 0; atomic_load_explicit(&flags[i].finished, memory_order_acquire) < count; spins++) {
@@ -44,8 +44,10 @@ static inline void meet(flag_t *flags, int n, int me, long count) {
 #elif defined __aarch64__
             __asm__ volatile("isb");
 #endif
-            if (spins >= PATIENT) sched_yield();
-            if (spins == LATE && !began) began = now();
+            if (spins < PATIENT) continue;
+            /* Before the first yield, which may take a time slice. */
+            if (!began) began = now();
+            sched_yield();
         }
     if (!began) return;
     int64_t waited = now() - began;
