@@ -92,7 +92,8 @@ def _threads() -> str:
             calls.append(latest_threads())
     fewest = min(calls, key=lambda call: call.used)
     why = f" ({fewest.reason})" if fewest.reason else ""
-    return f"{text}, processors {fewest.processors}; a layer of 64 to 128 features, 30 steps, 4 sequences: {fewest.used}{why}"
+    text += f", processors {fewest.processors}"
+    return f"{text}; a layer of 64 to 128 features, 30 steps, 4 sequences: {fewest.used}{why}"
 
 
 def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:

@@ -21,11 +21,8 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     if not torchlstm.engines()["cpu"]:
-        assert re.search(
-            rf"^threads    torch {torch.get_num_threads()}, quota (none|\d+), processors \d+; a layer .* 4 sequences: \d+",
-            text,
-            re.MULTILINE,
-        )
+        threads = rf"torch {torch.get_num_threads()}, quota (none|\d+), processors \d+; a layer .* 4 sequences: \d+"
+        assert re.search(rf"^threads    {threads}", text, re.MULTILINE)
     engines = ("reference: available", "lost: unavailable: no compiler")
     for expected in (torchlstm.__version__, torch.__version__, *engines):
         assert expected in text

@@ -38,7 +38,8 @@ def mend_fork() -> None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The processors that each cgroup above this process grants it, in versions 2 and 1, where they are mounted as usual."""
+    """The processors that each cgroup above this process grants it, in versions 2 and 1, mounted as usual."""
+    files: tuple[str, ...]
     for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
