@@ -29,8 +29,6 @@ static void check_what_a_stall_is(void) {
     same("three fifths of the call", is_stall(10 * MS, 6 * MS), 0);
     same("more", is_stall(10 * MS, 6 * MS + 1), 1);
     pace_t p = fresh();
-    pace_judge(&p, 2, 1, 9 * MS, 8 * MS);
-    same("threads after a call of one thread", pace_threads(&p, 2), 2);
     pace_judge(&p, 2, 2, 16 * MS, 8 * MS);
     same("threads after a call that computed half of the time", pace_threads(&p, 2), 2);
 }
@@ -59,6 +57,16 @@ static void check_a_stall(void) {
     same("threads after it has stalled", pace_threads(&p, 8), 7);
     pace_judge(&p, 8, 7, 9 * MS, 8 * MS);
     same("threads after the good number has stalled", pace_threads(&p, 8), 3);
+}
+
+static void check_forgetting(void) {
+    describe("pace: forgetting");
+    pace_t p = fresh();
+    call(&p, 4, 2);
+    same("whether calls count after a stall", pace_counts(&p), 1);
+    pace_forget(&p);
+    same("threads", pace_threads(&p, 4), 4);
+    same("whether calls count", pace_counts(&p), 0);
 }
 
 /* How many calls are held back, from one stall to the next trial. */
@@ -152,6 +160,7 @@ static void check_calls(void) {
 void check_pace(void) {
     check_what_a_stall_is();
     check_a_stall();
+    check_forgetting();
     check_holds();
     check_machines();
     check_calls();

@@ -165,8 +165,9 @@ static void run(region_t *r, int given, int worth, int wanted, int threads) {
     else r->work(r->job, 0, 1);
     latest = (threads_t){ given, worth, wanted, r->team };
     if (!timed) return;
-    int64_t end = now();
-    pace_judge(&pace, wanted, threads, end - began, threads > 1 ? longest_wait(r, end) : 0);
+    /* In a short call no wait is a long one: what the other threads wrote is not fetched. */
+    int64_t end = now(), took = end - began;
+    pace_judge(&pace, wanted, threads, took, threads > 1 && took >= LONG_WAIT ? longest_wait(r, end) : 0);
 }
 
 /* --- a layer --- */

@@ -41,9 +41,9 @@ static inline int pace_counts(const pace_t *p) { return atomic_load_explicit(&p-
  * have one block of work and two wait for half of the time, and at two threads that still is faster than one. */
 static inline int is_stall(int64_t took, int64_t waited) { return waited >= LONG_WAIT && 5 * waited > 3 * took; }
 
-/* Judges a call that wanted some threads and used no more. */
+/* Judges a call that wanted some threads and used no more; on one it has waited for nobody. */
 static inline void pace_judge(pace_t *p, int wanted, int used, int64_t took, int64_t waited) {
-    int stall = used > 1 && is_stall(took, waited);
+    int stall = is_stall(took, waited);
     if (!stall && !pace_counts(p)) return;
     /* Who comes while another one judges is not heard: there will be more calls. */
     if (atomic_flag_test_and_set_explicit(&p->taken, memory_order_acquire)) return;
