@@ -13,12 +13,7 @@ def test_a_crew_measures_everyone(capsys: pytest.CaptureFixture[str], tmp_path: 
     given = ["--grid", "--only", "cell-B1-H16", "--modes", "inference", "--settings", "neighbour", "--seconds", "0.01"]
     assert busy.main([*given, "--threads", "2", "--save", str(file)]) == 0
     (row,) = json.loads(file.read_text())
-    assert (row["workload"], row["mode"], row["setting"], row["threads"]) == (
-        "cell-B1-H16",
-        "inference",
-        "neighbour",
-        2,
-    )
+    assert [row[key] for key in ("workload", "mode", "setting")] == ["cell-B1-H16", "inference", "neighbour"]
     for who in busy.WHO:
         assert row[who]["calls"] > 0
         assert 0 < row[who]["p50"] <= row[who]["p99"]
