@@ -145,3 +145,8 @@ def test_bound_threads_are_no_limit() -> None:
     """OpenMP leaves the calling thread one processor then, and the other threads the others."""
     (found,) = run("keep", OMP_PROC_BIND="true")
     assert found[:4] == [2, 2, 2, 2]
+
+
+def test_adapt_takes_a_flag() -> None:
+    with pytest.raises(TypeError, match=r"adapt\(on\): expected True or False, got 1"):
+        kernel.adapt(1)
