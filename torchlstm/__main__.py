@@ -11,11 +11,13 @@ from typing import NoReturn
 
 import torch
 
-from . import __version__, engines
+from . import LSTM, __version__, engines, use_engine
 from .call.dispatch import forced_engine
 from .command import demo
 from .command.progress import progress
 from .engines import ENGINES
+from .engines.cpu.engine import latest_threads
+from .engines.shared.threads import quota
 from .parity import Result, Verdict, run_case, select
 from .parity.report import line
 
@@ -63,6 +65,7 @@ def _info() -> int:
         f"python     {platform.python_version()} on {platform.platform()}",
         f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
     ]
+    lines.append(f"threads    {_threads()}")
     for index in range(torch.cuda.device_count()):
         lines.append(f"cuda:{index}     {torch.cuda.get_device_name(index)}, cuDNN {torch.backends.cudnn.version()}")
     if not torch.cuda.is_available():
@@ -73,6 +76,24 @@ def _info() -> int:
     lines.append(f"forced     {forced_engine() or 'none: the first engine that does not refuse runs'}")
     print("\n".join(lines))
     return 0
+
+
+def _threads() -> str:
+    """How many threads torch has, the process may use, and a small layer of the CPU engine has."""
+    limit = quota()
+    text = f"torch {torch.get_num_threads()}, quota {'none' if limit is None else limit}"
+    if ENGINES["cpu"].unavailable():
+        return text
+    layer, x = LSTM(64, 128), torch.zeros(30, 4, 64)
+    calls = []
+    with use_engine("cpu"), torch.no_grad():
+        for _ in range(20):
+            layer(x)
+            calls.append(latest_threads())
+    fewest = min(calls, key=lambda call: call.used)
+    why = f" ({fewest.reason})" if fewest.reason else ""
+    text += f", processors {fewest.processors}"
+    return f"{text}; a layer of 64 to 128 features, 30 steps, 4 sequences: {fewest.used}{why}"
 
 
 def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:

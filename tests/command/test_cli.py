@@ -1,6 +1,7 @@
 """The command line: what it prints, and its exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(ENGINES, "lost", Engine("lost", ENGINES["reference"].layer, unavailable=lambda: "no compiler"))
     assert main(["info"]) == 0
     text = capsys.readouterr().out
+    if not torchlstm.engines()["cpu"]:
+        threads = rf"torch {torch.get_num_threads()}, quota (none|\d+), processors \d+; a layer .* 4 sequences: \d+"
+        assert re.search(rf"^threads    {threads}", text, re.MULTILINE)
     engines = ("reference: available", "lost: unavailable: no compiler")
     for expected in (torchlstm.__version__, torch.__version__, *engines):
         assert expected in text

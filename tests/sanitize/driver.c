@@ -37,6 +37,9 @@ double *draw_numbers(long count, double scale) {
 int draw_threads(void) { return least_threads + (int)draw((unsigned long)(MOST_THREADS + 1 - least_threads)); }
 
 void draw_team(int threads) {
+    /* Calls that do not adapt have all their threads, however late those begin. */
+    static int adapts;
+    if (!draw(8)) torchlstm_adapt(adapts = !adapts);
     team_limit = threads;
     if (threads > least_threads && !draw(3)) team_limit = least_threads + (int)draw((unsigned long)(threads - least_threads));
 }
@@ -104,6 +107,8 @@ int main(int count, char **arguments) {
     long layers = atol(arguments[2]), products = atol(arguments[3]);
     least_threads = atoi(arguments[4]);
     if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_case);
+    check_pace();
+    torchlstm_adapt(0);
     int special_layers = check_special_layers(), special_products = check_special_products();
     for (long i = 0; i < layers; i++) check_layer();
     for (long i = 0; i < products; i++) check_product();

@@ -12,7 +12,7 @@ enum { ISAS = 5 };
 unsigned long draw(unsigned long below);          /* in [0, below) */
 long draw_size(void);                              /* 1 to 40, mostly around multiples of the vector width */
 int draw_threads(void);                            /* to ask for */
-void draw_team(int threads);                       /* how many of them the next call gets: all, or fewer */
+void draw_team(int threads);                       /* how many of them the next call gets: all, or fewer; does it adapt? */
 double *draw_numbers(long count, double scale);
 
 /* The nearest bfloat16, the even one of two.  By way of float, as the kernel has its numbers. */
@@ -40,6 +40,7 @@ void expect(const char *what, const void *values, int element, const double *exp
 /* Which case runs now, for the message. */
 void describe(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+void check_pace(void);
 void check_layer(void);
 int check_special_layers(void);                   /* returns how many */
 void check_product(void);

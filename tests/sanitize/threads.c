@@ -1,8 +1,9 @@
 /* OpenMP's entry points on plain threads, in the place of libgomp, which ThreadSanitizer cannot see through. */
 #include "team.h"
 #include <pthread.h>
+#include <unistd.h>
 
-int team_limit = 1 << 30;
+int team_limit = 1 << 30, team_processors = 1 << 30, team_late;
 
 static _Thread_local int rank, count = 1;
 
@@ -11,12 +12,14 @@ typedef struct { void (*work)(void *); void *data; int rank, count; pthread_t th
 static void *begin(void *given) {
     member_t *m = given;
     rank = m->rank, count = m->count;
+    if (rank && team_late) usleep((useconds_t)team_late * 1000);
     m->work(m->data);
     return NULL;
 }
 
 int omp_get_thread_num(void) { return rank; }
 int omp_get_num_threads(void) { return count; }
+int omp_get_num_procs(void) { return team_processors; }
 
 void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags) {
     (void)flags;

@@ -25,12 +25,10 @@ def _connect() -> bool:
             "modes": torch._C._len_torch_dispatch_stack,
             "function_modes": torch._C._len_torch_function_stack,
             "is_autocast": torch._C._is_any_autocast_enabled,
-            "num_threads": torch.get_num_threads,
             "count_threads": threads.count,
             "empty_like": torch.empty_like,
             "forward_ad": vars(forward_ad),
             "profiler": vars(torch.autograd.profiler),
-            "threads": vars(threads),
         }
     except AttributeError:
         return False

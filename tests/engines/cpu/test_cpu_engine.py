@@ -38,8 +38,11 @@ def on_the_cpu_engine() -> Any:
 
 @pytest.fixture
 def threads() -> Any:
+    """Sets torch's number of threads, which calls then have: more than there are processors, too."""
     before = torch.get_num_threads()
+    cpu._kernel.adapt(False)
     yield torch.set_num_threads
+    cpu._kernel.adapt(True)
     torch.set_num_threads(before)
 
 
@@ -239,7 +242,9 @@ def test_the_lock_of_python_is_released() -> None:
 # Judged by the reference engine: with fewer threads than it asked for, torch 2.13's nn.LSTM itself returns garbage.
 PROGRAM = """
 import sys, torch, torchlstm
+from torchlstm.engines.cpu.engine import _kernel
 torch.set_num_threads(int(sys.argv[1]))
+_kernel.adapt(False)
 torch.manual_seed(0)
 module, x = torchlstm.LSTM(9, 40, bidirectional=True), torch.randn(25, 8, 9)
 found = []

@@ -31,8 +31,11 @@ THIN = 32  # at most so many rows, or terms: GEMM_THIN in plan.h
 
 @pytest.fixture
 def threads() -> Any:
+    """Sets torch's number of threads, which calls then have: more than there are processors, too."""
     before = torch.get_num_threads()
+    cpu._kernel.adapt(False)
     yield torch.set_num_threads
+    cpu._kernel.adapt(True)
     torch.set_num_threads(before)
 
 

@@ -108,6 +108,12 @@ class Kernel(Protocol):
     def isa(self, wanted: int, /) -> int:
         """The instruction set that is used where one is wanted."""
 
+    def threads(self) -> tuple[int, int, int, int, int]:
+        """Of this thread's latest layer or product, the threads: see `engine.Threads`."""
+
+    def adapt(self, on: bool, /) -> None:
+        """For tests and comparisons: with False, calls use all threads that their work is worth."""
+
 
 def declared() -> dict[str, dict[str, str]]:
     """The fields of every call, and their types."""

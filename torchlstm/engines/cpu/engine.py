@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,30 @@ _PAD = 16
 def instruction_set() -> str:
     """The instruction set that the kernel uses."""
     return list(ISAS)[int(_kernel.isa(ISAS[_isa]))]
+
+
+class Threads(NamedTuple):
+    """The threads of the calling thread's latest layer or product."""
+
+    given: int  # by torch, and by a cgroup's quota
+    worth: int  # that the work is worth
+    wanted: int  # of them, those for which the process has processors
+    used: int
+    processors: int  # that the process may use now
+
+    @property
+    def reason(self) -> str:
+        """Why it had fewer than it was given; empty if it had all."""
+        if self.used < self.wanted:
+            return "OpenMP gave no more, or calls before it had waited for a thread that did not run"
+        if self.wanted < self.worth:
+            return "the process may use no more processors"
+        return "the work is worth no more" if self.worth < self.given else ""
+
+
+def latest_threads() -> Threads:
+    """How many threads the calling thread's latest layer or product had, and why; zeros before the first."""
+    return Threads(*_kernel.threads())
 
 
 def _refuses(problem: Problem) -> str | None:

@@ -1,6 +1,9 @@
-"""OpenMP threads after a fork: the thread that forked has lost its own, and an operation that asks for them hangs."""
+"""How many threads a kernel may ask for: torch's number, less where a cgroup grants less; after a fork one."""
 
 import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path, PurePosixPath
 from threading import get_ident
 
 import torch
@@ -34,9 +37,50 @@ def mend_fork() -> None:
     torch.set_num_threads(1)
 
 
+def _quotas(root: Path) -> Iterator[float]:
+    """The processors that each cgroup above this process grants it, in versions 2 and 1, mounted as usual."""
+    files: tuple[str, ...]
+    for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            mounts, files = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            mounts, files = (
+                ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"),
+                ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
+            )
+        else:
+            continue
+        # In a container the path may be the host's, and only the root is mounted.
+        groups = [PurePosixPath(path), *PurePosixPath(path).parents]
+        for folder in (root / mount / group.relative_to("/") for mount in mounts for group in groups):
+            try:
+                words = " ".join((folder / file).read_text(encoding="utf-8") for file in files).split()
+            except OSError:
+                continue
+            if words[0] not in ("max", "-1"):
+                yield int(words[0]) / int(words[1])
+
+
+@cache
+def quota(root: Path = Path("/")) -> int | None:
+    """How many processors' time the cgroups grant this process, rounded down but at least one; None without a limit.
+
+    Read once: files that are read in every call would cost more than a small layer.
+    """
+    try:
+        return max(1, int(min(_quotas(root))))
+    except (OSError, ValueError, LookupError, ZeroDivisionError):  # no Linux, no limit, or files of another kind
+        return None
+
+
 def count() -> int:
-    """How many OpenMP threads the calling thread may ask for: one after a fork, whatever torch is told later."""
+    """How many threads the calling thread may ask for: one after a fork, whatever torch is told later.
+
+    Which processors the process may use is not asked here: the kernel asks OpenMP.
+    """
     if _forked and _forked == get_ident():
         mend_fork()
         return 1
-    return torch.get_num_threads()
+    threads, most = torch.get_num_threads(), quota()
+    return threads if most is None or threads <= most else most

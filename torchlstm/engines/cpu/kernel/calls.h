@@ -92,6 +92,8 @@
     X(FLAG, turned)
 #define HUGE_PAGES(X) X(ANY, tensor)
 #define ISA(X) X(COUNT, wanted, PORTABLE, BFLOAT16)
+#define THREADS(X)
+#define ADAPT(X) X(FLAG, on)
 
 /* Each call: its name in Python, and its fields. */
 #define CALLS(X)                                                        \
@@ -104,4 +106,6 @@
     X(gemm, GEMM)                                                       \
     X(readable, READABLE)                                               \
     X(huge, HUGE_PAGES)                                                 \
-    X(isa, ISA)
+    X(isa, ISA)                                                         \
+    X(threads, THREADS)                                                 \
+    X(adapt, ADAPT)

@@ -74,7 +74,12 @@ typedef struct {
  * the operands of products of float, to bfloat16; where there is none of it, it means BEST. */
 enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
 
-/* `threads` is how many to use at most; results are right with fewer. A backward must be asked with one number. */
+/* The functions may be called from any thread, and from several at once.
+ *
+ * `threads` is how many to use at most: what the caller may use, torch's number for one.  A call uses fewer where the work
+ * is too little, where the process may use fewer processors, and for a while after threads of any call had to wait for one
+ * that did not run (pace.h).  That number is chosen anew in every call.  Scratch is asked for with the number that the call
+ * is then given, and is right for any number up to it; all calls of one backward are given one number, and one scratch. */
 int torchlstm_isa(int wanted);
 size_t torchlstm_forward_scratch(const forward_t *, int threads, int isa);
 size_t torchlstm_backward_scratch(const backward_t *, int threads, int isa);
@@ -82,3 +87,14 @@ size_t torchlstm_gemm_scratch(const gemm_t *, int threads, int isa);
 void torchlstm_forward(const forward_t *, int threads, int isa);
 void torchlstm_backward(const backward_t *, int threads, int isa);
 void torchlstm_gemm(const gemm_t *, int threads, int isa);
+
+/* The calling thread's latest layer or product: the threads that it was given, that its work is worth, that the process has
+ * processors for, and that it had. */
+typedef struct { int given, worth, wanted, used; } threads_t;
+threads_t torchlstm_threads(void);
+
+/* How many processors the process may use now. */
+int torchlstm_processors(void);
+
+/* For tests and comparisons: with 0, calls use all threads that their work is worth, whatever they wait for.  Forgets any stall. */
+void torchlstm_adapt(int on);

@@ -257,6 +257,21 @@ static PyObject *isa(PyObject *self, PyObject *value) {
     return PyLong_FromLong(torchlstm_isa((int)wanted));
 }
 
+/* threads() -> of this thread's latest layer or product: given, worth, wanted, used; and processors now */
+static PyObject *threads(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    threads_t t = torchlstm_threads();
+    return Py_BuildValue("iiiii", t.given, t.worth, t.wanted, t.used, torchlstm_processors());
+}
+
+/* adapt(on): see kernel.h */
+static PyObject *adapt(PyObject *self, PyObject *value) {
+    BEGIN_ONE(adapt, ADAPT)
+    ADAPT(FILL)
+    torchlstm_adapt(on);
+    Py_RETURN_NONE;
+}
+
 /* --- whole calls of modules --- */
 
 /* connect(isa, functions): what calls of modules ask of torch, by the names in moment.h. */
@@ -355,7 +370,8 @@ static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
     NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa),
     PLACED("connect", connect_torch), PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
-    PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL }, { 0 },
+    PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
+    { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };

@@ -6,8 +6,8 @@
 /* What Python hands over once: functions without arguments, but for EMPTY_LIKE, and the dicts of two modules whose
  * variables are read. */
 #define MOMENT(X)                                                                                         \
-    X(is_grad_enabled) X(is_tracing) X(transforms) X(modes) X(function_modes) X(is_autocast) X(num_threads) \
-    X(count_threads) X(empty_like) X(forward_ad) X(profiler) X(threads)
+    X(is_grad_enabled) X(is_tracing) X(transforms) X(modes) X(function_modes) X(is_autocast) \
+    X(count_threads) X(empty_like) X(forward_ad) X(profiler)
 #define MEMBER(name) PyObject *name;
 static struct { MOMENT(MEMBER) int isa, connected; } torch;
 
@@ -15,7 +15,7 @@ static struct { MOMENT(MEMBER) int isa, connected; } torch;
 #define WORDS(X)                                                                                          \
     X(_parameters) X(input_size) X(hidden_size) X(num_layers) X(bias) X(batch_first) X(dropout) X(training) \
     X(bidirectional) X(proj_size) X(checkpoint_every) X(requires_grad) X(is_neg) X(new_empty) X(contiguous) \
-    X(transpose_) X(_current_level) X(_is_profiler_enabled) X(_forked)
+    X(transpose_) X(_current_level) X(_is_profiler_enabled)
 static struct { WORDS(MEMBER) PyObject *zero, *one; } word;
 
 /* Is what a call returned true?  An error is not. */
@@ -55,11 +55,9 @@ static int nobody_watches(void) {
            && variable(torch.profiler, word._is_profiler_enabled) != Py_True;
 }
 
-/* How many threads a call may ask for: after a fork Python says. */
+/* How many threads a call may ask for. */
 static int threads_now(void) {
-    PyObject *forked = variable(torch.threads, word._forked);
-    int of_python = PyLong_Check(forked) && PyLong_AsLong(forked) != 0;
-    PyObject *n = PyObject_CallNoArgs(of_python ? torch.count_threads : torch.num_threads);
+    PyObject *n = PyObject_CallNoArgs(torch.count_threads);
     long count = n ? PyLong_AsLong(n) : 1;
     Py_XDECREF(n);
     if (PyErr_Occurred()) PyErr_Clear(), count = 1;

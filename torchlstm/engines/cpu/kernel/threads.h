@@ -4,27 +4,39 @@
  * The references are weak: nothing is linked, and without a runtime the work is done on one thread.
  */
 #pragma once
+#include "pace.h"
 #include <sched.h>
-#include <stdatomic.h>
+#include <time.h>
 
 #define WEAK __attribute__((weak))
 extern WEAK void GOMP_parallel(void (*)(void *), void *, unsigned threads, unsigned flags);
 extern WEAK int omp_get_thread_num(void);
 extern WEAK int omp_get_num_threads(void);
+extern WEAK int omp_get_num_procs(void);
 
 static inline int have_openmp(void) { return GOMP_parallel && omp_get_thread_num && omp_get_num_threads; }
 
 /* More threads than this are not used: their flags live on the caller's stack. */
 enum { MAX_THREADS = 128 };
 
-/* What one thread has finished; 128 bytes, since neighbouring cache lines are fetched in pairs. */
-typedef struct { _Alignas(128) atomic_long finished; } flag_t;
+static inline int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* What one thread has finished; 128 bytes, since neighbouring cache lines are fetched in pairs.  The times are in ns, and
+ * for the thread that opened the region, at its end: the sum of the long waits, and when this thread's work ended. */
+typedef struct { _Alignas(128) atomic_long finished; int64_t waited, ended; } flag_t;
 
 /* Publish that thread `me` finished `count` things, and wait until flags [0, n) all have.  Yields early: with more
  * threads than cores the one that is waited for needs this one's core. */
 static inline void meet(flag_t *flags, int n, int me, long count) {
     if (n == 1) return;
     atomic_store_explicit(&flags[me].finished, count, memory_order_release);
+    /* Some 3 us: in an ordinary step nobody waits longer, and the clock is not read. */
+    enum { PATIENT = 200 };
+    int64_t began = 0;
     for (int i = 0; i < n; i++)
         for (int spins = 0; atomic_load_explicit(&flags[i].finished, memory_order_acquire) < count; spins++) {
 #if defined __x86_64__
@@ -32,8 +44,14 @@ static inline void meet(flag_t *flags, int n, int me, long count) {
 #elif defined __aarch64__
             __asm__ volatile("isb");
 #endif
-            if (spins >= 50) sched_yield();
+            if (spins < PATIENT) continue;
+            /* Before the first yield, which may take a time slice. */
+            if (!began) began = now();
+            sched_yield();
         }
+    if (!began) return;
+    int64_t waited = now() - began;
+    if (waited >= LONG_WAIT) flags[me].waited += waited;
 }
 
 /* Flush denormals while in the kernel (decayed states would cost ~100 cycles per operation), then give the caller
