@@ -12,8 +12,8 @@ from torchlstm.engines.cpu import engine as cpu
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no cpu engine: {reason}", allow_module_level=True)
 
-# T, B, I, H: one step of any batch; then steps on both sides of where packing begins.  Units and terms that are fewer than
-# a vector has lanes, fill some, and leave a rest.
+# T, B, I, H: one step of any batch; then steps on both sides of where packing begins.  Units and terms that are fewer
+# than a vector has lanes, fill some, and leave a rest.
 SHAPES = [
     (1, 1, 1, 1),
     (1, 2, 5, 3),
@@ -71,7 +71,7 @@ def everything(module: nn.LSTM, x: Tensor, states: tuple[Tensor, Tensor], length
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_as_nn_computes_it(shape: Any, isa: str, dtype: torch.dtype, threads: Any, monkeypatch: Any) -> None:
-    """nn.LSTM in float64: dense and ragged, in one direction and two, with and without biases, on one thread and three."""
+    """nn.LSTM in float64: dense and ragged, one direction and two, with and without biases, on one thread and three."""
     steps, batch, features, hidden = shape
     monkeypatch.setattr(cpu, "_isa", isa)
     for directions, bias in ((1, True), (2, True), (2, False)):

@@ -53,8 +53,8 @@ typedef REAL quad __attribute__((vector_size(16), aligned(sizeof(REAL)), may_ali
 typedef INTEGER iquad __attribute__((vector_size(16)));
 typedef REAL half __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias)); /* of the widest */
 
-/* A vector is WIDTH quads.  SHUFFLE_EACH: the same shuffle of each quad of a with the quad of b beside it, whose elements
- * are numbered from QUAD on.  SHUFFLE_QUADS: which quads of a, then which of b, make up the result. */
+/* A vector is QUADS quads.  SHUFFLE_EACH: the same shuffle of each quad of a with the quad of b beside it, whose elements
+ * are numbered from QUAD on.  QUAD_OF: the elements of a quad. */
 #define QUADS (LANES / QUAD)
 #define IN_QUAD(q, i) ((i) % QUAD + (q) * QUAD + (i) / QUAD * LANES)
 #if QUAD == 4
