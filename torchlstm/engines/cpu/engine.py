@@ -111,7 +111,8 @@ class _CPU:
         gates, cells = saved or (None, None)
         w_ih, w_hh, b_ih, b_hh, w_hr = zip(*[_contiguous(direction) for direction in weights], strict=True)
         sizes = self._sizes(problem)
-        scratch = None if _is_step(problem) else _empty(x, _kernel.forward_scratch(sizes))
+        need = _kernel.forward_scratch(sizes)
+        scratch = _empty(x, need) if need else None
         _kernel.forward(
             sizes=sizes,
             y=y,
@@ -284,7 +285,7 @@ def _first(tensor: Tensor | None, direction: int, rows: int) -> Any:
 
 
 def _is_step(problem: Problem) -> bool:
-    """Whether this is one step on the weights as they are: the kernel packs nothing."""
+    """Whether this is one step, whose backward leaves dh_0 to a product of its own."""
     return problem.rows.steps == 1 and not problem.proj_size
 
 

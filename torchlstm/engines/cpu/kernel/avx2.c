@@ -10,6 +10,8 @@
 #define MAX_float(a, b) (vec)_mm256_max_ps((__m256)(a), (__m256)(b))
 #define MIN_double(a, b) (vec)_mm256_min_pd((__m256d)(a), (__m256d)(b))
 #define MAX_double(a, b) (vec)_mm256_max_pd((__m256d)(a), (__m256d)(b))
+#define LOAD_float(p, n) (vec)_mm256_maskload_ps(p, (__m256i)FN(first_lanes)(n))
+#define LOAD_double(p, n) (vec)_mm256_maskload_pd(p, (__m256i)FN(first_lanes)(n))
 #define PER_SLOT 1
 #include "isa.h"
 #endif

@@ -18,6 +18,11 @@
 #define MAX_float(a, b) (vec)_mm512_max_ps((__m512)(a), (__m512)(b))
 #define MIN_double(a, b) (vec)_mm512_min_pd((__m512d)(a), (__m512d)(b))
 #define MAX_double(a, b) (vec)_mm512_max_pd((__m512d)(a), (__m512d)(b))
+#define LOWEST(n) ((1u << (n)) - 1)
+#define LOAD_float(p, n) (vec)_mm512_maskz_loadu_ps(LOWEST(n), p)
+#define STORE_float(p, v, n) _mm512_mask_storeu_ps(p, LOWEST(n), (__m512)(v))
+#define LOAD_double(p, n) (vec)_mm512_maskz_loadu_pd(LOWEST(n), p)
+#define STORE_double(p, v, n) _mm512_mask_storeu_pd(p, LOWEST(n), (__m512d)(v))
 #endif
 #define PER_SLOT 1
 #include "isa.h"

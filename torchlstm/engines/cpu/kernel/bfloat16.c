@@ -34,6 +34,9 @@ typedef uint32_t vec_bits __attribute__((vector_size(BYTES)));
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bf16,fma,avx2")))
 #define MIN_float(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
 #define MAX_float(a, b) (vec)_mm512_max_ps((__m512)(a), (__m512)(b))
+#define LOWEST(n) ((1u << (n)) - 1)
+#define LOAD_float(p, n) (vec)_mm512_maskz_loadu_ps(LOWEST(n), p)
+#define STORE_float(p, v, n) _mm512_mask_storeu_ps(p, LOWEST(n), (__m512)(v))
 #define PAIR_NEIGHBOURS(a, b) (quad)_mm_cvtne2ps_pbh((__m128)(b), (__m128)(a))
 #define PAIR_QUADS(a, b)                                                                  \
     ({                                                                                    \

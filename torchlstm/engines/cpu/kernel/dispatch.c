@@ -219,8 +219,8 @@ static void work(void *job, int rank, int threads) {
     const sizes_t *s = c->forward ? &c->forward->sizes : &c->backward->sizes;
     part_t p = split(s, rank, threads, c->all, c->mine);
     unsigned old = flush_denormals();
-    if (c->forward && !c->plan) {
-        c->kernels->single(c->forward, &p);
+    if (c->forward && in_place(s)) {
+        c->kernels->forward_in_place(c->forward, &p, c->plan);
     } else if (c->forward) {
         c->kernels->pack_forward(c->forward, &p, c->plan);
         meet(c->all, threads, rank, 1);
@@ -249,11 +249,20 @@ static void run_layer(call_t *c, const sizes_t *s, int given) {
     run(&r, given, c->worth, wanted, threads);
 }
 
+/* A small call takes its scratch from the stack. */
+enum { STACK_BYTES = 64 << 10 };
+
+static size_t bytes_of(const forward_plan_t *plan, const sizes_t *s) {
+    size_t bytes = (size_t)plan->total * (size_t)s->element;
+    return bytes <= STACK_BYTES ? 0 : bytes;
+}
+
 size_t torchlstm_forward_scratch(const forward_t *f, int threads, int isa) {
-    if (single(&f->sizes)) return 0;
-    int lanes = kernels(&f->sizes, isa)->lanes;
-    forward_plan_t plan = plan_forward(&f->sizes, useful(&f->sizes, 0, threads, lanes), lanes);
-    return (size_t)plan.total * (size_t)f->sizes.element;
+    const sizes_t *s = &f->sizes;
+    if (single(s)) return 0;
+    int lanes = kernels(s, isa)->lanes;
+    forward_plan_t plan = plan_forward(s, useful(s, 0, threads, lanes), lanes);
+    return bytes_of(&plan, s);
 }
 size_t torchlstm_backward_scratch(const backward_t *b, int threads, int isa) {
     int lanes = kernels(&b->sizes, isa)->lanes;
@@ -261,12 +270,16 @@ size_t torchlstm_backward_scratch(const backward_t *b, int threads, int isa) {
     return (size_t)plan.total * (size_t)b->sizes.element;
 }
 
-void torchlstm_forward(const forward_t *f, int threads, int isa) {
-    call_t c = { .kernels = kernels(&f->sizes, isa), .forward = f };
-    c.worth = useful(&f->sizes, 0, threads, c.kernels->lanes);
-    forward_plan_t plan = plan_forward(&f->sizes, c.worth, c.kernels->lanes);
-    c.plan = single(&f->sizes) ? NULL : &plan;
-    run_layer(&c, &f->sizes, threads);
+void torchlstm_forward(const forward_t *given, int threads, int isa) {
+    _Alignas(64) char room[STACK_BYTES];
+    forward_t job = *given;
+    const sizes_t *s = &job.sizes;
+    call_t c = { .kernels = kernels(s, isa), .forward = &job };
+    c.worth = useful(s, 0, threads, c.kernels->lanes);
+    forward_plan_t plan = plan_forward(s, c.worth, c.kernels->lanes);
+    c.plan = &plan;
+    if (!bytes_of(&plan, s)) job.scratch = room;
+    run_layer(&c, s, threads);
 }
 
 void torchlstm_backward(const backward_t *b, int threads, int isa) {
@@ -311,8 +324,6 @@ static size_t product_scratch(const gemm_t *g, int threads, int isa) {
     return (size_t)elements * (size_t)g->element;
 }
 
-/* A small product takes its scratch from the stack. */
-enum { STACK_BYTES = 64 << 10 };
 size_t torchlstm_gemm_scratch(const gemm_t *g, int threads, int isa) {
     size_t bytes = product_scratch(g, threads, isa);
     return bytes <= STACK_BYTES ? 0 : bytes;

@@ -6,7 +6,7 @@ typedef struct {
     int lanes, width;                   /* of a vector, and of a tile */
     void (*pack_forward)(const forward_t *, const part_t *, const forward_plan_t *);
     void (*forward)(const forward_t *, part_t *, const forward_plan_t *);
-    void (*single)(const forward_t *, part_t *);
+    void (*forward_in_place)(const forward_t *, part_t *, const forward_plan_t *);
     void (*pack_backward)(const backward_t *, const part_t *, const backward_plan_t *);
     void (*backward)(const backward_t *, part_t *, const backward_plan_t *);
     void (*sum_biases)(const backward_t *, const backward_plan_t *, int threads);

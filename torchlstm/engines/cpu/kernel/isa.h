@@ -10,6 +10,8 @@
  *   PER_SLOT        terms of a product in the place of one: 1, or 2 for bfloat16 in the place of a float.  For 2 also
  *                   PAIR_NEIGHBOURS(a, b): of two quads, a0 a1, a2 a3, b0 b1, b2 b3; PAIR_QUADS(a, b), PAIR_VECS(a, b):
  *                   a0 b0, a1 b1, ..; MULTIPLY_ADD_PAIRS(sum, a, b) of a vector, one pair and a vector of pairs
+ *   LOAD_float, STORE_float, LOAD_double, STORE_double (p, [v,] n)
+ *                   the first n lanes, by an instruction that reads and writes no others; not where there is none
  *   MIN_float, MAX_float, MIN_double, MAX_double (a, b) on vectors, b where either is NaN
  */
 #include "plan.h"
@@ -17,11 +19,19 @@
 
 #if defined __clang__ || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SHUFFLE_VECS(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (iquad){ __VA_ARGS__ })
+#define SHUFFLE_VECS(type, a, b, ...) __builtin_shuffle(a, b, (type){ __VA_ARGS__ })
 #endif
 
 #define REAL float
+#if defined LOAD_float
+#define LOAD_FIRST LOAD_float
+#endif
+#if defined STORE_float
+#define STORE_FIRST STORE_float
+#endif
 #define INTEGER int32_t
 #define QUAD 4
 #define LANES (BYTES / 4)
@@ -37,6 +47,12 @@
 
 #if PER_SLOT == 1
 #define REAL double
+#if defined LOAD_double
+#define LOAD_FIRST LOAD_double
+#endif
+#if defined STORE_double
+#define STORE_FIRST STORE_double
+#endif
 #define INTEGER int64_t
 #define QUAD 2
 #define LANES (BYTES / 8)

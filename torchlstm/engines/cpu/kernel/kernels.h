@@ -5,11 +5,11 @@
 #include "cell.h"
 #include "forward.h"
 #include "backward.h"
-#include "single.h"
+#include "in_place.h"
 #include "gemm.h"
 
 static const kernels_t FN(kernels) = {
-    LANES, COLS * LANES, FN(pack_forward), FN(forward), FN(single_step), FN(pack_backward), FN(backward), FN(sum_biases),
+    LANES, COLS * LANES, FN(pack_forward), FN(forward), FN(forward_in_place), FN(pack_backward), FN(backward), FN(sum_biases),
     FN(gemm), GEMM_THIN_KERNEL,
 };
 
@@ -19,6 +19,13 @@ static const kernels_t FN(kernels) = {
 #undef vec
 #undef ivec
 #undef quad
+#undef half
+#undef QUADS
+#undef IN_QUAD
+#undef ONE_QUAD
+#undef QUAD_OF
+#undef EACH_QUAD
+#undef SHUFFLE_EACH
 #undef iquad
 #undef QUAD
 #undef INLINE
@@ -26,12 +33,15 @@ static const kernels_t FN(kernels) = {
 #undef TILE
 #undef TILES
 #undef TILE_NAMES
-#undef SINGLE
+#undef UNITS
+#undef DOT_TILE
 #undef SLOTS
 #undef GEMM_THIN_KERNEL
 #undef REAL
 #undef INTEGER
 #undef LANES
+#undef LOAD_FIRST
+#undef STORE_FIRST
 #undef VECTOR_MIN
 #undef VECTOR_MAX
 #undef EXP_TOP

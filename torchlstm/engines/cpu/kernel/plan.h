@@ -69,6 +69,13 @@ typedef struct {
 static inline forward_plan_t plan_forward(const sizes_t *s, int threads, int lanes) {
     long width = blocks(s->hidden, lanes) * lanes * 4, at = 0;
     forward_plan_t p;
+    if (in_place(s)) {
+        /* A buffer of gates for each thread, of several steps. */
+        long all = s->steps * s->batch * width, least = s->batch * width, room = GATES_BYTES / s->element;
+        p = (forward_plan_t){ .gates = single(s) ? 0 : blocks(all < room ? all : least < room ? room : least, 32) * 32 };
+        p.thread = p.gates, p.total = threads * p.thread;
+        return p;
+    }
     p.x = at, at += width * s->input;
     p.h = at, at += width * s->output;
     p.r = at, at += s->projected ? blocks(s->output, lanes) * lanes * s->hidden : 0;

@@ -141,13 +141,27 @@ INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, 
 /* The same for a product with the transpose of w (n, K). */
 INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
     long k = 0;
-    for (; n >= LANES && (k + QUAD) * PER_SLOT <= K; k += QUAD)
-        for (long i = 0; i < LANES; i += QUAD) {
-            quad in[QUAD], q[QUAD];
-            for (long j = 0; j < QUAD; j++) in[j] = FN(slots)(w + (i + j) * stride, k);
-            FN(transpose)(q, in);
-            for (long j = 0; j < QUAD; j++) *(quad *)(to + (k + j) * step + i) = q[j];
+    for (; (k + LANES) * PER_SLOT <= K; k += LANES) {
+        /* LANES x LANES, whole lines of memory at a time: quads of rows that lie a power of two apart would evict each other. */
+        vec part[QUAD][QUADS];
+#pragma GCC unroll 4
+        for (long i = 0; i < QUADS; i++) {
+            vec in[QUAD], out[QUAD];
+#pragma GCC unroll 4
+            for (long j = 0; j < QUAD; j++)
+                in[j] = i * QUAD + j < n ? FN(slots_vec)(w + (i * QUAD + j) * stride, k) : (vec){0};
+            FN(transpose_each)(out, in);
+#pragma GCC unroll 4
+            for (long j = 0; j < QUAD; j++) part[j][i] = out[j];
         }
+#pragma GCC unroll 4
+        for (long j = 0; j < QUAD; j++) {
+            vec out[QUADS];
+            FN(transpose_quads)(out, part[j]);
+#pragma GCC unroll 4
+            for (long i = 0; i < QUADS; i++) *(vec *)(to + (k + i * QUAD + j) * step) = out[i];
+        }
+    }
     for (; k < SLOTS(K); k++)
         for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? FN(slot)(w + j * stride, 1, k, K) : 0;
 }

@@ -9,12 +9,14 @@
 INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1 * PER_SLOT : K) - k0 * PER_SLOT; }
 
 /* multiply_add  sum + the products of the terms of two slots
- * slots         slots k .. k + QUAD - 1 of terms side by side, all of them full
+ * slots, slots_vec
+ *               slots k .. k + QUAD - 1, or LANES of them, of terms side by side, all of them full
  * slot, slot_quad, slot_vec
  *               slot k of K terms that lie `stride` apart: of one column, of QUAD, of n out of LANES */
 #if PER_SLOT == 1
 INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return sum + a * b; }
 INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }
+INLINE vec FN(slots_vec)(const REAL *p, long k) { return *(const vec *)(p + k); }
 INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) { (void)K; return p[k * stride]; }
 INLINE quad FN(slot_quad)(const REAL *p, long stride, long k, long K) { (void)K; return *(const quad *)(p + k * stride); }
 INLINE vec FN(slot_vec)(const REAL *p, long stride, long k, long K, long n) { (void)K; return FN(load)(p + k * stride, n); }
@@ -22,6 +24,12 @@ INLINE vec FN(slot_vec)(const REAL *p, long stride, long k, long K, long n) { (v
 INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return MULTIPLY_ADD_PAIRS(sum, a, b); }
 INLINE quad FN(slots)(const REAL *p, long k) {
     return PAIR_NEIGHBOURS(*(const quad *)(p + 2 * k), *(const quad *)(p + 2 * k + 4));
+}
+INLINE vec FN(slots_vec)(const REAL *p, long k) {
+    quad q[QUADS];
+#pragma GCC unroll 4
+    for (long i = 0; i < QUADS; i++) q[i] = FN(slots)(p, k + i * QUAD);
+    return FN(join)(q);
 }
 INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) {
     quad first = { p[2 * k * stride] }, second = { 2 * k + 1 < K ? p[(2 * k + 1) * stride] : 0 };
