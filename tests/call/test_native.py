@@ -379,7 +379,8 @@ def test_few_frames_of_python(kind: str, trained: bool) -> None:
         assert len(entered) == 4, entered  # forward, call_lstm, takes_native; threads.count
         return
     names = {name.rsplit(".", 1)[-1] for name in entered}
-    assert names <= {"forward", "call_lstm", "call_cell", "takes_native", "count", "separate", "_version", "<listcomp>"}, entered
+    few = {"forward", "call_lstm", "call_cell", "takes_native", "count", "separate", "_version", "<listcomp>"}
+    assert names <= few, entered
 
 
 def test_an_error_is_that_of_the_checks() -> None:

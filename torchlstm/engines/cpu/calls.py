@@ -115,6 +115,33 @@ class Kernel(Protocol):
         """For tests and comparisons: with False, calls use all threads that their work is worth."""
 
 
+class Extension(Kernel, Protocol):
+    """The extension with the calls whose arguments it reads itself: see modules.h and training.h.
+
+    What does not fit them is handed back, by None, and the way in Python raises or computes it.
+    """
+
+    def connect(self, isa: int, functions: dict[str, Any], /) -> None:
+        """Take what calls of modules ask of torch, by the names in moment.h."""
+
+    def lstm(self, module: Any, input: Any, hx: Any, apply: Any, /) -> Any:
+        """What an LSTM returns; with gradients, what `apply` makes of (form, input, h, c, weights...)."""
+
+    def cell(self, module: Any, input: Any, hx: Any, apply: Any, /) -> Any:
+        """As `lstm`, of an LSTMCell."""
+
+    def keep(self, form: Any, arguments: tuple[Any, ...], /) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The results in the user's form, and what the backward needs."""
+
+    def gradients(
+        self, form: Any, needs: tuple[bool, ...], saved: tuple[Any, ...], incoming: tuple[Any, ...], /
+    ) -> tuple[Tensor | None, ...] | None:
+        """The gradient of every argument of the Function."""
+
+    def form(self, form: Any, /) -> tuple[int, int, int, int, int, int, int]:
+        """T, B, D, and whether it is batch_first, batched, of a cell, projected."""
+
+
 def declared() -> dict[str, dict[str, str]]:
     """The fields of every call, and their types."""
     return {

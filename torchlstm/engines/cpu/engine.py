@@ -12,9 +12,9 @@ from ..shared import threads
 from ..shared.access import as_plain
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
-from .calls import Kernel, Sizes, load
+from .calls import Extension, Sizes, load
 
-_kernel: Kernel
+_kernel: Extension
 _kernel, _missing = load()
 
 # What the kernel calls its instruction sets.  A set that the machine has not means the best that it has.

@@ -34,7 +34,7 @@ class Training(torch.autograd.Function):
         ctx.form, ctx.count = form, len(saved)
         ctx.save_for_backward(*saved, *kept)
         ctx.set_materialize_grads(False)
-        return results  # type: ignore[no-any-return]
+        return results
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
