@@ -46,10 +46,6 @@ static const kernels_t *kernels_of(int element, int isa) {
 
 static const kernels_t *kernels(const sizes_t *s, int isa) { return kernels_of(s->element, isa); }
 
-/* Recurrent weights up to this size are read from a core's own cache: each thread may then take rows of its own,
- * and read all of them, instead of waiting for the others every step. */
-enum { ROWS_BYTES = 320 << 10, ROWS_LEAST = 4 };
-
 /* Multiplications that a thread should have before another one helps, in all and between two meetings. */
 #if defined SPREAD_THIN
 /* For tests: every thread takes part, however little there is to do. */
@@ -59,11 +55,6 @@ enum { WORK = 100000, STEP_WORK = 12000 };
 #endif
 
 static int teams_of(const sizes_t *s, int threads) { return s->directions == 2 && threads % 2 == 0 ? 2 : 1; }
-
-static int by_rows(const sizes_t *s, int members) {
-    return !s->projected && s->steps > 1 && 4 * s->hidden * s->output * s->element <= ROWS_BYTES
-           && s->batch >= ROWS_LEAST * members;
-}
 
 /* The number of threads worth using: no more than asked for. */
 static int useful(const sizes_t *s, int threads) {
@@ -133,9 +124,11 @@ static void work(call_t *c, int rank, int threads) {
     } else {
         if (c->backward->from == 0) {
             const backward_plan_t *plan = c->plan;
-            for (long i = rank; i < c->threads; i += threads)
-                __builtin_memset((char *)c->backward->scratch + (size_t)((plan->threads + i * plan->thread) * s->element), 0,
-                                 (size_t)(plan->left * s->element));
+            long from, to;
+            share(bias_sums(s) * plan->biases, rank, threads, &from, &to);
+            for (int d = 0; d < s->directions; d++)
+                __builtin_memset((char *)c->backward->scratch + (d * plan->direction + plan->db + from) * s->element, 0,
+                                 (size_t)((to - from) * s->element));
             if (!single(s)) c->kernels->pack_backward(c->backward, &p, plan);
             meet(c->all, threads, rank, 1);
         }
@@ -176,7 +169,7 @@ void torchlstm_backward(const backward_t *b, int threads, int isa) {
     backward_plan_t plan = plan_backward(&b->sizes, c.threads, c.kernels->lanes);
     c.plan = &plan;
     run(&c);
-    if (b->to == b->sizes.steps) c.kernels->sum_biases(b, &plan, c.threads);
+    if (b->to == b->sizes.steps) c.kernels->sum_biases(b, &plan);
 }
 
 typedef struct { const kernels_t *kernels; const gemm_t *gemm; flag_t *all; } product_call_t;

@@ -24,8 +24,10 @@ static const kernels_t FN(kernels) = {
 #undef INLINE
 #undef NOINLINE
 #undef TILE
-#undef TILES
-#undef TILE_NAMES
+#undef LOW_TILES
+#undef HIGH_TILES
+#undef LOW_NAMES
+#undef HIGH_NAMES
 #undef SINGLE
 #undef SLOTS
 #undef GEMM_THIN_KERNEL

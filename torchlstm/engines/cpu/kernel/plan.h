@@ -40,6 +40,12 @@ enum { GATES_BYTES = 192 << 10 };
  * cache while the columns change.  But at least LEFT_LEAST terms: starting a sum costs too. */
 enum { LEFT_BYTES = 256 << 10, LEFT_LEAST = 256 };
 
+/* Most slots of a block of a sum (product.h): in the time loop, and in products of matrices.  Measured (AMD Zen 4, AVX2 and
+ * AVX-512): blocks of 64 and 32 lose 1 % more of a training step each time they are halved; those of 128 cost 1 to 2 %
+ * against one chain, and have its error once more than 128 terms are summed.  A product of matrices sums over as many
+ * terms as a batch has rows, where nn.LSTM adds a sum of each step: it needs shorter ones to be as exact. */
+enum { BLOCK_MOST = 128, GEMM_BLOCK = 64 };
+
 /* A product of matrices: terms and rows that are packed at a time, and slack after the rows, in elements. */
 enum { GEMM_DEPTH = 512, GEMM_ROWS = 48, GEMM_SLACK = 64 };
 
@@ -85,10 +91,23 @@ static inline forward_plan_t plan_forward(const sizes_t *s, int threads, int lan
     return p;
 }
 
+/* Recurrent weights up to this size are read from a core's own cache: each thread may then take rows of its own,
+ * and read all of them, instead of waiting for the others every step. */
+enum { ROWS_BYTES = 320 << 10, ROWS_LEAST = 4 };
+static inline int by_rows(const sizes_t *s, int members) {
+    return !s->projected && s->steps > 1 && 4 * s->hidden * s->output * s->element <= ROWS_BYTES
+           && s->batch >= ROWS_LEAST * members;
+}
+
+/* How many sums the gradient of the biases is kept as until the end: one, or where some number of threads would share
+ * the rows one for each row, so that the order of summation does not depend on who has which. */
+static inline long bias_sums(const sizes_t *s) { return by_rows(s, 2) ? s->batch : 1; }
+
 typedef struct {
-    long h, r;                          /* packed weights of one direction: recurrence, projection */
+    long h, r;                          /* packed weights of one direction: recurrence, projection     */
     long dh, draw;                      /* (R blocks, B, LANES), and (H blocks, B, LANES) if projected */
-    long direction, threads, left, thread, total;  /* each thread: db, a sum of (D, 4H rounded up), and packed rows */
+    long db, biases;                    /* (bias_sums, 4H rounded up), and their row stride            */
+    long direction, threads, thread, total;     /* each thread: packed rows                            */
 } backward_plan_t;
 
 static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int lanes) {
@@ -98,10 +117,11 @@ static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int l
     p.r = at, at += s->projected ? width * s->output : 0;
     p.dh = at, at += out * s->batch;
     p.draw = at, at += s->projected ? width * s->batch : 0;
+    p.biases = 4 * width;
+    p.db = at = blocks(at, 32) * 32, at += bias_sums(s) * p.biases;
     p.direction = at = blocks(at, 32) * 32;
     p.threads = at * s->directions;
-    p.left = blocks(4 * width * s->directions, 32) * 32;
-    p.thread = p.left + (single(s) ? 0 : left_room(s));
+    p.thread = single(s) ? 0 : left_room(s);
     p.total = p.threads + p.thread * threads;
     return p;
 }
