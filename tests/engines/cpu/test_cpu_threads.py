@@ -16,8 +16,8 @@ if reason := torchlstm.engines()["cpu"]:
 
 COUNTS = (2, 3, 4, 7)
 
-# Enough multiplications for several threads on a step of one row, and recurrent weights that are small enough for threads to
-# take rows of their own where there are 8 and more (dispatch.c, plan.h).
+# Enough multiplications for several threads on a step of one row, and recurrent weights that are small enough for
+# threads to take rows of their own where there are 8 and more (dispatch.c, plan.h).
 INPUT, HIDDEN, STEPS = 150, 136, 12
 LENGTHS = (12, 3, 12, 7, 1, 9, 12, 2, 5, 11, 4, 8, 6, 10, 12, 12)
 
