@@ -18,8 +18,8 @@ from .command.progress import progress
 from .engines import ENGINES
 from .engines.cpu.engine import latest_threads
 from .engines.shared.threads import quota
-from .parity import Result, Verdict, run_case, select
-from .parity.report import line
+from .parity import Ratio, Result, Verdict, digits, run_case, select
+from .parity.report import digits_line, line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,13 +124,27 @@ def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:
     skipped = sum(result.skipped is not None for result in results)
     failed = sum(not result.passed for result in results) - skipped
     passed = len(results) - skipped - failed
+    ratios = _digits(arguments)
+    if ratios:
+        print(digits_line(ratios))
     print(f"{passed} passed, {failed} failed, {skipped} skipped on {arguments.device}, engine {arguments.engine}")
     if arguments.json:
         rows = {"torch": torch.__version__, "torchlstm": __version__, "device": arguments.device,
-                "engine": arguments.engine, "cases": [result.row() for result in results]}  # fmt: skip
+                "engine": arguments.engine, "cases": [result.row() for result in results],
+                "digits": {name: ratio._asdict() for name, ratio in ratios.items()}}  # fmt: skip
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)
     return 1 if failed or not passed else 0
+
+
+def _digits(arguments: argparse.Namespace) -> dict[str, Ratio]:
+    """How exact the engine is; nothing on other devices, of a selection of cases, or of an engine that does not run."""
+    if arguments.device != "cpu" or arguments.case:
+        return {}
+    try:
+        return digits(arguments.engine)
+    except Exception:  # the cases have said it
+        return {}
 
 
 if __name__ == "__main__":

@@ -40,6 +40,19 @@ def test_parity_prints_a_row_a_case_and_writes_json(capsys: pytest.CaptureFixtur
     assert report["cases"][0]["tensors"]["grad weight_hh"]["error"] < 1e-10
 
 
+def test_parity_of_all_cases_also_says_how_digits_are_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torchlstm.__main__.select", lambda _: [CASES["cell-float32"]])
+    file = tmp_path / "parity.json"
+    assert main(["parity", "--json", str(file)]) == 0
+    row, ratios, summary = capsys.readouterr().out.splitlines()
+    assert row.startswith("pass  cell-float32")
+    assert "rounding error over nn.LSTM's" in ratios
+    assert summary.startswith("1 passed")
+    assert 0 < json.loads(file.read_text())["digits"]["grad weight_hh_l0"]["mean"] < 2
+
+
 def test_parity_fails_with_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ static const char *seed;
 static char described[256];
 static int least_threads;
 static unsigned long long state;
+unsigned long long bits_seen;
 
 unsigned long draw(unsigned long below) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;    /* xorshift64 (Marsaglia, 2003) */
@@ -91,6 +92,8 @@ void expect(const char *what, const void *values, int element, const double *exp
     for (long row = 0; row < rows; row++)
         for (long column = 0; column < columns; column++) {
             long at = row * stride + column;
+            const unsigned char *bytes = (const unsigned char *)values + at * element;
+            for (int i = 0; i < element; i++) bits_seen = (bits_seen ^ bytes[i]) * 0x100000001b3;   /* FNV-1a */
             double found = element == 4 ? ((const float *)values)[at] : ((const double *)values)[at];
             double wanted = expected[row * columns + column];
             if (fabs(found - wanted) <= tolerance * scale) continue;    /* false of NaN */

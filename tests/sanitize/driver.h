@@ -32,6 +32,9 @@ int untouched(const void *values, long at, int element);
 /* End the process: says which case failed, and how. */
 _Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* The bits of all values that were given to `expect` since this was 0. */
+extern unsigned long long bits_seen;
+
 /* Fail unless each value is within `tolerance` times the largest of the expected ones, which is taken as at
  * least 1.  `stride` elements between the starts of `rows` rows of `columns` values; expected without gaps. */
 void expect(const char *what, const void *values, int element, const double *expected, long rows, long columns, long stride,

@@ -114,7 +114,7 @@ static void compare_part(const run_t *r, const backward_t *b) {
     }
 }
 
-static void backward(run_t *r, long part, long padding) {
+static void backward(run_t *r, long part, long padding, int want_before) {
     const naive_t *n = r->n;
     backward_t b = { .gates = r->f.gates, .cells = r->f.cells, .y = r->f.sizes.projected ? r->f.y : NULL, .h_0 = r->f.h_0, .c_0 = r->f.c_0,
                      .sizes = r->f.sizes, .step = 4 * r->f.sizes.hidden + padding };
@@ -134,7 +134,6 @@ static void backward(run_t *r, long part, long padding) {
     b.dy = dy, b.dh_n = dh_n, b.dc_n = dc_n, b.dacts = dacts, b.dcells = dcells;
     b.dc_0 = buffer(states * H, r->element), b.db = buffer(D * 4 * H, r->element);
     b.dh_0 = single(s) ? NULL : buffer(states * R, r->element);
-    int want_before = draw(4) > 0;
     size_t bytes = torchlstm_backward_scratch(&b, r->threads, r->isa);
     b.scratch = bytes ? buffer((long)bytes, 1) : NULL;
     for (b.from = 0; b.from < s->steps; b.from = b.to) {
@@ -182,10 +181,19 @@ static void run(const naive_t *n, long rows, int threads, int isa, int element) 
     describe("layer T=%ld B=%ld I=%ld H=%ld R=%ld D=%d reverse=%d ragged=%d projected=%d biases=%d,%d isa=%d element=%d threads=%d",
              s->steps, s->batch, I, H, R, s->directions, s->reverse, s->starts != NULL, s->projected, n->b_ih[0] != NULL,
              n->b_hh[0] != NULL, isa, element, threads);
-    forward(&r, 0);
-    forward(&r, 1);
-    static const long padding[] = { 0, 1, 3, 8, 16 };
-    backward(&r, 1 + (long)draw((unsigned long)s->steps), padding[draw(5)]);
+    static const long paddings[] = { 0, 1, 3, 8, 16 };
+    long part = 1 + (long)draw((unsigned long)s->steps), padding = paddings[draw(5)];
+    int want_before = draw(4) > 0;
+    /* On these threads, and on one: the same bits. */
+    for (unsigned long long seen = 0;; seen = bits_seen, r.threads = 1) {
+        bits_seen = 0;
+        forward(&r, 0);
+        forward(&r, 1);
+        backward(&r, part, padding, want_before);
+        if (seen && bits_seen != seen) fail("other bits on one thread");
+        if (r.threads == 1) break;
+        free(r.f.y), free(r.f.gates), free(r.f.cells);
+    }
     for (int i = 0; i < 13; i++) expect_unchanged(all[i].given, all[i].from, all[i].count, element), free(all[i].given);
     free(r.f.y), free(r.f.gates), free(r.f.cells);
 }

@@ -58,7 +58,12 @@ static void check(gemm_t g, int threads) {
         if (torchlstm_isa(isa) != isa) continue;
         if (rounds != (isa == BFLOAT16 && !is_thin(&g)))
             rounds = isa == BFLOAT16 && !is_thin(&g), multiply(&g, a, b, old, rounds, expected);
-        for (g.element = 4; g.element <= (rounds ? 4 : 8); g.element += 4) run(&g, a, b, old, expected, threads, isa);
+        for (g.element = 4; g.element <= (rounds ? 4 : 8); g.element += 4) {
+            bits_seen = 0, run(&g, a, b, old, expected, threads, isa);
+            unsigned long long seen = bits_seen;
+            bits_seen = 0, run(&g, a, b, old, expected, 1, isa);
+            if (bits_seen != seen) fail("other bits than on %d threads", threads);
+        }
     }
     free(a), free(b), free(old), free(expected);
 }

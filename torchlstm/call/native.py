@@ -29,10 +29,12 @@ def _connect() -> bool:
             "empty_like": torch.empty_like,
             "forward_ad": vars(forward_ad),
             "profiler": vars(torch.autograd.profiler),
+            "engine": vars(engine),
+            "isas": engine.ISAS,
         }
     except AttributeError:
         return False
-    _kernel.connect(engine.ISAS[engine._isa], functions)
+    _kernel.connect(functions)
     return True
 
 

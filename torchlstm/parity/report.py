@@ -1,7 +1,8 @@
 """Results as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from .digits import Ratio
 from .run import Result
 
 
@@ -25,3 +26,9 @@ def line(result: Result, width: int) -> str:
         text += f"  {worst.name}: error {worst.error:.1e}, nn {worst.rival_error:.1e}, {worst.used:.0%} of the bound"
         text += f"  ({worst.reason})" if worst.reason else ""
     return text + (f"  [{result.note}]" if result.note else "")
+
+
+def digits_line(ratios: Mapping[str, Ratio]) -> str:
+    """Our rounding errors over nn.LSTM's in one line."""
+    each = ", ".join(f"{name} {ratio.mean:.2f} / {ratio.high:.2f}" for name, ratio in ratios.items())
+    return f"rounding error over nn.LSTM's (float32, geometric mean / 90th percentile of random shapes): {each}"

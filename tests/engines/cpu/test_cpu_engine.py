@@ -94,7 +94,7 @@ def test_parity_on_the_oldest_and_the_best_instruction_set(name: str, isa: str, 
     assert result.passed, result.worst
 
 
-def test_forced_instruction_set(monkeypatch: Any, in_python: None) -> None:
+def test_forced_instruction_set(monkeypatch: Any) -> None:
     monkeypatch.setattr(cpu, "_isa", "portable")
     assert cpu.instruction_set() == "portable"
     monkeypatch.setattr(cpu, "_isa", "sse9")
@@ -128,10 +128,7 @@ INVARIANT = {
 def test_output_does_not_depend_on_the_rest_of_the_batch(
     name: str, isa: str, dtype: torch.dtype, threads: Any, monkeypatch: Any
 ) -> None:
-    """Bit for bit, with three sequences or more, on any number of threads.
-
-    Rows in tiles of one or two are summed in another order: see engines/cpu/kernel/product.h.
-    """
+    """Bit for bit, on any number of threads; few steps of one or two sequences run another way: see kernel.h."""
     monkeypatch.setattr(cpu, "_isa", isa)
     shape, options = INVARIANT[name]
     _, ours, x = twins(shape, dtype, **options)
@@ -143,7 +140,7 @@ def test_output_does_not_depend_on_the_rest_of_the_batch(
         for count in (1, 2, 3):
             threads(count)
             assert torch.equal(ours(other)[0][:, 5], alone[:, 5])
-            for batch in (3, 4, 5, 7, 8, 13, 24, 25, 26, 49, 50, 69):
+            for batch in (*([] if name == "large" else [1, 2]), 3, 4, 5, 7, 8, 13, 24, 25, 26, 49, 50, 69):
                 assert torch.equal(ours(x[:, :batch])[0], alone[:, :batch]), f"{batch} sequences, {count} threads"
 
 

@@ -121,7 +121,7 @@ class Extension(Kernel, Protocol):
     What does not fit them is handed back, by None, and the way in Python raises or computes it.
     """
 
-    def connect(self, isa: int, functions: dict[str, Any], /) -> None:
+    def connect(self, functions: dict[str, Any], /) -> None:
         """Take what calls of modules ask of torch, by the names in moment.h."""
 
     def lstm(self, module: Any, input: Any, hx: Any, apply: Any, /) -> Any:

@@ -11,12 +11,12 @@ typedef struct {
     int reverse;
     long u0, u1, o0, o1;                /* blocks of hidden units, and of outputs, that are this thread's */
     const REAL *w_h, *w_r;              /* packed                                                     */
-    REAL *dh_state, *draw, *db;         /* (R blocks, B, LANES), (H blocks, B, LANES), (4H rounded up) */
+    REAL *dh_state, *draw, *db;         /* (R blocks, B, LANES), (H blocks, B, LANES), sums of db     */
     REAL *left;                         /* this thread's packed rows                                  */
     REAL *dgates, *before, *dh, *raw;   /* this direction's part of the job's                         */
     REAL *dc;                           /* (B, H)                                                     */
     const REAL *gates, *cells, *dacts, *dcells, *y, *dy, *h_0, *c_0;
-    long y_step, step;                  /* row strides of y and dy, and of dgates                     */
+    long y_step, step, db_step;         /* row strides of y and dy, of dgates, and of db or 0         */
 } FN(back_t);
 
 /* Packed weights of a block of columns: (SLOTS(K), LANES). */
@@ -60,17 +60,18 @@ NOINLINE void FN(end_states)(const FN(back_t) *l, REAL *dh_0) {
 /* out (column blocks [from, to), B, LANES) = a (rows, n) times packed columns, rows at r0 of out. */
 INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long n, REAL *out, long B, long r0,
                               long from, long to, int flip, REAL *left) {
-    long K = SLOTS(n), depth = FN(depth)(rows, K), panels = (to - from + COLS - 1) / COLS;
+    long K = SLOTS(n), depth = FN(depth)(rows, K), wide = FN(wide)(rows), panels = (to - from + wide - 1) / wide;
     for (long k0 = 0, k1; k0 < K; k0 = k1) {
         k1 = k0 + depth < K ? k0 + depth : K;
         const REAL *packed =
             rows && panels ? FN(pack_left)(a + k0 * PER_SLOT, lda, rows, FN(terms)(k0, k1, n), left) : NULL;
         for (long i = 0; i < panels; i++) {
-            long o = from + (flip ? panels - 1 - i : i) * COLS, cols = to - o < COLS ? to - o : COLS;
+            long o = from + (flip ? panels - 1 - i : i) * wide, cols = to - o < wide ? to - o : wide;
             REAL *acc = out + (o * B + r0) * LANES;
             FN(multiply)((FN(product_t)){ .a = packed, .b = w + (o * K + k0) * LANES, .from = k0 ? acc : NULL, .acc = acc,
-                                          .K = k1 - k0, .bk = LANES, .bv = K * LANES, .fr = LANES,
-                                          .fv = B * LANES, .ar = LANES, .av = B * LANES }, rows, cols);
+                                          .K = k1 - k0, .block = FN(block)(K, BLOCK_MOST), .bk = LANES, .bv = K * LANES,
+                                          .bp = COLS * K * LANES, .fr = LANES, .fv = B * LANES, .ar = LANES,
+                                          .av = B * LANES }, rows, cols);
         }
     }
 }
@@ -125,7 +126,8 @@ NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row, long later, l
             long r = cuts[i], rows = cuts[i + 1] - r, unit = u * LANES;
             if (!rows) continue;
             FN(run_cells_back)((FN(cells_back_t)){
-                .dgates = l->dgates + (row + r) * l->step + unit, .dc = l->dc + (r0 + r) * H + unit, .db = l->db + 4 * unit,
+                .dgates = l->dgates + (row + r) * l->step + unit, .dc = l->dc + (r0 + r) * H + unit,
+                .db = l->db + (r0 + r) * l->db_step + 4 * unit,
                 .raw = l->raw ? l->raw + (row + r) * H + unit : r < kept ? l->before + (later_row + r) * H + unit : NULL,
                 .gates = l->gates + (at + r) * 4 * H + unit, .c = l->cells + (at + r) * H + unit,
                 .c_before = r < old ? l->cells + (first_row(s, before) + r0 + r) * H + unit : l->c_0 + (r0 + r) * H + unit,
@@ -133,21 +135,21 @@ NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row, long later, l
                 .dy = l->dy && !l->raw ? l->dy + (at + r) * l->y_step + unit : NULL,
                 .dacts = l->dacts ? l->dacts + (at + r) * 4 * H + unit : NULL,
                 .dcells = l->dcells ? l->dcells + (at + r) * H + unit : NULL,
-                .H = H, .dy_step = l->y_step, .step = l->step }, rows, H - unit);
+                .H = H, .dy_step = l->y_step, .step = l->step, .db_step = l->db_step }, rows, H - unit);
         }
     if (l->before) FN(gather_before)(l, before, old, n, row, l->raw || last ? 0 : old);
 }
 
 TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
-    long T = s->steps, B = s->batch, H = s->hidden, R = s->output, P = first_row(s, T), width = blocks(H, LANES) * LANES;
+    long T = s->steps, B = s->batch, H = s->hidden, R = s->output, P = first_row(s, T);
     REAL *scratch = job->scratch;
     for (int d = p->d0; d < p->d1; d++) {
         REAL *base = scratch + d * plan->direction;
         FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = backwards(s, d), .w_h = base + plan->h, .w_r = base + plan->r,
                          .dh_state = base + plan->dh, .draw = base + plan->draw,
-                         .db = scratch + plan->threads + p->rank * plan->thread + d * 4 * width,
-                         .left = scratch + plan->threads + p->rank * plan->thread + plan->left,
+                         .db = base + plan->db, .db_step = bias_sums(s) > 1 ? plan->biases : 0,
+                         .left = scratch + plan->threads + p->rank * plan->thread,
                          .dgates = (REAL *)job->dgates + d * job->room * job->step, .step = job->step,
                          .before = job->before ? (REAL *)job->before + d * job->room * R : NULL,
                          .dh = s->projected ? (REAL *)job->dh + d * job->room * R : NULL,
@@ -177,16 +179,17 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
     }
 }
 
-/* db of every direction: the sum of the threads' sums, in their order. */
-TARGET static void FN(sum_biases)(const backward_t *job, const backward_plan_t *plan, int threads) {
+/* db of every direction: the sum over the rows of the batch, in their order. */
+TARGET static void FN(sum_biases)(const backward_t *job, const backward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
-    long H = s->hidden, width = blocks(H, LANES) * LANES;
-    for (int d = 0; d < s->directions; d++)
-        for (int g = 0; g < 4; g++)
-            for (long j = 0; j < H; j++) {
-                const REAL *from = (const REAL *)job->scratch + plan->threads + d * 4 * width + (j / LANES * 4 + g) * LANES + j % LANES;
-                REAL sum = 0;
-                for (int i = 0; i < threads; i++) sum += from[i * plan->thread];
-                ((REAL *)job->db)[(d * 4 + g) * H + j] = sum;
+    long H = s->hidden, sums = bias_sums(s);
+    for (int d = 0; d < s->directions; d++) {
+        const REAL *from = (const REAL *)job->scratch + d * plan->direction + plan->db;
+        for (long u = 0; u < H; u += LANES)
+            for (int g = 0; g < 4; g++) {
+                vec sum = {0};
+                for (long r = 0; r < sums; r++) sum += *(const vec *)(from + r * plan->biases + u * 4 + g * LANES);
+                FN(store)((REAL *)job->db + (d * 4 + g) * H + u, sum, H - u);
             }
+    }
 }

@@ -54,14 +54,18 @@ INLINE void FN(run_cells)(FN(cells_t) p, long rows, long n) {
 typedef struct {
     REAL *dgates;                       /* out: LANES of each gate at stride H, row stride `step` */
     REAL *dc;                           /* in and out, row stride H                               */
-    REAL *db;                           /* (4, LANES), the rows' sum is added                     */
+    REAL *db;                           /* (4, LANES), the rows' sum is added; with db_step (rows, 4, LANES) */
     REAL *raw;                          /* out, or NULL: o tanh c, row stride H                   */
     const REAL *gates, *c, *c_before;   /* activated gates, row stride 4H; c after and before, row stride H */
     const REAL *dh;                     /* (rows, LANES)                                          */
     const REAL *dy;                     /* or NULL: is added to dh                                */
     const REAL *dacts, *dcells;         /* or NULL: gradients of gates and c, laid out as these   */
-    long H, dy_step, step;
+    long H, dy_step, step, db_step;     /* db_step: between the rows of db, or 0                  */
 } FN(cells_back_t);
+
+INLINE void FN(add_biases)(REAL *db, vec i, vec f, vec g, vec o) {
+    *(vec *)db += i, *(vec *)(db + LANES) += f, *(vec *)(db + 2 * LANES) += g, *(vec *)(db + 3 * LANES) += o;
+}
 
 INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n, const int traced) {
     vec si = {0}, sf = {0}, sg = {0}, so = {0};
@@ -85,15 +89,13 @@ INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n, const in
         FN(store)(p.dgates + p.H, df, n);
         FN(store)(p.dgates + 2 * p.H, dg, n);
         FN(store)(p.dgates + 3 * p.H, do_, n);
-        si += di, sf += df, sg += dg, so += do_;
+        if (p.db_step) FN(add_biases)(p.db, di, df, dg, do_), p.db += p.db_step;
+        else si += di, sf += df, sg += dg, so += do_;
         if (p.raw) FN(store)(p.raw, o * tc, n), p.raw += p.H;
         p.dh += LANES, p.gates += 4 * p.H, p.dgates += p.step;
         p.c += p.H, p.c_before += p.H, p.dc += p.H;
     }
-    *(vec *)p.db += si;
-    *(vec *)(p.db + LANES) += sf;
-    *(vec *)(p.db + 2 * LANES) += sg;
-    *(vec *)(p.db + 3 * LANES) += so;
+    if (!p.db_step) FN(add_biases)(p.db, si, sf, sg, so);
 }
 NOINLINE void FN(cells_back_whole)(FN(cells_back_t) p, long rows) { FN(cells_back)(p, rows, LANES, 0); }
 NOINLINE void FN(cells_back_part)(FN(cells_back_t) p, long rows, long n) { FN(cells_back)(p, rows, n, 0); }

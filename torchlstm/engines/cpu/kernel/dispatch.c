@@ -46,10 +46,6 @@ static const kernels_t *kernels_of(int element, int isa) {
 
 static const kernels_t *kernels(const sizes_t *s, int isa) { return kernels_of(s->element, isa); }
 
-/* Recurrent weights up to this size are read from a core's own cache: each thread may then take rows of its own,
- * and read all of them, instead of waiting for the others every step. */
-enum { ROWS_BYTES = 320 << 10, ROWS_LEAST = 4 };
-
 /* Multiplications that a thread should have before another one helps: in several steps, in one, and between two meetings.
  * Measured on two cores of an AMD Zen 4, threads alone on them.  Several steps forward: 220000 gain 0 to 2 %, 400000 9 %,
  * 110000 lose 5 %.  One step: 100000 gain 1 %, 130000 10 %.  Between meetings: 9000 lose 1 %, 16000 gain 5 %. */
@@ -65,11 +61,6 @@ enum { WORK = 200000, SINGLE_WORK = 100000, STEP_WORK = 12000, PRODUCT_WORK = 30
 enum { CELL_WORK = 8 };
 
 static int teams_of(const sizes_t *s, int threads) { return s->directions == 2 && threads % 2 == 0 ? 2 : 1; }
-
-static int by_rows(const sizes_t *s, int members) {
-    return !s->projected && s->steps > 1 && 4 * s->hidden * s->output * s->element <= ROWS_BYTES
-           && s->batch >= ROWS_LEAST * members;
-}
 
 /* The number of threads worth using, forward or `back`: no more than asked for. */
 static int useful(const sizes_t *s, int back, int threads, int lanes) {
@@ -228,9 +219,11 @@ static void work(void *job, int rank, int threads) {
     } else {
         if (c->backward->from == 0) {
             const backward_plan_t *plan = c->plan;
-            for (long i = rank; i < c->worth; i += threads)
-                __builtin_memset((char *)c->backward->scratch + (size_t)((plan->threads + i * plan->thread) * s->element), 0,
-                                 (size_t)(plan->left * s->element));
+            long from, to;
+            share(bias_sums(s) * plan->biases, rank, threads, &from, &to);
+            for (int d = 0; d < s->directions; d++)
+                __builtin_memset((char *)c->backward->scratch + (d * plan->direction + plan->db + from) * s->element, 0,
+                                 (size_t)((to - from) * s->element));
             if (!single(s)) c->kernels->pack_backward(c->backward, &p, plan);
             meet(c->all, threads, rank, 1);
         }
@@ -288,7 +281,7 @@ void torchlstm_backward(const backward_t *b, int threads, int isa) {
     backward_plan_t plan = plan_backward(&b->sizes, c.worth, c.kernels->lanes);
     c.plan = &plan;
     run_layer(&c, &b->sizes, threads);
-    if (b->to == b->sizes.steps) c.kernels->sum_biases(b, &plan, c.worth);
+    if (b->to == b->sizes.steps) c.kernels->sum_biases(b, &plan);
 }
 
 /* --- products --- */

@@ -9,7 +9,7 @@ typedef struct {
     void (*forward_in_place)(const forward_t *, part_t *, const forward_plan_t *);
     void (*pack_backward)(const backward_t *, const part_t *, const backward_plan_t *);
     void (*backward)(const backward_t *, part_t *, const backward_plan_t *);
-    void (*sum_biases)(const backward_t *, const backward_plan_t *, int threads);
+    void (*sum_biases)(const backward_t *, const backward_plan_t *);
     void (*gemm)(const gemm_t *, int rank, int threads, flag_t *);
     void (*gemm_thin)(const gemm_t *, int rank, int threads); /* NULL of bfloat16 */
 } kernels_t;

@@ -63,11 +63,11 @@ NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forw
 /* Gates of one block of units: acc = from + packed rows times slots [k0, k1) of its panels. */
 INLINE void FN(add_gates)(const REAL *a, long rows, const REAL *panels, long K, long k0, long k1,
                           const REAL *from, long from_step, REAL *acc) {
-    for (long q = 0; q < 4 / COLS; q++)
-        FN(multiply)((FN(product_t)){ .a = a, .b = panels + (q * K + k0) * COLS * LANES,
-                                      .from = from + q * COLS * LANES, .acc = acc + q * COLS * LANES, .K = k1 - k0,
-                                      .bk = COLS * LANES, .bv = LANES, .fr = from_step, .fv = LANES,
-                                      .ar = 4 * LANES, .av = LANES }, rows, COLS);
+    for (long g = 0, wide = FN(wide)(rows); g < 4; g += wide)
+        FN(multiply)((FN(product_t)){ .a = a, .b = panels + (g * K + k0 * COLS) * LANES, .from = from + g * LANES,
+                                      .acc = acc + g * LANES, .K = k1 - k0, .block = FN(block)(K, BLOCK_MOST),
+                                      .bk = COLS * LANES, .bv = LANES, .bp = K * COLS * LANES, .fr = from_step,
+                                      .fv = LANES, .ar = 4 * LANES, .av = LANES }, rows, wide);
 }
 
 /* The input's part, both biases included, of `rows` packed rows from x on; they go to `row` of the buffer. */
@@ -129,14 +129,15 @@ NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
     for (long r = 0, rows; r < n; r += rows) {
         rows = FN(even)(n - r, HIGH);
         const REAL *a = FN(pack_left)(l->raw + (r0 + r) * H, H, rows, H, l->left);
-        for (long o = l->o0; o < l->o1; o += COLS) {
-            long cols = l->o1 - o < COLS ? l->o1 - o : COLS;
-            FN(multiply)((FN(product_t)){ .a = a, .b = l->w_r + o * LANES * K, .acc = acc, .K = K, .bk = LANES,
-                                          .bv = LANES * K, .ar = COLS * LANES, .av = LANES }, rows, cols);
+        for (long o = l->o0, wide = FN(wide)(rows); o < l->o1; o += wide) {
+            long cols = l->o1 - o < wide ? l->o1 - o : wide;
+            FN(multiply)((FN(product_t)){ .a = a, .b = l->w_r + o * LANES * K, .acc = acc, .K = K,
+                                          .block = FN(block)(K, BLOCK_MOST), .bk = LANES, .bv = LANES * K,
+                                          .bp = COLS * LANES * K, .ar = wide * LANES, .av = LANES }, rows, cols);
             for (long i = 0; i < rows; i++)
                 for (long v = 0; v < cols; v++)
                     FN(store)(l->y + (at + r + i) * l->y_step + (o + v) * LANES,
-                              *(const vec *)(acc + (i * COLS + v) * LANES), s->output - (o + v) * LANES);
+                              *(const vec *)(acc + (i * wide + v) * LANES), s->output - (o + v) * LANES);
         }
     }
 }

@@ -21,14 +21,15 @@ NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long
     return start;
 }
 
-/* Packed rows times up to COLS vectors of columns of b, slot k of vector v at b + k * bk + v * LANES; of a last one that
- * is not whole, at edge + k * ek.  Added to out, or with `fresh` written. */
-INLINE void FN(gemm_panel)(const REAL *a, long rows, const REAL *b, long bk, const REAL *edge, long ek, long K, REAL *out,
-                           long ldo, long columns, int fresh) {
-    long whole = columns >= COLS * LANES ? COLS : columns / LANES;
-    FN(product_t) m = { .a = a, .b = b, .acc = out, .K = K, .bk = bk, .bv = LANES, .ar = ldo, .av = LANES, .add = !fresh };
+/* Packed rows times up to `wide` vectors of columns of b, slot k of vector v at b + k * bk + v * LANES; of a last one
+ * that is not whole, at edge + k * ek.  Added to out, or with `fresh` written. */
+INLINE void FN(gemm_panel)(const REAL *a, long rows, long wide, const REAL *b, long bk, const REAL *edge, long ek, long K,
+                           REAL *out, long ldo, long columns, int fresh) {
+    long whole = columns >= wide * LANES ? wide : columns / LANES;
+    FN(product_t) m = { .a = a, .b = b, .acc = out, .K = K, .block = FN(block)(K, GEMM_BLOCK), .bk = bk, .bv = LANES,
+                        .bp = COLS * LANES, .ar = ldo, .av = LANES, .add = !fresh };
     if (whole) FN(multiply)(m, rows, whole);
-    if (whole == COLS || columns == whole * LANES) return;
+    if (whole == wide || columns == whole * LANES) return;
     REAL part[GEMM_ROWS * LANES];
     m.b = edge, m.bk = ek, m.acc = part, m.ar = LANES, m.add = 0;
     FN(multiply)(m, rows, 1);
@@ -66,7 +67,7 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
             for (long p = 0; p < count; p++) {
                 const REAL *panel = panels + p * WIDTH * K;
                 long columns = g->N - p * WIDTH < WIDTH ? g->N - p * WIDTH : WIDTH;
-                FN(gemm_panel)(packed, rows, panel, WIDTH, panel + columns / LANES * LANES, WIDTH, K,
+                FN(gemm_panel)(packed, rows, COLS, panel, WIDTH, panel + columns / LANES * LANES, WIDTH, K,
                                out + m * g->ldo + p * WIDTH, g->ldo, columns, !g->add && !k);
             }
         }
@@ -95,8 +96,8 @@ TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
             rows = FN(even)(m1 - m, GEMM_ROWS);
             const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
                                            : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left);
-            for (long n = n0; n < n1; n += WIDTH)
-                FN(gemm_panel)(packed, rows, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo, n1 - n,
+            for (long n = n0, wide = FN(wide)(rows); n < n1; n += wide * LANES)
+                FN(gemm_panel)(packed, rows, wide, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo, n1 - n,
                                !g->add && !k);
         }
     }

@@ -31,8 +31,10 @@ static const kernels_t FN(kernels) = {
 #undef INLINE
 #undef NOINLINE
 #undef TILE
-#undef TILES
-#undef TILE_NAMES
+#undef LOW_TILES
+#undef HIGH_TILES
+#undef LOW_NAMES
+#undef HIGH_NAMES
 #undef UNITS
 #undef DOT_TILE
 #undef SLOTS

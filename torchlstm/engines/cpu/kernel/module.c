@@ -274,16 +274,16 @@ static PyObject *adapt(PyObject *self, PyObject *value) {
 
 /* --- whole calls of modules --- */
 
-/* connect(isa, functions): what calls of modules ask of torch, by the names in moment.h. */
-static PyObject *connect_torch(PyObject *self, PyObject *const *values, Py_ssize_t n) {
+/* connect(functions): what calls of modules ask of torch, by the names in moment.h. */
+static PyObject *connect_torch(PyObject *self, PyObject *functions) {
     (void)self;
-    if (n != 2 || !PyLong_Check(values[0]) || !PyDict_Check(values[1])) {
-        PyErr_SetString(PyExc_TypeError, "connect(isa, functions): an int and a dict");
+    if (!PyDict_Check(functions)) {
+        PyErr_SetString(PyExc_TypeError, "connect(functions): a dict");
         return NULL;
     }
-    torch.connected = 0, torch.isa = (int)PyLong_AsLong(values[0]);
+    torch.connected = 0;
 #define TAKE(name)                                                                      \
-    PyObject *name = PyDict_GetItemString(values[1], #name);                            \
+    PyObject *name = PyDict_GetItemString(functions, #name);                            \
     if (!name) { PyErr_SetString(PyExc_KeyError, #name); return NULL; }
     MOMENT(TAKE)
 #define KEEP(name) Py_INCREF(name), Py_XDECREF(torch.name), torch.name = name;
@@ -369,7 +369,7 @@ static int start(PyObject *m) {
 static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
     NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa),
-    PLACED("connect", connect_torch), PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
+    { "connect", connect_torch, METH_O, NULL }, PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
     PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
     { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), { 0 },
 };

@@ -15,7 +15,7 @@ enum { LAYERS = 16, KINDS = 5 };
 typedef struct {
     sizes_t sizes;                      /* of the first layer; the others' input is D R */
     long layers;
-    int cell, batched, batch_first, bias, threads;
+    int cell, batched, batch_first, bias, threads, isa;
     dl_dtype_t dtype;
 } form_t;
 
@@ -248,10 +248,10 @@ static PyObject *infer(const module_call_t *m) {
     const long D = first->directions, R = first->output, H = first->hidden, B = first->batch, P = first->steps * B;
     const size_t element = (size_t)first->element, row = (size_t)(D * R) * element;
     forward_t job = { .sizes = *first };
-    size_t kernel = torchlstm_forward_scratch(&job, f->threads, torch.isa);
+    size_t kernel = torchlstm_forward_scratch(&job, f->threads, f->isa);
     if (f->layers > 1) {
         job.sizes.input = D * R;
-        size_t other = torchlstm_forward_scratch(&job, f->threads, torch.isa);
+        size_t other = torchlstm_forward_scratch(&job, f->threads, f->isa);
         if (other > kernel) kernel = other;
     }
     rows_t rows = rows_in(f, &m->x.view, first->input);
@@ -282,7 +282,7 @@ static PyObject *infer(const module_call_t *m) {
         job.h_n = (char *)h_n + (size_t)(states * R) * element, job.c_n = (char *)c_n + (size_t)(states * H) * element;
         job.y = l == f->layers - 1 && y ? y : scratch.at + between[l % 2];
         for (long d = 0; d < D; d++) job.weights[d] = m->of[l][d];
-        torchlstm_forward(&job, f->threads, torch.isa);
+        torchlstm_forward(&job, f->threads, f->isa);
         job.x = job.y;
     }
     if (released) PyEval_RestoreThread(released);

@@ -3,19 +3,19 @@
 #include "read.h"
 #include "scratch.h"
 
-/* What Python hands over once: functions without arguments, but for EMPTY_LIKE, and the dicts of two modules whose
- * variables are read. */
+/* What Python hands over once: functions without arguments, but for empty_like, the dicts of modules whose variables
+ * are read, and the numbers of instruction sets by their names. */
 #define MOMENT(X)                                                                                         \
     X(is_grad_enabled) X(is_tracing) X(transforms) X(modes) X(function_modes) X(is_autocast) \
-    X(count_threads) X(empty_like) X(forward_ad) X(profiler)
+    X(count_threads) X(empty_like) X(forward_ad) X(profiler) X(engine) X(isas)
 #define MEMBER(name) PyObject *name;
-static struct { MOMENT(MEMBER) int isa, connected; } torch;
+static struct { MOMENT(MEMBER) int connected; } torch;
 
 /* Names of attributes and methods, interned. */
 #define WORDS(X)                                                                                          \
     X(_parameters) X(input_size) X(hidden_size) X(num_layers) X(bias) X(batch_first) X(dropout) X(training) \
     X(bidirectional) X(proj_size) X(checkpoint_every) X(requires_grad) X(is_neg) X(new_empty) X(contiguous) \
-    X(transpose_) X(_current_level) X(_is_profiler_enabled)
+    X(transpose_) X(_current_level) X(_is_profiler_enabled) X(_isa)
 static struct { WORDS(MEMBER) PyObject *zero, *one; } word;
 
 /* Is what a call returned true?  An error is not. */
@@ -62,6 +62,12 @@ static int threads_now(void) {
     Py_XDECREF(n);
     if (PyErr_Occurred()) PyErr_Clear(), count = 1;
     return count < 1 ? 1 : (int)count;
+}
+
+/* The number of the instruction set that is asked for, or -1. */
+static int isa_now(void) {
+    PyObject *number = PyDict_GetItemWithError(torch.isas, variable(torch.engine, word._isa));
+    return number && PyLong_Check(number) ? (int)PyLong_AsLong(number) : -1;
 }
 
 /* Does a tensor say so?  `question` is an attribute. */

@@ -40,6 +40,12 @@ enum { GATES_BYTES = 192 << 10 };
  * cache while the columns change.  But at least LEFT_LEAST terms: starting a sum costs too. */
 enum { LEFT_BYTES = 256 << 10, LEFT_LEAST = 256 };
 
+/* Most slots of a block of a sum (product.h): in the time loop, and in products of matrices.  Measured (AMD Zen 4): against
+ * one chain BLOCK_MOST 128 costs 0 to 2 % of inference, 64 with two blocks at least 2 to 5 %; GEMM_BLOCK 32 costs 1 % of
+ * a training step more than 64.  A product of matrices sums over as many terms as a batch has rows, where nn.LSTM adds
+ * up the sums of steps: to be as exact it needs shorter blocks.  `torchlstm parity` prints the errors. */
+enum { BLOCK_MOST = 128, GEMM_BLOCK = 64 };
+
 /* A product of matrices: terms and rows that are packed at a time, and slack after the rows, in elements. */
 enum { GEMM_DEPTH = 512, GEMM_ROWS = 48, GEMM_SLACK = 64 };
 
@@ -92,10 +98,23 @@ static inline forward_plan_t plan_forward(const sizes_t *s, int threads, int lan
     return p;
 }
 
+/* Recurrent weights up to this size are read from a core's own cache: each thread may then take rows of its own,
+ * and read all of them, instead of waiting for the others every step. */
+enum { ROWS_BYTES = 320 << 10, ROWS_LEAST = 4 };
+static inline int by_rows(const sizes_t *s, int members) {
+    return !s->projected && s->steps > 1 && 4 * s->hidden * s->output * s->element <= ROWS_BYTES
+           && s->batch >= ROWS_LEAST * members;
+}
+
+/* How many sums the gradient of the biases is kept as until the end: one, or where some number of threads would share
+ * the rows one for each row, so that the order of summation does not depend on who has which. */
+static inline long bias_sums(const sizes_t *s) { return by_rows(s, 2) ? s->batch : 1; }
+
 typedef struct {
-    long h, r;                          /* packed weights of one direction: recurrence, projection */
+    long h, r;                          /* packed weights of one direction: recurrence, projection     */
     long dh, draw;                      /* (R blocks, B, LANES), and (H blocks, B, LANES) if projected */
-    long direction, threads, left, thread, total;  /* each thread: db, a sum of (D, 4H rounded up), and packed rows */
+    long db, biases;                    /* (bias_sums, 4H rounded up), and their row stride            */
+    long direction, threads, thread, total;     /* each thread: packed rows                            */
 } backward_plan_t;
 
 static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int lanes) {
@@ -105,10 +124,11 @@ static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int l
     p.r = at, at += s->projected ? width * s->output : 0;
     p.dh = at, at += out * s->batch;
     p.draw = at, at += s->projected ? width * s->batch : 0;
+    p.biases = 4 * width;
+    p.db = at = blocks(at, 32) * 32, at += bias_sums(s) * p.biases;
     p.direction = at = blocks(at, 32) * 32;
     p.threads = at * s->directions;
-    p.left = blocks(4 * width * s->directions, 32) * 32;
-    p.thread = p.left + (single(s) ? 0 : left_room(s));
+    p.thread = single(s) ? 0 : left_room(s);
     p.total = p.threads + p.thread * threads;
     return p;
 }

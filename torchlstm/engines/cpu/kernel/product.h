@@ -1,90 +1,107 @@
 /* The microkernel: a tile of packed rows times panels of columns, and the packing. */
 
-/* acc = from + a b for `rows` rows and up to COLS vectors of columns, K slots.
+/* Every product sums along K in one order, whatever the height of a tile, and so whatever the number of threads and the
+ * other rows of a batch: blocks of FN(block) slots are summed from 0 each, and the sums of blocks are added one after the
+ * other.  (One long chain would lose digits.)
+ *
+ * acc = from + a b for `rows` rows and up to FN(wide)(rows) vectors of columns, K slots.
  *   a      (rows, K) as pack_left leaves it
- *   b      slot k of column v at b + k * bk + v * bv, LANES wide
- *   from   what the sums start with, (rows, columns) vectors at strides fr, fv; NULL: 0.  May be acc.
+ *   b      slot k of column v at b + k * bk + v % COLS * bv + v / COLS * bp, LANES wide
+ *   from   what the sums of blocks are added to, (rows, columns) vectors at strides fr, fv; NULL: 0.  May be acc.
  *   acc    the sums, (rows, columns) vectors at strides ar, av
+ *   block  slots of a block; the last one may have fewer
  *   add    add the sums to acc when they are complete, which is more exact than to start with it if acc is a long sum */
 typedef struct {
     const REAL *a, *b, *from;
     REAL *acc;
-    long K, bk, bv, fr, fv, ar, av;
+    long K, block, bk, bv, bp, fr, fv, ar, av;
     int add;
 } FN(product_t);
 
-/* One tile, in registers.  Rows of their own sum in one chain along K, whatever the height of the tile, from 3 rows
- * on; with 1 or 2 rows, `phases` independent chains hide the latency of the additions. */
-INLINE void FN(tile)(int rows, int cols, int phases, const FN(product_t) *m) {
-    vec s[4][6][4];
-    const REAL *a = m->a, *b = m->b, *from = m->from;
-    REAL *acc = m->acc;
-    long k = 0, K = m->K, bk = m->bk, bv = m->bv, fr = m->fr, fv = m->fv, ar = m->ar, av = m->av;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < cols; v++) {
-            s[0][r][v] = from ? *(const vec *)(from + r * fr + v * fv) : (vec){0};
-#pragma GCC unroll 8
-            for (int f = 1; f < phases; f++) s[f][r][v] = (vec){0};
-        }
-#pragma GCC unroll 1
-    for (; k + phases <= K; k += phases)
-#pragma GCC unroll 8
-        for (int f = 0; f < phases; f++, b += bk) {
-            vec w[4];
-#pragma GCC unroll 8
-            for (int v = 0; v < cols; v++) w[v] = *(const vec *)(b + v * bv);
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-                for (int v = 0; v < cols; v++) s[f][r][v] = FN(multiply_add)(s[f][r][v], a[(k + f) * rows + r], w[v]);
-        }
-    if (phases > 1)
-#pragma GCC unroll 1
-        for (; k < K; k++, b += bk)
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-                for (int v = 0; v < cols; v++)
-                    s[0][r][v] = FN(multiply_add)(s[0][r][v], a[k * rows + r], *(const vec *)(b + v * bv));
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < cols; v++) {
-            vec sum = s[0][r][v];
-#pragma GCC unroll 8
-            for (int f = 1; f < phases; f++) sum += s[f][r][v];
-            if (m->add) sum += *(const vec *)(acc + r * ar + v * av);
-            *(vec *)(acc + r * ar + v * av) = sum;
-        }
+/* Things are cut into parts of nearly equal size, none above `most` (16 = 6 + 5 + 5). */
+INLINE long FN(even)(long n, long most) {
+    long parts = (n + most - 1) / most;
+    return (n + parts - 1) / parts;
 }
 
-#define TILE(rows, cols)                                                                  \
-    NOINLINE void FN(tile_##rows##cols)(const FN(product_t) *m) {                         \
-        FN(tile)(rows, cols, rows > 2 ? 1 : rows * cols > 4 ? 1 : rows * cols > 2 ? 2 : 4, m); \
-    }
-#define TILES(cols) TILE(1, cols) TILE(2, cols) TILE(3, cols) TILE(4, cols) TILE(5, cols) TILE(6, cols)
-#define TILE_NAMES(cols) \
-    { FN(tile_1##cols), FN(tile_2##cols), FN(tile_3##cols), FN(tile_4##cols), FN(tile_5##cols), FN(tile_6##cols) }
-TILES(1)
-TILES(2)
+/* Slots of a block of a sum of K slots: no more than `most`, and blocks of nearly equal length. */
+INLINE long FN(block)(long K, long most) { return K > most ? FN(even)(K, most) : K; }
+
+/* Vectors of columns of a tile.  With 1 or 2 rows always 4: independent sums hide the latency of the additions. */
+INLINE long FN(wide)(long rows) { return rows > 2 ? COLS : 4; }
+
+/* One tile.  A block is summed in registers; the sum so far is beside, in the innermost cache. */
+INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
+    REAL sums[6 * 4 * LANES], *to = sums;
+    const REAL *a = m->a, *b = m->b, *from = m->from;
+    long bk = m->bk, bv = m->bv, bp = m->bp, fr = m->fr, fv = m->fv, tr = cols * LANES, tv = LANES, left = m->K;
+#pragma GCC unroll 1
+    do {
+        vec s[6][4];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < cols; v++) s[r][v] = (vec){0};
+        long n = left < m->block ? left : m->block;
+        left -= n;
+#pragma GCC unroll 1
+        for (; n > 0; n--, a += rows, b += bk) {
+            vec w[4];
+#pragma GCC unroll 8
+            for (int v = 0; v < cols; v++) w[v] = *(const vec *)(b + v % COLS * bv + v / COLS * bp);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+                for (int v = 0; v < cols; v++) s[r][v] = FN(multiply_add)(s[r][v], a[r], w[v]);
+        }
+        if (from)
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+                for (int v = 0; v < cols; v++) s[r][v] += *(const vec *)(from + r * fr + v * fv);
+        if (!left) to = m->acc, tr = m->ar, tv = m->av;
+        if (!left && m->add)
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+                for (int v = 0; v < cols; v++) s[r][v] += *(const vec *)(to + r * tr + v * tv);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < cols; v++) *(vec *)(to + r * tr + v * tv) = s[r][v];
+        from = to, fr = tr, fv = tv;
+    } while (left > 0);
+}
+
+#define TILE(rows, cols) \
+    NOINLINE void FN(tile_##rows##cols)(const FN(product_t) *m) { FN(tile)(rows, cols, m); }
+#define LOW_TILES(cols) TILE(1, cols) TILE(2, cols)
+#define HIGH_TILES(cols) TILE(3, cols) TILE(4, cols) TILE(5, cols) TILE(6, cols)
+#define LOW_NAMES(cols) FN(tile_1##cols), FN(tile_2##cols)
+#define HIGH_NAMES(cols) FN(tile_3##cols), FN(tile_4##cols), FN(tile_5##cols), FN(tile_6##cols)
+LOW_TILES(1)
+LOW_TILES(2)
+LOW_TILES(3)
+LOW_TILES(4)
+HIGH_TILES(1)
+HIGH_TILES(2)
 #if COLS == 4
-TILES(3)
-TILES(4)
+HIGH_TILES(3)
+HIGH_TILES(4)
 #endif
-static void (*const FN(tiles)[COLS][6])(const FN(product_t) *) = {
-    TILE_NAMES(1), TILE_NAMES(2),
+static void (*const FN(tiles)[4][6])(const FN(product_t) *) = {
+    { LOW_NAMES(1), HIGH_NAMES(1) },
+    { LOW_NAMES(2), HIGH_NAMES(2) },
 #if COLS == 4
-    TILE_NAMES(3), TILE_NAMES(4),
+    { LOW_NAMES(3), HIGH_NAMES(3) },
+    { LOW_NAMES(4), HIGH_NAMES(4) },
+#else
+    { LOW_NAMES(3) },
+    { LOW_NAMES(4) },
 #endif
 };
 
-/* Rows are worked on in tiles of nearly equal height, none above `most` (16 = 6 + 5 + 5). */
-INLINE long FN(even)(long rows, long most) {
-    long tiles = (rows + most - 1) / most;
-    return (rows + tiles - 1) / tiles;
-}
+/* Rows of a tile. */
 INLINE long FN(tile_height)(long rows) { return FN(even)(rows, 6); }
 
 /* The same for any number of rows. */
@@ -97,13 +114,12 @@ INLINE void FN(multiply)(FN(product_t) m, long rows, long cols) {
     }
 }
 
-/* How many slots to sum before going on to the next columns: all, or as many as keep the rows in the cache. */
+/* How many slots to sum before going on to the next columns: all, or as many blocks as keep the rows in the cache. */
 INLINE long FN(depth)(long rows, long K) {
-    long most = LEFT_BYTES / (long)sizeof(REAL) / (rows ? rows : 1);
+    long most = LEFT_BYTES / (long)sizeof(REAL) / (rows ? rows : 1), block = FN(block)(K, BLOCK_MOST);
     if (most >= K) return K;
     if (most < LEFT_LEAST) most = LEFT_LEAST;
-    long parts = (K + most - 1) / most;
-    return (K + parts - 1) / parts;
+    return FN(even)((K + block - 1) / block, most / block) * block;
 }
 
 /* Rows of K terms of the left operand as the tiles read them: for each tile its rows side by side, slot after slot.  (Read in

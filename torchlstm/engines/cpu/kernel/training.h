@@ -62,7 +62,7 @@ static PyObject *keep(PyObject *self, PyObject *const *values, Py_ssize_t n) {
     forward_t job = { .sizes = *s };
     rows_t rows = rows_in(f, &m.x.view, s->input);
     scratch_t scratch = { 0 };
-    size_t work = reserve(&scratch, torchlstm_forward_scratch(&job, f->threads, torch.isa));
+    size_t work = reserve(&scratch, torchlstm_forward_scratch(&job, f->threads, f->isa));
     size_t zeros = reserve(&scratch, m.h.object && m.c.object ? 0 : (size_t)(D * B * (R > H ? R : H)) * element);
     size_t ordered = reserve(&scratch, rows.in_order ? 0 : (size_t)(P * s->input) * element);
     size_t output = reserve(&scratch, f->cell ? (size_t)(P * R) * element : 0);
@@ -88,7 +88,7 @@ static PyObject *keep(PyObject *self, PyObject *const *values, Py_ssize_t n) {
     job.y = y ? y : scratch.at + output;
     job.scratch = scratch.at + work;
     for (long d = 0; d < D; d++) job.weights[d] = m.of[0][d];
-    torchlstm_forward(&job, f->threads, torch.isa);
+    torchlstm_forward(&job, f->threads, f->isa);
     if (copy) memcpy(copy, job.y, (size_t)(P * D * R) * element);
     if (released) PyEval_RestoreThread(released);
     give_scratch(&scratch);
@@ -127,8 +127,8 @@ static void multiply(products_t *p, void *out, long ldo, const void *a, long lda
                      long M, long N, long K, int add) {
     gemm_t g = { .out = out, .a = a, .b = b, .M = M, .N = N, .K = K, .ldo = ldo, .lda = lda, .ldb = ldb,
                  .turned = turned, .add = add, .element = p->f->sizes.element, .scratch = p->scratch };
-    if (p->scratch) { torchlstm_gemm(&g, p->f->threads, torch.isa); return; }
-    size_t need = torchlstm_gemm_scratch(&g, p->f->threads, torch.isa);
+    if (p->scratch) { torchlstm_gemm(&g, p->f->threads, p->f->isa); return; }
+    size_t need = torchlstm_gemm_scratch(&g, p->f->threads, p->f->isa);
     if (need > p->need) p->need = need;
 }
 
@@ -171,7 +171,7 @@ static void run_backward(gradients_t *g, products_t *p, long per_part) {
     for (long first = 0; first < s->steps; first += per_part) {
         long end = first + per_part < s->steps ? first + per_part : s->steps;
         g->job.from = first, g->job.to = end;
-        if (p->scratch) torchlstm_backward(&g->job, g->f->threads, torch.isa);
+        if (p->scratch) torchlstm_backward(&g->job, g->f->threads, g->f->isa);
         for (long d = 0; d < s->directions; d++)
             products_of_part(g, p, d, (d ? first : s->steps - end) * s->batch, (end - first) * s->batch, !first);
         /* Parts are equal but for the last. */
@@ -242,7 +242,7 @@ static PyObject *gradients(PyObject *self, PyObject *const *values, Py_ssize_t n
     if (any_ih) rows = rows_in(f, &m.x.view, I);
     if (in[0].t.object) of_dy = rows_in(f, &in[0].t.view, D * R);
     scratch_t scratch = { 0 };
-    const size_t work = reserve(&scratch, torchlstm_backward_scratch(&g.job, f->threads, torch.isa));
+    const size_t work = reserve(&scratch, torchlstm_backward_scratch(&g.job, f->threads, f->isa));
     const size_t zeros = reserve(&scratch, m.h.object && m.c.object ? 0 : (size_t)(D * B * (R > H ? R : H)) * e);
     const size_t ordered = reserve(&scratch, rows.in_order ? 0 : (size_t)(P * I) * e);
     const size_t dy = reserve(&scratch, of_dy.in_order ? 0 : (size_t)(P * D * R) * e);
@@ -361,7 +361,7 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
     module_call_t m = { .form = { .cell = cell } };
     PyObject *result = NULL, *dict = torch.connected && is_tensor(values[1]) ? PyObject_GenericGetDict(values[0], NULL) : NULL;
     int fits = dict && PyDict_Check(dict) && read_module(&m, dict, values[1], values[2]) && tensors_are_plain()
-               && nobody_watches() && !any(&m, is_negated);
+               && nobody_watches() && !any(&m, is_negated) && (m.form.isa = isa_now()) >= 0;
     if (fits) {
         m.form.threads = threads_now();
         if (!ask(torch.is_grad_enabled) || !any(&m, requires_grad)) {
