@@ -397,3 +397,16 @@ def test_an_error_is_that_of_the_checks() -> None:
             module(*arguments)
         shown = "".join(traceback.format_exception(error.value))
         assert "_kernel" not in shown
+
+
+def test_the_instruction_set_is_the_one_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, x = torchlstm.LSTM(90, 70), torch.randn(5, 3, 90)
+    found = []
+    for name in ("portable", "best"):
+        monkeypatch.setattr(native.engine, "_isa", name)
+        in_c, in_python = both_ways(lambda: module(x)[0], monkeypatch)
+        assert torch.equal(in_c, in_python)
+        found.append(in_c)
+    if native.engine.instruction_set() != "portable":
+        assert not torch.equal(*found)
