@@ -115,8 +115,19 @@ static int read_states(module_call_t *m, PyObject *h, PyObject *c) {
     return c == Py_None || read_shaped(c, &m->c, m->form.dtype, dims, of_c);
 }
 
+/* Is an attribute None, the instance's or else its class's? */
+static int is_none(PyObject *module, PyObject *dict, PyObject *name) {
+    PyObject *own = PyDict_GetItemWithError(dict, name);
+    if (own) return own == Py_None;
+    PyObject *shared = PyObject_GetAttr((PyObject *)Py_TYPE(module), name);
+    int none = shared == Py_None;
+    Py_XDECREF(shared);
+    if (!shared) PyErr_Clear();
+    return none;
+}
+
 /* What the attributes of a module say; 0 if it is not for here. */
-static int read_options(form_t *f, PyObject *dict) {
+static int read_options(form_t *f, PyObject *module, PyObject *dict) {
     sizes_t *s = &f->sizes;
     s->input = number(dict, word.input_size), s->hidden = number(dict, word.hidden_size), s->output = s->hidden;
     s->directions = 1, f->layers = 1;
@@ -132,14 +143,14 @@ static int read_options(form_t *f, PyObject *dict) {
         if (!PyFloat_Check(dropout) || PyFloat_AsDouble(dropout) != 0) return 0;
     }
     return s->input > 0 && s->hidden > 0 && proj >= 0 && f->layers > 0 && f->layers <= LAYERS
-           && variable(dict, word.checkpoint_every) == Py_None;
+           && is_none(module, dict, word.checkpoint_every);
 }
 
 /* Reads a call of a module; 0 if it is not for here. */
-static int read_module(module_call_t *m, PyObject *dict, PyObject *input, PyObject *hx) {
+static int read_module(module_call_t *m, PyObject *module, PyObject *dict, PyObject *input, PyObject *hx) {
     form_t *f = &m->form;
     PyObject *parameters = PyDict_GetItemWithError(dict, word._parameters);
-    if (!parameters || !PyDict_Check(parameters) || !read_options(f, dict) || !read_input(m, input)) return 0;
+    if (!parameters || !PyDict_Check(parameters) || !read_options(f, module, dict) || !read_input(m, input)) return 0;
     int none = hx == Py_None;
     if (!none && ((PyObject *)Py_TYPE(hx) != (PyObject *)&PyTuple_Type || PyTuple_Size(hx) != 2)) return 0;
     PyObject *h = none ? hx : PyTuple_GetItem(hx, 0), *c = none ? hx : PyTuple_GetItem(hx, 1);

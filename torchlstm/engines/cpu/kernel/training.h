@@ -360,7 +360,7 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
     }
     module_call_t m = { .form = { .cell = cell } };
     PyObject *result = NULL, *dict = torch.connected && is_tensor(values[1]) ? PyObject_GenericGetDict(values[0], NULL) : NULL;
-    int fits = dict && PyDict_Check(dict) && read_module(&m, dict, values[1], values[2]) && tensors_are_plain()
+    int fits = dict && PyDict_Check(dict) && read_module(&m, values[0], dict, values[1], values[2]) && tensors_are_plain()
                && nobody_watches() && !any(&m, is_negated) && (m.form.isa = isa_now()) >= 0;
     if (fits) {
         m.form.threads = threads_now();
