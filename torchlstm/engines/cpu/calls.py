@@ -108,6 +108,9 @@ class Kernel(Protocol):
     def isa(self, wanted: int, /) -> int:
         """The instruction set that is used where one is wanted."""
 
+    def peak(self, *, isa: int, threads: int, element: int, rounds: int) -> int:
+        """Run multiply-adds in registers on every thread; returns how many operations, two each."""
+
 
 def declared() -> dict[str, dict[str, str]]:
     """The fields of every call, and their types."""

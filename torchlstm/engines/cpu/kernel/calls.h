@@ -93,6 +93,12 @@
 #define HUGE_PAGES(X) X(ANY, tensor)
 #define ISA(X) X(COUNT, wanted, PORTABLE, BFLOAT16)
 
+#define PEAK(X)                                                         \
+    X(COUNT, isa, PORTABLE, BFLOAT16)                                   \
+    X(COUNT, threads, 1, MOST_THREADS)                                  \
+    X(COUNT, element, 4, 8) /* bytes: 4 or 8 */                         \
+    X(COUNT, rounds, 1, MOST)
+
 /* Each call: its name in Python, and its fields. */
 #define CALLS(X)                                                        \
     X(sizes, SIZES)                                                     \
@@ -104,4 +110,5 @@
     X(gemm, GEMM)                                                       \
     X(readable, READABLE)                                               \
     X(huge, HUGE_PAGES)                                                 \
-    X(isa, ISA)
+    X(isa, ISA)                                                         \
+    X(peak, PEAK)

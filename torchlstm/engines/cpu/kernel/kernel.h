@@ -82,3 +82,5 @@ size_t torchlstm_gemm_scratch(const gemm_t *, int threads, int isa);
 void torchlstm_forward(const forward_t *, int threads, int isa);
 void torchlstm_backward(const backward_t *, int threads, int isa);
 void torchlstm_gemm(const gemm_t *, int threads, int isa);
+/* Runs multiply-adds in registers, `rounds` times some, on every thread; returns how many operations they were. */
+long torchlstm_peak(long rounds, int element, int threads, int isa);

@@ -263,6 +263,18 @@ static PyObject *isa(PyObject *self, PyObject *value) {
     return PyLong_FromLong(torchlstm_isa((int)wanted));
 }
 
+/* peak(isa, threads, element, rounds) -> operations: multiply-adds in registers, on every thread */
+static PyObject *peak(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(peak, PEAK)
+    PEAK(FILL)
+    EXPECT(element == 4 || element == 8, element, "4 or 8")
+    long operations;
+    Py_BEGIN_ALLOW_THREADS
+    operations = torchlstm_peak(rounds, (int)element, (int)threads, (int)isa);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(operations);
+}
+
 /* --- the module --- */
 
 /* The type of a field, as Python's declaration writes it. */
@@ -335,7 +347,8 @@ static int start(PyObject *m) {
 #define ALONE(call) { #call, call, METH_O, NULL }
 static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
-    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), { 0 },
+    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), NAMED(peak),
+    { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };
