@@ -12,12 +12,14 @@ import torch
 
 from torchlstm import use_engine
 
+from .extras import Extra
 from .measure import Settings
 from .peers import PEERS, choose
 from .record import Row, Run, dump, load, slug
-from .report import Table, text, write_markdown
-from .run import measure_all, start
-from .workloads import Workload, is_sweep, select, sweeps
+from .report import Table, extras_text, text, write_markdown
+from .run import measure_all, measure_extras, start
+from .selection import select
+from .workloads import Workload, is_sweep, sweeps
 
 _RESULTS = Path(__file__).parent / "results"
 _QUICK_SECONDS = 0.01
@@ -60,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _write(runs, arguments)
             return 0
         if arguments.list:
-            return _list(select(arguments.workloads, arguments.device))
+            return _list(*select(arguments.workloads, arguments.device))
         if arguments.device == "cuda" and not torch.cuda.is_available():
             parser.error(f"no CUDA device: torch {torch.__version__} sees none")
-        workloads = select(arguments.workloads, arguments.device)
+        workloads, extras = select(arguments.workloads, arguments.device)
         if arguments.plot:
             workloads += [workload for workload in sweeps(arguments.device) if workload not in workloads]
         peers, left_out = choose(arguments.peers)
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = arguments.seconds or (_QUICK_SECONDS if arguments.quick else 1.0)
     settings = Settings(arguments.device, torch.get_num_threads(), arguments.engine, tuple(peers), seconds,
                         arguments.quick, arguments.memory)  # fmt: skip
-    run = _measure(settings, workloads, left_out)
+    run = _measure(settings, workloads, extras, left_out)
     if arguments.json:
         dump(run, arguments.json)
     if arguments.save:
@@ -86,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"saved: {file}")
     _write([run], arguments)
     outcomes = [row["outcome"] for row in run["rows"]]
-    return 1 if "red" in outcomes or "measured" not in outcomes else 0
+    measured = "measured" in outcomes or any(row["figures"] for row in run["extras"])
+    return 1 if "red" in outcomes or not measured else 0
 
 
 def _check(parser: _Parser, arguments: argparse.Namespace) -> None:
@@ -111,19 +114,23 @@ def _check(parser: _Parser, arguments: argparse.Namespace) -> None:
             parser.error(f"cannot write into {arguments.plot}: {error.strerror}")
 
 
-def _list(workloads: list[Workload]) -> int:
-    width = max(len(workload.name) for workload in workloads)
+def _list(workloads: list[Workload], extras: list[Extra]) -> int:
+    width = max(len(name) for name in [*(w.name for w in workloads), *(e.name for e in extras)])
     for workload in workloads:
         sizes = " ".join(f"{key}={value}" for key, value in workload.sizes().items() if key != "kind" and value)
         print(f"{workload.name:<{width}}  {workload.group:<14}  {sizes}")
+    for extra in extras:
+        print(f"{extra.name:<{width}}  {extra.group}")
     return 0
 
 
-def _measure(settings: Settings, workloads: list[Workload], left_out: dict[str, str]) -> Run:
+def _measure(settings: Settings, workloads: list[Workload], extras: list[Extra], left_out: dict[str, str]) -> Run:
     """Measure, printing each row of the table as soon as it is there."""
     run = start(settings, workloads, left_out)
     table = Table(run)
-    print("\n".join([*table.title(), "", table.header()]), flush=True)
+    print("\n".join(table.title()), flush=True)
+    if workloads:
+        print("\n" + table.header(), flush=True)
     clear = "\r\033[K" if sys.stdout.isatty() and sys.stderr.isatty() else ""
 
     def show(row: Row) -> None:
@@ -131,7 +138,8 @@ def _measure(settings: Settings, workloads: list[Workload], left_out: dict[str, 
             print(clear + table.line(row), flush=True)
 
     measure_all(run, settings, workloads, show)
-    print("\n".join(["", *table.below()]))
+    measure_extras(run, settings, extras)
+    print(clear + "\n".join([*extras_text(run), "", *table.below()]))
     return run
 
 

@@ -14,15 +14,16 @@ from torchlstm.parity.timing import Pairs, interleave
 
 from .calls import Call, arguments, call_of, module_of
 from .gate import outcome
+from .limit import threads_used
 from .memory import measure_memory
 from .peers import PEERS, Peer, prepare
 from .record import Mode, Row, Timing
 from .unfit import Unfit, first_line
 from .workloads import MODES, Workload, is_sweep
 
-# A measurement lasts at least this long: reading the clock and calling through a closure take 0.2 us, and the
-# shortest calls 10 us.
-_SHORTEST = 5e-4
+# A measurement lasts at least this long: 100 calls of the shortest, of 10 us.  The clock takes 0.1 us, and the first
+# call after the other module's finds its memory out of the nearest cache.
+SHORTEST = 1e-3
 
 # Blocks of a peer that is timed apart.
 _ROUNDS = 5
@@ -44,10 +45,10 @@ class Settings:
     memory: bool = True
 
 
-def measure(workload: Workload, settings: Settings, peaks: dict[str, float]) -> Row:
+def measure(workload: Workload, settings: Settings, peak: float | None) -> Row:
     """A workload's row.
 
-    peaks  GF/s of a large product by dtype
+    peak  GF/s that its speed is a share of, or None
     """
     small = workload.shrunk() if settings.quick else workload
     result, why = outcome(small, settings.device)
@@ -70,9 +71,8 @@ def measure(workload: Workload, settings: Settings, peaks: dict[str, float]) -> 
     inputs = small.inputs().to(torch.device(settings.device), small.case.dtype)
     ours = module_of(small, True, settings.device)
     row["engine"] = _engine(ours, inputs)
-    peak = peaks.get(str(small.case.dtype).removeprefix("torch.")) if settings.device == "cuda" else peaks["float32"]
     for mode in MODES:
-        row["modes"][mode] = _mode(small, inputs, ours, mode, settings, peak)
+        row["modes"][mode] = _mode(small, inputs, ours, mode, row["engine"], settings, peak)
     if settings.memory and small.weighs_memory and not is_sweep(small.group):
         row["memory"] = measure_memory(workload.name, settings.device, settings.threads, settings.engine)
     return row
@@ -88,7 +88,13 @@ def _engine(module: nn.Module, inputs: Inputs) -> str:
 
 
 def _mode(
-    workload: Workload, inputs: Inputs, ours: nn.Module, mode: str, settings: Settings, peak: float | None
+    workload: Workload,
+    inputs: Inputs,
+    ours: nn.Module,
+    mode: str,
+    engine: str,
+    settings: Settings,
+    peak: float | None,
 ) -> Mode:
     with torch.no_grad() if mode == "inference" else nullcontext():
         call = call_of(mode, ours, inputs)
@@ -98,11 +104,13 @@ def _mode(
             if mode in PEERS[name].modes
         }
         seconds = (peers["nn"]["ours_ms"] or 1e3 * _alone(call, settings, settings.seconds)) / 1e3
+        call()  # ours last: the kernel tells of its latest call
     gflops = workload.flops(mode) / seconds / 1e9
     return {
         "ours_ms": 1e3 * seconds,
         "gflops": gflops,
         "peak": gflops / peak if peak else None,
+        "threads": threads_used() if engine == "cpu" else None,
         "peers": peers,
     }
 
@@ -111,7 +119,7 @@ def _against(peer: Peer, workload: Workload, inputs: Inputs, ours: Call, mode: s
     """Time a peer and ours in turns."""
     note = None
     try:
-        if peer.apart:
+        if peer.apart and settings.threads > 1:
             pairs = _apart(lambda: prepare(peer, workload, inputs, mode, settings.device).call, ours, settings)
         else:
             theirs = prepare(peer, workload, inputs, mode, settings.device)
@@ -136,12 +144,12 @@ def _pairs(peer: Peer, theirs: Call, ours: Call, settings: Settings) -> Pairs:
         theirs()
     except Exception as error:  # as in `prepare`: a training step can fail where the forward did not
         raise Unfit(f"{peer.name} cannot run this here: {first_line(error)}") from error
-    return interleave(theirs, ours, settings.device, settings.seconds, shortest=_SHORTEST)
+    return interleave(theirs, ours, settings.device, settings.seconds, shortest=SHORTEST)
 
 
 def _alone(call: Call, settings: Settings, seconds: float) -> float:
     """The median of one computation, in seconds."""
-    return interleave(call, call, settings.device, seconds, shortest=_SHORTEST).first
+    return interleave(call, call, settings.device, seconds, shortest=SHORTEST).first
 
 
 def _apart(make: Callable[[], Call], ours: Call, settings: Settings) -> Pairs:

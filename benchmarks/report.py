@@ -63,12 +63,12 @@ class Table:
         """What was measured where."""
         environment, settings = self.run["environment"], self.run["settings"]
         dirty = ", with changes" if environment["dirty"] else ""
-        peaks = ", ".join(f"{dtype} {peak:.0f}" for dtype, peak in environment["product_gflops"].items())
+        isa = f", kernel {environment['isa']}" if environment["isa"] and settings["device"] == "cpu" else ""
         lines = [
             f"torchlstm {environment['torchlstm']} ({environment['commit']}{dirty}), engine {settings['engine']}, "
             f"against torch {environment['torch']}",
-            f"{environment['machine']}, {threads(self.run)}, {environment['date'][:10]}; "
-            f"peak of a matrix product in GF/s: {peaks}",
+            f"{environment['machine']}{isa}, {threads(self.run)}, {environment['date'][:10]}",
+            peak_in_words(self.run),
         ]
         if settings["quick"]:
             lines.append("QUICK: shrunk workloads, to see that it runs; the figures say nothing")
@@ -99,6 +99,7 @@ class Table:
             if (timing := mode["peers"]["nn"])["ratio"] is not None and timing["ratio"] < _TIE
         ]
         lines.append(f"slower than nn.LSTM (ratio below {_TIE}): {', '.join(slow) or 'none'}")
+        lines += _fewer_threads(self.run)
         if points := len(self.run["rows"]) - len(rows_of(self.run)):
             lines.append(f"and {points} points of the sweeps against T, B and H, which the plots show")
         failed = [row["workload"] for row in self.run["rows"] if row["outcome"] == "red"]
@@ -116,6 +117,22 @@ def _columns(run: Run) -> list[tuple[str, str]]:
 def rows_of(run: Run) -> list[Row]:
     """The rows of the table: all but the sweeps' points, which are there for a plot."""
     return [row for row in run["rows"] if not is_sweep(row["group"])]
+
+
+def peak_in_words(run: Run) -> str:
+    """What the shares of the peak are shares of, and the speeds besides."""
+    environment = run["environment"]
+    products = _speeds(environment["product_gflops"])
+    limits: dict[str, dict[str, float]] | None = environment["limit_gflops"]
+    if limits is None:
+        return f"peak: share of a large torch.mm, GF/s: {products}"
+    others = [f"{isa} {_speeds(limits[isa])}" for isa in reversed(limits) if isa != environment["isa"]]
+    used = f"{environment['isa']} {_speeds(limits[environment['isa']])}"
+    return f"peak: share of multiply-adds in registers, GF/s: {used} ({'; '.join([*others, f'torch.mm {products}'])})"
+
+
+def _speeds(by_dtype: dict[str, float]) -> str:
+    return ", ".join(f"{dtype} {speed:.0f}" for dtype, speed in by_dtype.items())
 
 
 def threads(run: Run) -> str:
@@ -138,35 +155,85 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def _means(run: Run) -> Iterator[str]:
+    """Of each group the geometric mean of its ratios, and the least of them."""
     groups = dict.fromkeys(row["group"] for row in rows_of(run) if is_averaged(row["group"]))
     for group in groups:
         rows = [row for row in rows_of(run) if row["group"] == group]
         parts = []
         for peer, name in _columns(run):
-            timings = [row["modes"][name]["peers"][peer] for row in rows if row["outcome"] == "measured"]
-            ratios = [timing["ratio"] for timing in timings if timing["ratio"] is not None]
+            measured = [row for row in rows if row["outcome"] == "measured"]
+            ratios = {
+                row["workload"]: ratio
+                for row in measured
+                if (ratio := row["modes"][name]["peers"][peer]["ratio"]) is not None
+            }
             if ratios:
                 of = "" if len(ratios) == len(rows) else f" ({len(ratios)} of them)"
-                parts.append(f"{peer}/ours {name} {geometric_mean(ratios):.2f}{of}")
+                least = min(ratios, key=ratios.__getitem__)
+                mean = geometric_mean(list(ratios.values()))
+                parts.append(f"{peer}/ours {name} {mean:.2f}{of}, least {ratios[least]:.2f} of {least}")
         if parts:
-            yield f"geometric mean of {group} ({len(rows)} workloads): {', '.join(parts)}"
+            yield f"geometric mean of {group} ({len(rows)} workloads): {'; '.join(parts)}"
+
+
+def _fewer_threads(run: Run) -> Iterator[str]:
+    """Which calls used fewer threads than there were."""
+    for count in range(1, run["environment"]["threads"]):
+        names = [
+            f"{row['workload']} {name}"
+            for row in rows_of(run)
+            for name, mode in row["modes"].items()
+            if mode["threads"] == count
+        ]
+        if names:
+            yield f"used {count} of {threads(run)}: {', '.join(names)}"
+
+
+def _extra_tables(run: Run) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Of each group of rows of another kind the names of its columns, and its cells."""
+    for group in dict.fromkeys(row["group"] for row in run["extras"]):
+        rows = [row for row in run["extras"] if row["group"] == group]
+        columns = list(dict.fromkeys(column for row in rows for column in row["figures"]))
+        cells = [[row["name"], *(number(row["figures"].get(column)) for column in columns)] for row in rows]
+        for row, line in zip(rows, cells, strict=True):
+            if row["note"]:
+                line[0] += f" ({row['note']})"
+        yield [group, *columns], cells
+
+
+def extras_text(run: Run) -> list[str]:
+    """The tables of another kind for the terminal, an empty line before each."""
+    lines = []
+    for names, cells in _extra_tables(run):
+        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+        lines.append("")
+        for line in (names, *cells):
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return lines
 
 
 def text(run: Run) -> str:
     """The whole report for the terminal."""
     table = Table(run)
-    lines = [*table.title(), "", table.header(), *map(table.line, rows_of(run))]
-    return "\n".join([*lines, "", *table.below()])
+    lines = ["", table.header(), *map(table.line, rows_of(run))] if run["rows"] else []
+    return "\n".join([*table.title(), *lines, *extras_text(run), "", *table.below()])
+
+
+def _markdown_table(names: list[str], cells: list[list[str]], left: int) -> str:
+    """The first columns, so many, are of words."""
+    lines = ["| " + " | ".join(names) + " |", "|---" * left + "|---:" * (len(names) - left) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+    return "\n".join(lines)
 
 
 def markdown(run: Run) -> str:
     """The whole report as Markdown."""
     table = Table(run)
-    names = [name for name, _ in table.columns]
-    lines = ["| " + " | ".join(names) + " |", "|---|---" + "|---:" * (len(names) - 2) + "|"]
-    for row in rows_of(run):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in table.cells(row)) + " |")
-    return "\n\n".join(["\n".join(table.title()), "\n".join(lines), "\n".join(f"- {line}" for line in table.below())])
+    parts = ["\n".join(table.title())]
+    if run["rows"]:
+        parts.append(_markdown_table([name for name, _ in table.columns], list(map(table.cells, rows_of(run))), 2))
+    parts += [_markdown_table(names, cells, 1) for names, cells in _extra_tables(run)]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in table.below())])
 
 
 def write_markdown(runs: list[Run], path: str | Path) -> None:

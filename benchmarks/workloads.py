@@ -1,9 +1,9 @@
 """Every workload, written once: its sizes, its inputs, and what it costs on paper."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,25 @@ from torchlstm.parity import Case
 from torchlstm.parity.observe import Inputs, draw
 
 MODES = ("inference", "training")
+
+
+class Named(Protocol):
+    """Something that a run measures."""
+
+    @property
+    def name(self) -> str:
+        """Its own."""
+
+    @property
+    def group(self) -> str:
+        """What it is shown with."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it is measured."""
+
+
+Row = TypeVar("Row", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -202,9 +221,19 @@ def _everywhere() -> Iterator[Workload]:
     for sizes in ((500, 16, 32, 32), (200, 64, 128, 256)):
         yield _workload("lengths-T{}-B{}-I{}-H{}".format(*sizes), "lengths", sizes, form="lengths")
     yield _workload("resets-T128-B16-I64-H128", "resets", (128, 16, 64, 128), form="resets")
-    for batch in (1, 32):
-        yield _workload(f"cell-B{batch}-H256", "cell", (1, batch, 256, 256), cell=True, hx="given")
     yield _workload("bfloat16-T128-B16-I128-H256", "bfloat16", (128, 16, 128, 256), dtype=torch.bfloat16)
+
+
+def _short() -> Iterator[Workload]:
+    """Calls of 10 us and more: one step of a cell, and few steps of a layer; I = H."""
+    for batch in (1, 8, 64):
+        for hidden in (16, 64, 128, 256, 512):
+            sizes = (1, batch, hidden, hidden)
+            yield _workload(f"cell-B{batch}-H{hidden}", "cell", sizes, cell=True, hx="given")
+    for steps in (1, 3, 7, 16):
+        for batch in (1, 4):
+            for hidden in (64, 256, 512):
+                yield _workload(f"steps-T{steps}-B{batch}-H{hidden}", "steps", (steps, batch, hidden, hidden))
 
 
 def _sweeps() -> Iterator[Workload]:
@@ -240,7 +269,7 @@ def _grid() -> Iterator[Workload]:
 
 def _table() -> dict[str, Workload]:
     table: dict[str, Workload] = {}
-    for part in (_everywhere, _grid, _sweeps):
+    for part in (_everywhere, _short, _grid, _sweeps):
         for workload in part():
             if workload.name in table:
                 raise ValueError(f"two workloads are called {workload.name!r}")
@@ -256,26 +285,36 @@ def is_sweep(group: str) -> bool:
     return group.startswith("sweep-")
 
 
+def is_short(group: str) -> bool:
+    """Whether a group is of short calls, whose ratios a picture of their own shows."""
+    return group in ("cell", "steps")
+
+
 def is_averaged(group: str) -> bool:
     """Whether a geometric mean over the group says something."""
-    return group == "dense" or group.startswith(("grid-", "rest-"))
+    return group == "dense" or is_short(group) or group.startswith(("grid-", "rest-"))
 
 
 def select(patterns: str | None, device: str) -> list[Workload]:
-    """The workloads of a device whose name or group matches one of the shell patterns, separated by commas.
-
-    None means all but the sweeps.  Raises ValueError for a pattern that matches nothing.
-    """
-    here = [workload for workload in WORKLOADS.values() if device in workload.devices]
+    """The workloads of a device that `matching` finds; None means all but the sweeps."""
     if patterns is None:
-        return [workload for workload in here if not is_sweep(workload.group)]
+        return [w for w in WORKLOADS.values() if device in w.devices and not is_sweep(w.group)]
+    return matching(patterns, device, list(WORKLOADS.values()))
+
+
+def matching(patterns: str, device: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a device whose name or group matches one of the shell patterns, separated by commas.
+
+    Raises ValueError for a pattern that matches nothing.
+    """
+    here = [row for row in rows if device in row.devices]
     chosen: set[str] = set()
     for pattern in patterns.split(","):
-        found = {w.name for w in here if fnmatch(w.name, pattern.strip()) or fnmatch(w.group, pattern.strip())}
+        found = {row.name for row in here if any(fnmatch(of, pattern.strip()) for of in (row.name, row.group))}
         if not found:
             raise ValueError(f"no workload for {device} matches {pattern!r}; `--list` prints them")
         chosen |= found
-    return [workload for workload in here if workload.name in chosen]
+    return [row for row in here if row.name in chosen]
 
 
 def sweeps(device: str) -> list[Workload]:

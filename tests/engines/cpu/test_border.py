@@ -81,6 +81,7 @@ FIELDS: dict[str, Callable[[], Fields]] = {
     "backward": backward_fields,
     "backward-unprojected": lambda: backward_fields(projected=False),
     "gemm": gemm_fields,
+    "peak": lambda: {"isa": 3, "threads": 2, "element": 4, "rounds": 10},
     "readable": lambda: {"matrix": torch.randn(3, 4), "turned": False},
 }
 

@@ -114,6 +114,9 @@ class Kernel(Protocol):
     def adapt(self, on: bool, /) -> None:
         """For tests and comparisons: with False, calls use all threads that their work is worth."""
 
+    def peak(self, *, isa: int, threads: int, element: int, rounds: int) -> int:
+        """Run multiply-adds in registers on every thread; returns how many operations, two each."""
+
 
 class Extension(Kernel, Protocol):
     """The extension with the calls whose arguments it reads itself: see modules.h and training.h.

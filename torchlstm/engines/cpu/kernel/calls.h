@@ -95,6 +95,12 @@
 #define THREADS(X)
 #define ADAPT(X) X(FLAG, on)
 
+#define PEAK(X)                                                         \
+    X(COUNT, isa, PORTABLE, BFLOAT16)                                   \
+    X(COUNT, threads, 1, MOST_THREADS)                                  \
+    X(COUNT, element, 4, 8) /* bytes: 4 or 8 */                         \
+    X(COUNT, rounds, 1, MOST)
+
 /* Each call: its name in Python, and its fields. */
 #define CALLS(X)                                                        \
     X(sizes, SIZES)                                                     \
@@ -108,4 +114,5 @@
     X(huge, HUGE_PAGES)                                                 \
     X(isa, ISA)                                                         \
     X(threads, THREADS)                                                 \
-    X(adapt, ADAPT)
+    X(adapt, ADAPT)                                                     \
+    X(peak, PEAK)

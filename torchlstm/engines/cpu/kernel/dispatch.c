@@ -332,3 +332,18 @@ void torchlstm_gemm(const gemm_t *given, int threads, int isa) {
     region_t r = { .work = multiply, .job = &c, .all = all, .mine = all };
     run(&r, threads, worth, wanted, used);
 }
+
+typedef struct { const kernels_t *kernels; long rounds; atomic_long operations; } peak_call_t;
+
+static void peak_member(void *data) {
+    peak_call_t *c = data;
+    atomic_fetch_add(&c->operations, c->kernels->peak(c->rounds));
+}
+
+long torchlstm_peak(long rounds, int element, int threads, int isa) {
+    peak_call_t c = { kernels_of(element, isa), rounds, 0 };
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (threads > 1 && have_openmp()) GOMP_parallel(peak_member, &c, (unsigned)threads, 0);
+    else peak_member(&c);
+    return atomic_load(&c.operations);
+}

@@ -12,6 +12,7 @@ typedef struct {
     void (*sum_biases)(const backward_t *, const backward_plan_t *);
     void (*gemm)(const gemm_t *, int rank, int threads, flag_t *);
     void (*gemm_thin)(const gemm_t *, int rank, int threads); /* NULL of bfloat16 */
+    long (*peak)(long rounds);
 } kernels_t;
 
 /* [0] float, [1] double. */

@@ -108,3 +108,6 @@ int torchlstm_processors(void);
 
 /* For tests and comparisons: with 0, calls use all threads that their work is worth, whatever they wait for.  Forgets any stall. */
 void torchlstm_adapt(int on);
+
+/* Runs multiply-adds in registers, `rounds` times some, on every thread; returns how many operations they were. */
+long torchlstm_peak(long rounds, int element, int threads, int isa);

@@ -7,10 +7,11 @@
 #include "backward.h"
 #include "in_place.h"
 #include "gemm.h"
+#include "peak.h"
 
 static const kernels_t FN(kernels) = {
     LANES, COLS * LANES, FN(pack_forward), FN(forward), FN(forward_in_place), FN(pack_backward), FN(backward), FN(sum_biases),
-    FN(gemm), GEMM_THIN_KERNEL,
+    FN(gemm), GEMM_THIN_KERNEL, FN(peak),
 };
 
 #undef FN
@@ -38,6 +39,8 @@ static const kernels_t FN(kernels) = {
 #undef UNITS
 #undef DOT_TILE
 #undef SLOTS
+#undef CHAINS
+#undef PEAK_STEP
 #undef GEMM_THIN_KERNEL
 #undef REAL
 #undef INTEGER

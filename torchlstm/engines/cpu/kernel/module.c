@@ -272,6 +272,18 @@ static PyObject *adapt(PyObject *self, PyObject *value) {
     Py_RETURN_NONE;
 }
 
+/* peak(isa, threads, element, rounds) -> operations: multiply-adds in registers, on every thread */
+static PyObject *peak(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(peak, PEAK)
+    PEAK(FILL)
+    EXPECT(element == 4 || element == 8, element, "4 or 8")
+    long operations;
+    Py_BEGIN_ALLOW_THREADS
+    operations = torchlstm_peak(rounds, (int)element, (int)threads, (int)isa);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(operations);
+}
+
 /* --- whole calls of modules --- */
 
 /* connect(functions): what calls of modules ask of torch, by the names in moment.h. */
@@ -368,7 +380,7 @@ static int start(PyObject *m) {
 #define ALONE(call) { #call, call, METH_O, NULL }
 static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
-    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa),
+    NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), NAMED(peak),
     { "connect", connect_torch, METH_O, NULL }, PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
     PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
     { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), { 0 },

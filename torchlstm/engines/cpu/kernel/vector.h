@@ -1,6 +1,6 @@
 /* Vectors of LANES elements of type REAL for one instruction set ISA, in GCC/Clang vector extensions.
  *
- * This header and the ones after it (slot.h, product.h, cell.h, forward.h, backward.h, in_place.h, gemm.h) are one text, included once
+ * This header and the ones after it (slot.h, product.h, cell.h, forward.h, backward.h, in_place.h, gemm.h, peak.h) are one text, included once
  * for every instruction set and element type by kernels.h; FN(name) makes the names differ.
  */
 
