@@ -99,6 +99,9 @@ class Kernel(Protocol):
     ) -> None:
         """Write left @ right to `out`, or add it."""
 
+    def peak(self, *, isa: int, threads: int, element: int, rounds: int) -> int:
+        """Run multiply-adds in registers on every thread; returns how many operations, two each."""
+
     def readable(self, *, matrix: Tensor, turned: bool) -> bool:
         """Whether a product can read a matrix where it is; `turned`: column by column too."""
 
@@ -107,9 +110,6 @@ class Kernel(Protocol):
 
     def isa(self, wanted: int, /) -> int:
         """The instruction set that is used where one is wanted."""
-
-    def peak(self, *, isa: int, threads: int, element: int, rounds: int) -> int:
-        """Run multiply-adds in registers on every thread; returns how many operations, two each."""
 
 
 def declared() -> dict[str, dict[str, str]]:

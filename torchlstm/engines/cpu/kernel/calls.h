@@ -87,17 +87,17 @@
     X(SCRATCH, scratch, product_scratch(&call, threads, isa))
 #define GEMM(X) GEMM_SCRATCH(X) GEMM_REST(X)
 
-#define READABLE(X)                                                     \
-    X(ANY, matrix)                                                      \
-    X(FLAG, turned)
-#define HUGE_PAGES(X) X(ANY, tensor)
-#define ISA(X) X(COUNT, wanted, PORTABLE, BFLOAT16)
-
 #define PEAK(X)                                                         \
     X(COUNT, isa, PORTABLE, BFLOAT16)                                   \
     X(COUNT, threads, 1, MOST_THREADS)                                  \
     X(COUNT, element, 4, 8) /* bytes: 4 or 8 */                         \
     X(COUNT, rounds, 1, MOST)
+
+#define READABLE(X)                                                     \
+    X(ANY, matrix)                                                      \
+    X(FLAG, turned)
+#define HUGE_PAGES(X) X(ANY, tensor)
+#define ISA(X) X(COUNT, wanted, PORTABLE, BFLOAT16)
 
 /* Each call: its name in Python, and its fields. */
 #define CALLS(X)                                                        \
@@ -108,7 +108,7 @@
     X(backward, BACKWARD)                                               \
     X(gemm_scratch, GEMM_SCRATCH)                                       \
     X(gemm, GEMM)                                                       \
+    X(peak, PEAK)                                                       \
     X(readable, READABLE)                                               \
     X(huge, HUGE_PAGES)                                                 \
-    X(isa, ISA)                                                         \
-    X(peak, PEAK)
+    X(isa, ISA)

@@ -76,11 +76,11 @@ enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
 
 /* `threads` is how many to use at most; results are right with fewer. A backward must be asked with one number. */
 int torchlstm_isa(int wanted);
+/* Runs multiply-adds in registers, `rounds` times some, on every thread; returns how many operations they were. */
+long torchlstm_peak(long rounds, int element, int threads, int isa);
 size_t torchlstm_forward_scratch(const forward_t *, int threads, int isa);
 size_t torchlstm_backward_scratch(const backward_t *, int threads, int isa);
 size_t torchlstm_gemm_scratch(const gemm_t *, int threads, int isa);
 void torchlstm_forward(const forward_t *, int threads, int isa);
 void torchlstm_backward(const backward_t *, int threads, int isa);
 void torchlstm_gemm(const gemm_t *, int threads, int isa);
-/* Runs multiply-adds in registers, `rounds` times some, on every thread; returns how many operations they were. */
-long torchlstm_peak(long rounds, int element, int threads, int isa);

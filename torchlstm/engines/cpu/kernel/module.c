@@ -231,6 +231,18 @@ static PyObject *gemm(PyObject *self, PyObject *const *values, Py_ssize_t n, PyO
     Py_RETURN_NONE;
 }
 
+/* peak(isa, threads, element, rounds) -> operations: multiply-adds in registers, on every thread */
+static PyObject *peak(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
+    BEGIN(peak, PEAK)
+    PEAK(FILL)
+    EXPECT(element == 4 || element == 8, element, "4 or 8")
+    long operations;
+    Py_BEGIN_ALLOW_THREADS
+    operations = torchlstm_peak(rounds, (int)element, (int)threads, (int)isa);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(operations);
+}
+
 /* readable(matrix, turned) -> can a product read it where it is? */
 static PyObject *readable(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
     BEGIN(readable, READABLE)
@@ -261,18 +273,6 @@ static PyObject *isa(PyObject *self, PyObject *value) {
     BEGIN_ONE(isa, ISA)
     ISA(FILL)
     return PyLong_FromLong(torchlstm_isa((int)wanted));
-}
-
-/* peak(isa, threads, element, rounds) -> operations: multiply-adds in registers, on every thread */
-static PyObject *peak(PyObject *self, PyObject *const *values, Py_ssize_t n, PyObject *names) {
-    BEGIN(peak, PEAK)
-    PEAK(FILL)
-    EXPECT(element == 4 || element == 8, element, "4 or 8")
-    long operations;
-    Py_BEGIN_ALLOW_THREADS
-    operations = torchlstm_peak(rounds, (int)element, (int)threads, (int)isa);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(operations);
 }
 
 /* --- the module --- */
