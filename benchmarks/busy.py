@@ -24,6 +24,8 @@ import torch
 from torchlstm.parity import Case
 
 from .calls import call_of, module_of
+from .extras import Extra, Figures
+from .measure import Settings
 from .workloads import MODES, Workload
 
 _ROOT = Path(__file__).parent.parent
@@ -165,18 +167,42 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def compare(
-    crew: Crew, workload: str, mode: str, setting: str, threads: int, seconds: float, who: tuple[str, ...] = tuple(WHO)
+    crew: Crew, workload: str, mode: str, setting: str, threads: int, seconds: float, rounds: int = _ROUNDS
 ) -> dict[str, Rate]:
     """Everyone in one setting; the crew has as many processes as the setting, or more."""
     processes, others = SETTINGS[setting]
-    found: dict[str, list[list[dict[str, Any]]]] = {one: [] for one in who}
+    found: dict[str, list[list[dict[str, Any]]]] = {one: [] for one in WHO}
     with neighbours(others):
-        for _ in range(_ROUNDS):
-            for one in who:
+        for _ in range(rounds):
+            for one in WHO:
                 kind, all_threads = WHO[one]
                 count = threads if all_threads else 1
-                found[one].append(crew.measure(workload, kind, mode, processes, count, seconds / _ROUNDS))
-    return {one: _rate(rounds) for one, rounds in found.items()}
+                found[one].append(crew.measure(workload, kind, mode, processes, count, seconds / rounds))
+    return {one: _rate(each) for one, each in found.items()}
+
+
+def _row(setting: str, mode: str) -> Extra:
+    """The usual call in one setting, for the table of `python -m benchmarks`."""
+
+    def measure(settings: Settings) -> Figures:
+        crew = Crew(SETTINGS[setting][0])
+        try:
+            found = compare(
+                crew, USUAL.name, mode, setting, settings.threads, settings.seconds, 1 if settings.quick else _ROUNDS
+            )
+        finally:
+            crew.close()
+        nn, ours, one = (found[who] for who in WHO)
+        return {
+            "nn calls/s": nn.calls, "ours calls/s": ours.calls, "ours/nn": ours.calls / nn.calls,
+            "ours/1 thread": ours.calls / one.calls, "ms p50": ours.p50, "ms p99": ours.p99, "nn ms p99": nn.p99,
+            "threads used": ours.used,
+        }  # fmt: skip
+
+    return Extra(f"busy-{setting}-{mode}", "busy", measure)
+
+
+EXTRAS = tuple(_row(setting, mode) for setting in SETTINGS for mode in MODES)
 
 
 def main(given: list[str] | None = None) -> int:

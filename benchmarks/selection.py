@@ -1,10 +1,10 @@
 """What a run measures: the workloads and the other rows whose names or groups match what was asked for."""
 
-from . import overhead
+from . import busy, overhead
 from .extras import Extra
 from .workloads import WORKLOADS, Workload, is_sweep, matching
 
-EXTRAS: dict[str, Extra] = {extra.name: extra for extra in overhead.EXTRAS}
+EXTRAS: dict[str, Extra] = {extra.name: extra for extra in (*overhead.EXTRAS, *busy.EXTRAS)}
 
 
 def select(patterns: str | None, device: str) -> tuple[list[Workload], list[Extra]]:
