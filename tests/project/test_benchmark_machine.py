@@ -215,25 +215,25 @@ def test_rows_of_another_kind(run: Run, monkeypatch: pytest.MonkeyPatch, capsys:
     )
     shown = copy.deepcopy(run)
     shown["extras"] = [
-        {"name": "busy-2", "group": "busy", "figures": {"calls/s": 12.0, "p99 ms": 0.5}, "note": None},
-        {"name": "busy-4", "group": "busy", "figures": {}, "note": "no room"},
+        {"name": "crowd-2", "group": "crowd", "figures": {"calls/s": 12.0, "p99 ms": 0.5}, "note": None},
+        {"name": "crowd-4", "group": "crowd", "figures": {}, "note": "no room"},
     ]
-    assert "busy              calls/s  p99 ms\nbusy-2            12.0     0.500\nbusy-4 (no room)" in text(shown)
+    assert "crowd              calls/s  p99 ms\ncrowd-2            12.0     0.500\ncrowd-4 (no room)" in text(shown)
     assert (
-        "| busy | calls/s | p99 ms |\n|---|---:|---:|\n| busy-2 | 12.0 | 0.500 |\n| busy-4 (no room) |  |  |"
+        "| crowd | calls/s | p99 ms |\n|---|---:|---:|\n| crowd-2 | 12.0 | 0.500 |\n| crowd-4 (no room) |  |  |"
         in markdown(shown)
     )
 
     def crash(_: Any) -> Any:
         raise OSError("no room")
 
-    monkeypatch.setitem(selection.EXTRAS, "busy-2", Extra("busy-2", "busy", crash))
-    given = ["--quick", "--threads", str(torch.get_num_threads()), "--workloads", "busy-*"]
-    assert main(["--list", "--workloads", "busy"]) == 0
+    monkeypatch.setitem(selection.EXTRAS, "crowd-2", Extra("crowd-2", "crowd", crash))
+    given = ["--quick", "--threads", str(torch.get_num_threads()), "--workloads", "crowd-*"]
+    assert main(["--list", "--workloads", "crowd"]) == 0
     assert main(given) == 1
     printed = capsys.readouterr().out
-    assert "busy-2  busy\n" in printed
-    assert "busy-2 (OSError: no room)" in printed
+    assert "crowd-2  crowd\n" in printed
+    assert "crowd-2 (OSError: no room)" in printed
 
 
 def test_no_closure_takes_part_in_a_short_call() -> None:
