@@ -1,6 +1,7 @@
 """Calls whose whole way is in C: bit for bit what the way in Python computes, and never where something is special."""
 
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -247,3 +248,33 @@ def test_the_instruction_set_is_the_one_that_is_asked_for(monkeypatch: pytest.Mo
         found.append(in_c)
     if native.engine.instruction_set() != "portable":
         assert not torch.equal(*found)
+
+
+def test_a_weight_that_another_thread_replaces_meanwhile() -> None:
+    """A call reads the old one or the new one, and none that is gone."""
+    module, x = torchlstm.LSTM(8, 256, bias=False), torch.randn(20, 4, 8)
+    other = [torch.randn_like(module.weight_hh_l0) for _ in range(2)]
+
+    def weights(index: int) -> nn.Parameter:
+        return nn.Parameter(other[index].clone(), requires_grad=False)
+
+    module.requires_grad_(False)
+    expected = []
+    for index in (0, 1):
+        module.weight_hh_l0 = weights(index)
+        expected.append(module(x)[0])
+    done = threading.Event()
+
+    def replace() -> None:
+        while not done.is_set():
+            for index in (0, 1):
+                module.weight_hh_l0 = weights(index)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        found = [module(x)[0] for _ in range(100)]
+    finally:
+        done.set()
+        thread.join()
+    assert all(any(torch.equal(y, each) for each in expected) for y in found)

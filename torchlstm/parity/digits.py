@@ -41,7 +41,7 @@ def shapes() -> Iterator[Case]:
 def digits(engine: str = "auto") -> dict[str, Ratio]:
     """The root-mean-square error against nn.LSTM in float64 of our results and gradients, over nn.LSTM's, on the CPU.
 
-    Takes about a second.
+    Takes a few seconds.
 
     Args:
         engine: The name of the engine that computes ours.

@@ -360,8 +360,11 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
     }
     module_call_t m = { .form = { .cell = cell } };
     PyObject *result = NULL, *dict = torch.connected && is_tensor(values[1]) ? PyObject_GenericGetDict(values[0], NULL) : NULL;
-    int fits = dict && PyDict_Check(dict) && read_module(&m, values[0], dict, values[1], values[2]) && tensors_are_plain()
-               && nobody_watches() && !any(&m, is_negated) && (m.form.isa = isa_now()) >= 0;
+    int fits = dict && PyDict_Check(dict) && read_module(&m, values[0], dict, values[1], values[2]);
+    /* Another thread may replace a weight as soon as Python runs. */
+    for (int i = 0; i < m.count && fits; i++) Py_INCREF(m.weights[i]);
+    const int held = fits ? m.count : 0;
+    fits = fits && tensors_are_plain() && nobody_watches() && !any(&m, is_negated) && (m.form.isa = isa_now()) >= 0;
     if (fits) {
         m.form.threads = threads_now();
         if (!ask(torch.is_grad_enabled) || !any(&m, requires_grad)) {
@@ -384,6 +387,7 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
             fits = 0;
         }
     }
+    for (int i = 0; i < held; i++) Py_DECREF(m.weights[i]);
     Py_XDECREF(dict);
     if (fits) return result;
     if (PyErr_Occurred()) PyErr_Clear();
