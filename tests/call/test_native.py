@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from both_ways import assert_same, both_ways, tensors_of
-from torch import Tensor
+from torch import Tensor, nn
 
 import torchlstm
 from torchlstm.call import native
