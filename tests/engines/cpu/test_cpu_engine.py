@@ -20,6 +20,8 @@ from torchlstm.parity import CASES, run_case
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no cpu engine: {reason}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu_engine")
+
 SHAPES = [
     (1, 1, 1, 1, 1),
     (7, 3, 5, 6, 1),
@@ -28,22 +30,6 @@ SHAPES = [
     (5, 31, 40, 65, 1),
     (1, 9, 7, 40, 2),
 ]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu_engine() -> Any:
-    with torchlstm.use_engine("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Any:
-    """Sets torch's number of threads, which calls then have: more than there are processors, too."""
-    before = torch.get_num_threads()
-    cpu._kernel.adapt(False)
-    yield torch.set_num_threads
-    cpu._kernel.adapt(True)
-    torch.set_num_threads(before)
 
 
 def everything(module: nn.Module, x: Any, state: Any = None) -> list[Tensor]:

@@ -12,6 +12,8 @@ from torchlstm.engines.cpu import engine as cpu
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no cpu engine: {reason}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu_engine")
+
 # T, B, I, H: one step of any batch; then steps on both sides of where packing begins.  Units and terms that are fewer
 # than a vector has lanes, fill some, and leave a rest.
 SHAPES = [
@@ -32,19 +34,6 @@ SHAPES = [
     (20, 1, 300, 20),
     (20, 2, 20, 300),
 ]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu_engine() -> Any:
-    with torchlstm.use_engine("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Any:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def lengths_of(steps: int, batch: int) -> list[int]:

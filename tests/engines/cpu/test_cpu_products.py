@@ -29,16 +29,6 @@ SIZES = [
 THIN = 32  # at most so many rows, or terms: GEMM_THIN in plan.h
 
 
-@pytest.fixture
-def threads() -> Any:
-    """Sets torch's number of threads, which calls then have: more than there are processors, too."""
-    before = torch.get_num_threads()
-    cpu._kernel.adapt(False)
-    yield torch.set_num_threads
-    cpu._kernel.adapt(True)
-    torch.set_num_threads(before)
-
-
 def operands_of(size: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns, terms = size
     torch.manual_seed(0)

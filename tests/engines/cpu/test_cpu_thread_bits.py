@@ -14,25 +14,14 @@ from torchlstm.engines.cpu import engine as cpu
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no cpu engine: {reason}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu_engine")
+
 COUNTS = (2, 3, 4, 7)
 
 # Enough multiplications for several threads on a step of one row, and recurrent weights that are small enough for
 # threads to take rows of their own where there are 8 and more (dispatch.c, plan.h).
 INPUT, HIDDEN, STEPS = 150, 136, 12
 LENGTHS = (12, 3, 12, 7, 1, 9, 12, 2, 5, 11, 4, 8, 6, 10, 12, 12)
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu_engine() -> Any:
-    with torchlstm.use_engine("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Any:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -122,6 +111,7 @@ def test_training(name: str, isa: str, threads: Any, monkeypatch: Any) -> None:
         assert not differ, f"tensors {differ} of results and gradients on {count} threads"
         with torch.no_grad():
             again = _tensors(call(module, *inputs))
+        assert cpu.latest_threads().used == count
         assert all(torch.equal(a, b) for a, b in zip(inferred, again, strict=True)), f"inference on {count} threads"
 
 
