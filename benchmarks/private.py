@@ -36,7 +36,7 @@ def step_of(workload: Workload, who: str) -> Call:
     import opacus.grad_sample as gs
     from opacus.layers import DPLSTM
 
-    import torchlstm.integrations.opacus  # noqa: F401
+    import torchlstm.integrations.opacus  # noqa: F401 - for its effect: opacus then knows LSTM
 
     inputs = workload.inputs().to(torch.device("cpu"), workload.case.dtype)
     input, _, _ = arguments(inputs, grad=False)
@@ -55,7 +55,7 @@ def step_of(workload: Workload, who: str) -> Call:
 
     def step() -> tuple[Tensor, ...]:
         for weight in module.parameters():
-            weight.grad = weight.grad_sample = None  # type: ignore[attr-defined]
+            weight.grad = weight.grad_sample = None  # type: ignore[attr-defined]  # opacus's own attribute
         seen = tensors(run(input))
         loss: Tensor = torch.stack([(seen[name] * inputs.cotangents[name]).sum() for name in seen]).sum()
         loss.backward(retain_graph=who == "ghost")

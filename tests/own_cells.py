@@ -38,5 +38,5 @@ class GRUCell(nn.GRUCell):
         super().__init__(input_size, hidden_size, bias)
         self.state_sizes = (hidden_size,)
 
-    def forward(self, x: Tensor, state: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, state: Any) -> Any:
         return (super().forward(x, state[0]),)

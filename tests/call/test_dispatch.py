@@ -179,7 +179,7 @@ def test_explain_of_a_forced_engine_that_refuses(calls: list[str]) -> None:
 
 def test_explain_refuses_other_modules() -> None:
     with pytest.raises(TypeError, match=r"got LSTM: swap it first"):
-        torchlstm.explain(nn.LSTM(4, 6), torch.randn(5, 3, 4))  # type: ignore[arg-type]
+        torchlstm.explain(nn.LSTM(4, 6), torch.randn(5, 3, 4))
 
 
 def test_a_profile_names_the_layers() -> None:

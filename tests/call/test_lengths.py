@@ -33,7 +33,7 @@ every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 class PadPacked(nn.LSTM):
     """nn.LSTM as people call it on padded input."""
 
-    def forward(self, input: Tensor, hx: Any = None, *, lengths: Any) -> Any:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Any = None, *, lengths: Any) -> Any:
         """Pack, run, unpack."""
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, state = super().forward(packed, hx)

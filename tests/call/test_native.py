@@ -1,5 +1,6 @@
 """Calls whose whole way is in C: bit for bit what the way in Python computes, and never where something is special."""
 
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -162,7 +163,8 @@ def test_gradients_of_gradients_and_batches_of_cotangents(name: str, monkeypatch
         cotangents = [torch.randn_like(result) for result in results]
         batch = [torch.randn(3, *result.shape, dtype=result.dtype) for result in results]
         many = torch.autograd.grad(results, wanted, batch, retain_graph=True, is_grads_batched=True)
-        mapped = torch.vmap(lambda *g: torch.autograd.grad(results, wanted, g, retain_graph=True))(*batch)  # noqa: B023
+        pull = functools.partial(torch.autograd.grad, results, wanted, retain_graph=True)
+        mapped = torch.vmap(lambda *g, pull=pull: pull(g))(*batch)
         grads = torch.autograd.grad(results, wanted, cotangents, create_graph=True)
         second = torch.autograd.grad(sum(grad.square().sum() for grad in grads), wanted)
         found.append([*many, *mapped, *(grad.detach() for grad in grads), *second])

@@ -127,3 +127,21 @@ def test_an_error_is_that_of_the_checks() -> None:
             module(*arguments)
         shown = "".join(traceback.format_exception(error.value))
         assert "_kernel" not in shown
+
+
+def test_an_interrupt_within_a_call_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives where Python runs: in the one function of ours that C calls."""
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    module, x = torchlstm.LSTM(5, 7), torch.randn(6, 3, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(native.threads, "count", interrupted)
+        native._connect()
+        with pytest.raises(KeyboardInterrupt):
+            module(x)
+        with pytest.raises(KeyboardInterrupt), torch.no_grad():
+            module(x)
+    native._connect()
+    module(x)

@@ -33,7 +33,7 @@ every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 class Split(nn.LSTM):
     """nn.LSTM on each piece of each sequence alone."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor,
         hx: State | None = None,

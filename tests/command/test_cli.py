@@ -57,14 +57,14 @@ def test_parity_fails_with_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def wrong(*arguments: object) -> object:
-        y, h_n, c_n = ENGINES["reference"].layer(*arguments)  # type: ignore[arg-type]
+        y, h_n, c_n = ENGINES["reference"].layer(*arguments)
         return y * 1.001, h_n, c_n
 
     def broken(*_: object) -> object:
         raise IndexError("off by one")
 
     for layer, words in ((wrong, ": error "), (broken, "IndexError: off by one")):
-        monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", layer))  # type: ignore[arg-type]
+        monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", layer))
         file = tmp_path / "parity.json"
         arguments = ["parity", "--engine", "wrong", "--case", "float32-dense", "--json", str(file)]
         assert main(arguments) == 1
@@ -133,10 +133,10 @@ def test_demo_notices_a_wrong_engine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def wrong(*arguments: object) -> object:
-        y, h_n, c_n = ENGINES["reference"].layer(*arguments)  # type: ignore[arg-type]
+        y, h_n, c_n = ENGINES["reference"].layer(*arguments)
         return y * 1.001, h_n, c_n
 
-    monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong, opt_in=True))  # type: ignore[arg-type]
+    monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong, opt_in=True))
     with torchlstm.use_engine("wrong"):
         assert main(["demo", "--steps", "2", "--picture", str(tmp_path / "demo.png")]) == 1
     assert "FURTHER APART" in capsys.readouterr().out

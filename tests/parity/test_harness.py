@@ -26,7 +26,7 @@ def _swap_gates(problem: Problem, x: Tensor, h: Tensor, c: Tensor, weights: tupl
         weight if weight is None or index == 4 else torch.cat([weight.chunk(4)[k] for k in (1, 0, 2, 3)])
         for index, weight in enumerate(weights[-1])
     )
-    return _honest(problem, x, h, c, (*weights[:-1], last))  # type: ignore[arg-type]
+    return _honest(problem, x, h, c, (*weights[:-1], last))
 
 
 def _ignore_dc(*arguments: Any) -> Result:

@@ -182,13 +182,13 @@ def test_errors() -> None:
         with pytest.raises(TypeError, match=f"Expected an LSTM or LSTMCell, got {type(other).__name__}"):
             torchlstm.Stream(other)
     with pytest.raises(TypeError, match="hx to be a tuple"):
-        torchlstm.Stream(nn.LSTM(F, H), torch.zeros(1, B, H))  # type: ignore[arg-type]
+        torchlstm.Stream(nn.LSTM(F, H), torch.zeros(1, B, H))
     module = torchlstm.LSTM(F, H)
     stream = torchlstm.Stream(module)
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal"):
         stream(torch.randn(0, B, F + 1))
     with pytest.raises(TypeError, match="Expected input to be a Tensor, got PackedSequence"):
-        stream(nn.utils.rnn.pack_sequence([torch.randn(2, F)]))  # type: ignore[arg-type]
+        stream(nn.utils.rnn.pack_sequence([torch.randn(2, F)]))
     stream(torch.randn(2, B, F))
     before = stream.state
     for wrong, what in ((torch.randn(2, B + 1, F), "4 sequences"), (torch.randn(2, F), "unbatched input")):

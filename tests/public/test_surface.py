@@ -73,7 +73,7 @@ def test_cell_parameters_are_bit_identical() -> None:
         assert list(ours.state_dict()) == list(theirs.state_dict())
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
         assert repr(ours) == repr(theirs)
-    assert torchlstm.LSTMCell(4, 6, bias=1).bias_ih.shape == (24,)  # type: ignore[arg-type]
+    assert torchlstm.LSTMCell(4, 6, bias=1).bias_ih.shape == (24,)
 
 
 def test_constructor_by_position_and_keyword() -> None:

@@ -107,7 +107,7 @@ def test_subclasses_are_left_alone_and_named() -> None:
     parametrized = nn.LSTM(4, 6)
     torch.nn.utils.parametrizations.weight_norm(parametrized, "weight_hh_l0")
     patched = nn.LSTM(4, 6)
-    patched.forward = patched.forward  # type: ignore[method-assign]
+    patched.forward = patched.forward
     model = nn.ModuleDict({"mine": Mine(4, 6), "normed": parametrized, "patched": patched, "plain": nn.LSTM(4, 6)})
     plan = {candidate.name: candidate.reason for candidate in torchlstm.plan_swap(model)}
     assert list(plan) == ["mine", "normed", "patched", "plain"]

@@ -305,14 +305,14 @@ def test_a_batch_of_cotangents(engine: str) -> None:
 @pytest.mark.parametrize("members", [False, True], ids=["samples", "ensemble"])
 def test_gradients_under_vmap(members: bool, engine: str) -> None:
     models = [Tracer(torchlstm.LSTM(2, 3, dtype=torch.float64, bidirectional=True)) for _ in range(3)]
-    weights, _ = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    weights, _ = torch.func.stack_module_state(models)
     if not members:
         weights = {name: value[0] for name, value in weights.items()}
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64)
 
     def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         values = functional_call(models[0], weights, (x,))
-        return sum(value.sin().sum() for value in values)  # type: ignore[return-value]
+        return sum(value.sin().sum() for value in values)
 
     found = vmap(grad(loss), in_dims=(0 if members else None, 0))(weights, x)
     for k in range(3):

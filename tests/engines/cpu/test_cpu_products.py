@@ -32,7 +32,7 @@ THIN = 32  # at most so many rows, or terms: GEMM_THIN in plan.h
 def operands_of(size: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns, terms = size
     torch.manual_seed(0)
-    return tuple(torch.randn(shape, dtype=dtype) for shape in ((rows, terms), (terms, columns), (rows, columns)))  # type: ignore[return-value]
+    return tuple(torch.randn(shape, dtype=dtype) for shape in ((rows, terms), (terms, columns), (rows, columns)))
 
 
 def inside(value: Tensor, right: int) -> Tensor:

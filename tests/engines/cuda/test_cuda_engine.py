@@ -197,7 +197,7 @@ def test_what_is_published_never_looks_like_what_is_not_there(
         monkeypatch.setitem(globals(), name, value)
 
     @triton.jit
-    def publish(p, p_bits, p_value):  # type: ignore[no-untyped-def]
+    def publish(p, p_bits, p_value):
         i = tl.arange(0, 2)  # noqa: F821
         _publish(p + i, p_bits + i, tl.load(p_value + i), i < 2, False)  # noqa: F821
 

@@ -276,7 +276,7 @@ def test_second_derivatives_by_torch_func(kernel: PythonKernel) -> None:
 
 def test_an_ensemble_has_gradients_of_its_own(kernel: PythonKernel) -> None:
     members = [torchlstm.LSTM(2, 3, bidirectional=True) for _ in range(3)]
-    weights, _ = torch.func.stack_module_state(members)  # type: ignore[arg-type]
+    weights, _ = torch.func.stack_module_state(members)
     x = torch.randn(4, 2, 2)
     found = vmap(grad(lambda weights: functional_call(members[0], weights, (x,))[0].pow(2).sum()))(weights)
     for index, member in enumerate(members):

@@ -101,7 +101,7 @@ def test_vmap_over_inputs_and_over_an_ensemble() -> None:
     members = [torchlstm.LSTM(2, 3, 2) for _ in range(3)]
     x = torch.randn(6, 4, 5, 2)
     torch.testing.assert_close(vmap(lambda each: members[0](each)[0])(x), torch.stack([members[0](e)[0] for e in x]))
-    weights, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    weights, buffers = stack_module_state(members)
     output = vmap(lambda w, b: functional_call(members[0], (w, b), (x[0],))[0])(weights, buffers)
     torch.testing.assert_close(output, torch.stack([member(x[0])[0] for member in members]))
 

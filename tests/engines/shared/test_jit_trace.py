@@ -278,7 +278,7 @@ class GRUCell(nn.GRUCell):
         self.norm = nn.LayerNorm(hidden_size)
         self.register_buffer("scale", torch.tensor(0.5))
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (self.norm(super().forward(x, state[0])) * self.scale,)
 
 

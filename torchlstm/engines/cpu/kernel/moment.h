@@ -55,13 +55,12 @@ static int nobody_watches(void) {
            && variable(torch.profiler, word._is_profiler_enabled) != Py_True;
 }
 
-/* How many threads a call may ask for. */
+/* How many threads a call may ask for; 0 with an error set: it is a function in Python, where Ctrl-C arrives. */
 static int threads_now(void) {
     PyObject *n = PyObject_CallNoArgs(torch.count_threads);
-    long count = n ? PyLong_AsLong(n) : 1;
+    long count = n ? PyLong_AsLong(n) : 0;
     Py_XDECREF(n);
-    if (PyErr_Occurred()) PyErr_Clear(), count = 1;
-    return count < 1 ? 1 : (int)count;
+    return PyErr_Occurred() ? 0 : count < 1 ? 1 : (int)count;
 }
 
 /* The number of the instruction set that is asked for, or -1. */

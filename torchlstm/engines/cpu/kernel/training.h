@@ -110,11 +110,13 @@ enum { PART_BYTES = 8 << 20, ROW_PAD = 16 };
 /* A gradient that comes in: of these rows or states, or NULL for zero. */
 typedef struct { PyObject *made; tensor_t t; } incoming_t;
 
-static int read_incoming(incoming_t *in, PyObject *object, dl_dtype_t dtype, int dims, const int64_t *shape) {
+/* `rows`: the elements of each are side by side, and the rows in any order; else all is contiguous. */
+static int read_incoming(incoming_t *in, PyObject *object, dl_dtype_t dtype, int dims, const int64_t *shape, int rows) {
+    const dl_tensor_t *view = &in->t.view;
     in->made = NULL, in->t.object = NULL;
     if (object == Py_None) return 1;
-    if (!read_plain(object, &in->t, dtype) || !has_shape(&in->t.view, shape, dims) || !is_as_stored(object)) return 0;
-    if (is_contiguous(&in->t.view)) return 1;
+    if (!read_plain(object, &in->t, dtype) || !has_shape(view, shape, dims) || !is_as_stored(object)) return 0;
+    if (rows ? view->strides[dims - 1] == 1 || shape[dims - 1] == 1 : is_contiguous(view)) return 1;
     in->made = PyObject_CallMethodObjArgs(object, word.contiguous, NULL);
     return in->made && read_plain(in->made, &in->t, dtype);
 }
@@ -218,7 +220,7 @@ static PyObject *gradients(PyObject *self, PyObject *const *values, Py_ssize_t n
     if (!f->batched) of_y[1] = D * R;
     for (int i = f->cell; i < 3; i++) {
         const int64_t *want = i ? shape_of_states(f, i == 1 ? R : H, shape, &dims) : of_y;
-        if (!read_incoming(&in[i], PyTuple_GetItem(values[3], i - f->cell), f->dtype, i ? dims : 2 + f->batched, want))
+        if (!read_incoming(&in[i], PyTuple_GetItem(values[3], i - f->cell), f->dtype, i ? dims : 2 + f->batched, want, !i))
             goto unfit;
     }
     /* What the Function has saved depends on what it needs; a hook may give back anything. */
@@ -366,8 +368,9 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
     const int held = fits ? m.count : 0;
     fits = fits && tensors_are_plain() && nobody_watches() && !any(&m, is_negated) && (m.form.isa = isa_now()) >= 0;
     if (fits) {
-        m.form.threads = threads_now();
-        if (!ask(torch.is_grad_enabled) || !any(&m, requires_grad)) {
+        if (!(m.form.threads = threads_now())) {
+            result = NULL;
+        } else if (!ask(torch.is_grad_enabled) || !any(&m, requires_grad)) {
             result = infer(&m);
         } else if (m.form.layers == 1) {
             PyObject *form = new_form(&m.form), *arguments = form ? PyTuple_New(4 + m.count) : NULL;
