@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from torchlstm.call import native
 
 
 def tensors_of(results: Any) -> list[Tensor]:
-    """All tensors of results."""
+    """All tensors of results, of the rows of a PackedSequence too."""
     if isinstance(results, Tensor):
         return [results]
+    if isinstance(results, PackedSequence):
+        return [results.data]
     return [tensor for each in results for tensor in tensors_of(each)]
 
 

@@ -102,7 +102,7 @@ WANTS = {
     "c and one bias": lambda name: name == "c" or "bias_hh" in name,
     "matrices of h": lambda name: "weight_hh" in name or "weight_hr" in name,
 }
-INCOMING = ("all", "first", "last", "expanded", "turned")
+INCOMING = ("all", "first", "last", "expanded", "turned", "negated")
 
 
 def incoming(results: list[Tensor], kind: str) -> list[Tensor | None]:
@@ -114,6 +114,8 @@ def incoming(results: list[Tensor], kind: str) -> list[Tensor | None]:
         return [*[None] * (len(full) - 1), *full[-1:]]
     if kind == "expanded":
         return [torch.randn(()).to(result.dtype).expand(result.shape) for result in results]
+    if kind == "negated":
+        return [torch._neg_view(each) for each in full]
     if kind == "turned":
         return [torch.randn_like(result.mT.contiguous()).mT if result.dim() > 1 else result for result in results]
     return full
