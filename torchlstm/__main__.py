@@ -16,6 +16,7 @@ from .call.dispatch import forced_engine
 from .command import demo
 from .command.progress import progress
 from .engines import ENGINES
+from .engines.contract import only_if_asked
 from .engines.cpu.engine import latest_threads
 from .engines.shared.threads import quota
 from .parity import Ratio, Result, Verdict, digits, run_case, select
@@ -71,7 +72,8 @@ def _info() -> int:
     if not torch.cuda.is_available():
         lines.append("cuda       none")
     for name, reason in engines().items():
-        state = f"unavailable: {reason}" if reason else "opt-in" if ENGINES[name].opt_in else "available"
+        state = "opt-in" if ENGINES[name].automatic is only_if_asked else "available"
+        state = f"unavailable: {reason}" if reason else state
         lines.append(f"engine     {name}: {state}")
     lines.append(f"forced     {forced_engine() or 'none: the first engine that does not refuse runs'}")
     print("\n".join(lines))

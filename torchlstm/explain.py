@@ -126,7 +126,7 @@ def _describe(segments: Segments | None, what: str = "lengths and resets") -> st
 
 def _decide(index: int, problem: Problem) -> Decision:
     try:
-        return Decision(index, problem, choose(problem).name, None, support_of(problem))
+        return Decision(index, problem, choose(problem)[0].name, None, support_of(problem))
     except RuntimeError as error:
         return Decision(index, problem, None, str(error), support_of(problem))
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import torchlstm
-from torchlstm.engines.contract import Engine, Problem
+from torchlstm.engines.contract import Engine, Problem, only_if_asked
 from torchlstm.engines.reference import engine as reference
 
 
@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     table = {
         "picky": Engine("picky", spy("picky"), picky),
-        "shy": Engine("shy", spy("shy"), opt_in=True),
+        "shy": Engine("shy", spy("shy"), automatic=only_if_asked),
         "missing": Engine("missing", spy("missing"), unavailable=lambda: "it was not compiled"),
         "reference": Engine("reference", spy("reference")),
     }

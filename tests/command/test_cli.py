@@ -12,7 +12,7 @@ import torch
 import torchlstm
 from torchlstm.__main__ import main
 from torchlstm.engines import ENGINES
-from torchlstm.engines.contract import Engine
+from torchlstm.engines.contract import Engine, only_if_asked
 from torchlstm.parity import CASES
 
 
@@ -136,7 +136,7 @@ def test_demo_notices_a_wrong_engine(
         y, h_n, c_n = ENGINES["reference"].layer(*arguments)
         return y * 1.001, h_n, c_n
 
-    monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong, opt_in=True))
+    monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong, automatic=only_if_asked))
     with torchlstm.use_engine("wrong"):
         assert main(["demo", "--steps", "2", "--picture", str(tmp_path / "demo.png")]) == 1
     assert "FURTHER APART" in capsys.readouterr().out

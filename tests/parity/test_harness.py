@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchlstm import engines as engine_list
 from torchlstm.engines import ENGINES
-from torchlstm.engines.contract import Dense, Engine, Problem, Ragged, Weights
+from torchlstm.engines.contract import Dense, Engine, Problem, Ragged, Weights, only_if_asked
 from torchlstm.engines.reference import engine as reference
 from torchlstm.parity import CASES, check, run_case
 
@@ -91,7 +91,7 @@ MUTANTS: dict[str, tuple[Callable[..., Result], str]] = {
 @pytest.fixture
 def mutate(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Result]], None]:
     def install(layer: Callable[..., Result]) -> None:
-        monkeypatch.setitem(ENGINES, "mutant", Engine("mutant", layer, opt_in=True))
+        monkeypatch.setitem(ENGINES, "mutant", Engine("mutant", layer, automatic=only_if_asked))
 
     return install
 

@@ -20,7 +20,7 @@ from benchmarks.report import END, START, geometric_mean, markdown, number, text
 from benchmarks.unfit import Unfit
 from benchmarks.workloads import DENSE, MODES, WORKLOADS, Workload, select
 from torchlstm.engines import ENGINES
-from torchlstm.engines.contract import Engine
+from torchlstm.engines.contract import Engine, only_if_asked
 from torchlstm.parity.timing import interleave
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +223,7 @@ def test_what_has_no_figure_says_why(quick_run: Path) -> None:
 def test_red_parity_shows_no_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong, opt_in=True))
+    monkeypatch.setitem(ENGINES, "wrong", Engine("wrong", wrong, automatic=only_if_asked))
     file = tmp_path / "run.json"
     assert quick("--engine", "wrong", "--workloads", "T37*", "--json", str(file)) == 1
     row = json.loads(file.read_text())["rows"][0]

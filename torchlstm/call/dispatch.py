@@ -84,23 +84,30 @@ def support_of(problem: Problem) -> dict[str, str]:
     """What each engine, in order of preference, says to this problem."""
 
     def answer(engine: Engine) -> str:
-        reason = refusal(engine, problem)
-        return f"refuses: {reason}" if reason else "can run it" + ", but only if asked for" * engine.opt_in
+        if reason := refusal(engine, problem):
+            return f"refuses: {reason}"
+        chosen = engine.automatic(problem)
+        return f"can run it, {chosen}" if isinstance(chosen, str) else "can run it"
 
     return {name: answer(engine) for name, engine in ENGINES.items()}
 
 
-def choose(problem: Problem) -> Engine:
-    """The engine for this problem: the forced one, or the first in order of preference that does not refuse."""
+def choose(problem: Problem) -> tuple[Engine, Problem]:
+    """The engine for this problem, and the problem as it is to run it.
+
+    It is the forced one, or the first in order of preference that does not refuse and lets itself be chosen.
+    """
     if _forced != _AUTOMATIC:
         engine = _present(_forced)
         if reason := engine.refuses(problem):
             able = ", ".join(e.name for e in ENGINES.values() if refusal(e, problem) is None)
             raise EngineRefusal(f"engine {_forced!r} cannot run this LSTM: {reason}; engines that can: {able}")
-        return engine
+        return engine, problem
     for engine in ENGINES.values():
-        if not engine.opt_in and refusal(engine, problem) is None:
-            return engine
+        if refusal(engine, problem) is None:
+            chosen = engine.automatic(problem)
+            if not isinstance(chosen, str):
+                return engine, chosen
     reasons = "; ".join(f"{name} {answer}" for name, answer in support_of(problem).items())
     raise RuntimeError(f"no engine can run this LSTM: {reasons}")
 
@@ -127,7 +134,7 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
         problem = problem._replace(access=access)
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
-    engine = choose(problem)
+    engine, problem = choose(problem)
     if _recorders and (mine := _recorders.get(get_ident())):
         problem = problem._replace(recorder=next(mine))
     if not torch.autograd.profiler._is_profiler_enabled or torch.compiler.is_compiling():

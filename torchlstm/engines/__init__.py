@@ -3,6 +3,9 @@
 from .contract import Engine
 from .cpu import engine as cpu
 from .cuda import engine as cuda
+from .cuda.launch import INTERPRETED
 from .reference import engine as reference
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (cpu.ENGINE, cuda.ENGINE, reference.ENGINE)}
+# In Triton's interpreter the CUDA engine runs on CPU tensors, and stands where it stands on a GPU: before all that can.
+_ORDER = (cuda.ENGINE, cpu.ENGINE) if INTERPRETED else (cpu.ENGINE, cuda.ENGINE)
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (*_ORDER, reference.ENGINE)}

@@ -79,6 +79,7 @@ class Problem(NamedTuple):
     checkpoint_every: int | None = None  # keep the states of every so many steps only; never with `trace`
     reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone
     recorder: Recorder | None = None  # who wants every sequence's own gradients of the weights
+    loop: str | None = None  # which of its time loops the engine is to run; None: what it chooses itself
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -122,6 +123,15 @@ def _present() -> None:
     return None
 
 
+def _as_posed(problem: Problem) -> Problem:
+    return problem
+
+
+def only_if_asked(_: Problem) -> str:
+    """The `automatic` of an engine that is never chosen automatically, only by `use_engine`."""
+    return "but only if asked for"
+
+
 @dataclass(frozen=True)
 class Engine:
     """One way to compute a layer.
@@ -130,11 +140,12 @@ class Engine:
     layer        the computation
     refuses      why this engine cannot run a problem, or None
     unavailable  why this engine is missing from this installation, or None
-    opt_in       never chosen automatically, only by `use_engine`
+    automatic    what automatic choice asks an engine that can run a problem: the problem as the engine is to run it, or
+                 why it is not chosen, as a clause that follows "can run it, "
     """
 
     name: str
     layer: Layer
     refuses: Callable[[Problem], str | None] = _none
     unavailable: Callable[[], str | None] = _present
-    opt_in: bool = False
+    automatic: Callable[[Problem], Problem | str] = _as_posed

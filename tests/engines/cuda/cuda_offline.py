@@ -1,5 +1,6 @@
 """Compiles the CUDA engine's launches for a GPU that is not there, and reads what came out.  No tests."""
 
+import importlib
 import re
 import subprocess
 import tempfile
@@ -12,8 +13,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from torchlstm.engines.contract import Problem, Ragged
+from torchlstm.engines.cuda import launch as launching
 from torchlstm.engines.cuda import loops as cuda_loops
 from torchlstm.engines.cuda import plan as cuda_plan
+from torchlstm.engines.cuda.device import GPU
+from torchlstm.engines.cuda.work import Work
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPES = {
@@ -39,13 +43,11 @@ class Compiled(NamedTuple):
     operands: int
 
 
-def launches(
-    problem: Problem, multiprocessors: int, direction: str, plan: Any = None, precise: bool = False
-) -> list[Any]:
+def launches(problem: Problem, gpu: GPU, direction: str, plan: Any = None, precise: bool = False) -> list[Any]:
     """What the engine would launch for a problem, from tensors without memory."""
     steps, batch, hidden, directions = problem.rows.steps, problem.batch, problem.hidden_size, problem.directions
     rows = steps * batch
-    plan = plan or cuda_plan.plan(problem, direction, precise, multiprocessors)
+    plan = plan or cuda_plan.plan(problem, direction, precise, gpu)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=problem.dtype, device="meta")
@@ -54,9 +56,9 @@ def launches(
     places = None
     if isinstance(problem.rows, Ragged):
         places = torch.empty(steps + 1 + batch, dtype=torch.int64, device="meta")
-    work = cuda_loops.Work(problem, rows, [batch] * steps, range(0, rows + 1, batch), places, precise)
-    original = cuda_loops.launch
-    cuda_loops.launch = lambda *args, **kwargs: found.append((args, kwargs))
+    work = Work(problem, rows, [batch] * steps, range(0, rows + 1, batch), places, precise)
+    original = launching.launch
+    launching.launch = lambda *args, **kwargs: found.append((args, kwargs))
     try:
         state = empty(directions, batch, hidden)
         gates, cells = empty(directions, rows, 4 * hidden), empty(directions, rows, hidden)
@@ -66,7 +68,7 @@ def launches(
         else:
             cuda_loops.backward(plan, work, gates, cells, state, w_hh, y, state, state, None, None)
     finally:
-        cuda_loops.launch = original
+        launching.launch = original
     return found
 
 
@@ -74,7 +76,7 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
     """Compile one launch for a GPU of a compute capability."""
     (file, name, _, warps, tensors, numbers), constants = launch[0], dict(launch[1])
     constants.pop("together", None)
-    kernel = getattr(cuda_loops.importlib.import_module(f"torchlstm.engines.cuda.kernels.{file}"), name)
+    kernel = getattr(importlib.import_module(f"torchlstm.engines.cuda.kernels.{file}"), name)
     values = dict(zip(kernel.arg_names, [*tensors, *numbers], strict=False)) | constants
     signature, constexprs, attributes = {}, {}, {}
     for position, argument in enumerate(kernel.arg_names):
@@ -89,7 +91,7 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
         else:
             signature[argument] = "i32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    options = {"num_warps": warps, **cuda_loops.OPTIONS}
+    options = {"num_warps": warps, **launching.OPTIONS}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _read(f"{file}.{name}", compiled)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from torchlstm.engines.contract import Dense, Problem, Ragged
-from torchlstm.engines.cuda.loops import INTERPRETED
+from torchlstm.engines.cuda.device import GPU
+from torchlstm.engines.cuda.launch import INTERPRETED
 from torchlstm.engines.cuda.plan import Rows
 
 offline: Any = pytest.importorskip("cuda_offline", reason="it needs Triton", exc_type=ImportError)
@@ -21,7 +22,7 @@ SPILLED = {
 OLDER = 704  # bytes, of any kernel, by Triton 3.6
 # Shared memory of a program, by compute capability; CUDA C++ Programming Guide, "technical specifications".
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-H200, A100 = 132, 108
+H200, A100 = GPU("H200", (9, 0), 132, 227 << 10), GPU("A100", (8, 0), 108, 163 << 10)
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -29,8 +30,8 @@ def _compile(dtype: torch.dtype, hidden: int, direction: str, batch: int = 16, d
              ragged: bool = False, precise: bool = False, capability: int = 90) -> Any:  # fmt: skip
     rows = Ragged(torch.full((8,), batch)) if ragged else Dense(8, batch)
     problem = Problem(rows, batch, hidden, hidden, 0, directions, True, dtype, torch.device("cuda"))
-    count = A100 if capability == 80 else H200
-    launch, *_ = offline.launches(problem, count, direction, precise=precise)
+    gpu = A100 if capability == 80 else H200
+    launch, *_ = offline.launches(problem, gpu, direction, precise=precise)
     return offline.compile_launch(launch, capability)
 
 

@@ -14,14 +14,17 @@ import torchlstm
 from benchmarks import gpu_stress
 from torchlstm.engines.contract import Dense, Problem, Ragged
 from torchlstm.engines.cuda import engine as cuda
+from torchlstm.engines.cuda import launch as launching
 from torchlstm.engines.cuda import loops as cuda_loops
+from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.cuda.plan import Rows, Slices, Steps
+from torchlstm.engines.cuda.work import first_rows, neighbours, work_of
 from torchlstm.parity import CASES, run_case
 
 pytest.importorskip("triton")
 
-INTERPRETED = cuda_loops.INTERPRETED
-LAUNCH = cuda_loops.launch
+INTERPRETED = launching.INTERPRETED
+LAUNCH = launching.launch
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="a test of the interpreter, run by test_in_the_interpreter")
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -61,7 +64,7 @@ def test_case(name: str) -> None:
 def _one_slice(chunks: int, tile: int) -> Any:
     """A plan of the kernel for many units in which one program owns all of them, so that it waits for itself alone."""
 
-    def plan(problem: Problem, direction: str, precise: bool, multiprocessors: int) -> Slices:
+    def plan(problem: Problem, direction: str, precise: bool, gpu: GPU | None) -> Slices:
         inner = problem.hidden_size * (1 if direction == "forward" else 4)
         part = max(16, 1 << (-(-inner // (2 * chunks)) - 1).bit_length())
         groups = -(-problem.batch // tile)
@@ -92,7 +95,7 @@ def _tensors(dtype: torch.dtype, ragged: bool) -> tuple[Any, ...]:
     rows = Ragged(sizes) if ragged else Dense(5, batch)
     count = int(sizes.sum())
     problem = Problem(rows, batch, 3, hidden, 0, directions, True, dtype, torch.device("cpu"))
-    work = cuda_loops.work_of(problem, count, precise=True)
+    work = work_of(problem, count, precise=True)
     return (
         work, randn(directions, count, 4 * hidden), *(randn(directions, batch, hidden) for _ in range(2)),
         randn(directions, 4 * hidden, hidden) / 4, randn(count, directions * hidden),
@@ -136,7 +139,7 @@ def _side_by_side(monkeypatch: pytest.MonkeyPatch, leave_out: int = 0, limit: in
                 process.kill()
             codes.append(-1 if process.exitcode is None else process.exitcode)
 
-    monkeypatch.setattr(cuda_loops, "launch", launch)
+    monkeypatch.setattr(launching, "launch", launch)
     return codes
 
 
@@ -254,7 +257,7 @@ def test_a_reverse_problem_is_the_second_direction_alone(ragged: bool) -> None:
     work, *both, dy, dh_n, dc_n, dacts, dcells = _tensors(FLOAT32, ragged)
     alone, hidden = work._replace(problem=work.problem._replace(directions=1, reverse=True)), dh_n.shape[2]
     one = [tensor[1:] for tensor in both]
-    slices = [_one_slice(1, 32)(work.problem, way, True, 0) for way in ("forward", "backward")]
+    slices = [_one_slice(1, 32)(work.problem, way, True, None) for way in ("forward", "backward")]
     for plans in ([Rows(32, 16, 4)] * 2, [Steps(256, 4)] * 2, slices):
         gates, c_0, w_hh = both[0].clone(), both[2], both[3]
         own = gates[1:].clone()
@@ -301,14 +304,14 @@ def test_rows_of_the_step_before_and_after(ragged: bool) -> None:
     problem = Problem(
         Ragged(torch.tensor(sizes)) if ragged else Dense(4, 5), batch, 1, 1, 0, 2, True, FLOAT32, torch.device("cpu")
     )
-    work = cuda_loops.work_of(problem, sum(sizes), precise=False)
+    work = work_of(problem, sum(sizes), precise=False)
     place = [(t, b) for t, size in enumerate(sizes) for b in range(size)]
     rows = torch.tensor([10.0 * t + b for t, b in place]).unsqueeze(1)
     edge = -1 - torch.arange(5.0).unsqueeze(1)
     before = [10.0 * (t - 1) + b if t else -1.0 - b for t, b in place]
     after = [10.0 * (t + 1) + b if (t + 1, b) in place else -1.0 - b for t, b in place]
-    assert cuda_loops.neighbours(work, rows, edge, backwards=False).flatten().tolist() == before
-    assert cuda_loops.neighbours(work, rows, edge, backwards=True).flatten().tolist() == after
+    assert neighbours(work, rows, edge, backwards=False).flatten().tolist() == before
+    assert neighbours(work, rows, edge, backwards=True).flatten().tolist() == after
     last = [max(t for t, other in place if other == b) * 10.0 + b for b in range(sizes[0])]
-    assert rows[cuda_loops.first_rows(work, 0)].flatten().tolist() == [float(b) for b in range(sizes[0])]
-    assert rows[cuda_loops.first_rows(work, 1)].flatten().tolist() == last
+    assert rows[first_rows(work, 0)].flatten().tolist() == [float(b) for b in range(sizes[0])]
+    assert rows[first_rows(work, 1)].flatten().tolist() == last

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 import torchlstm
-from torchlstm.engines.contract import Dense, Problem
+from torchlstm.engines.contract import Dense, Problem, only_if_asked
 from torchlstm.engines.cuda import engine as cuda
-from torchlstm.engines.cuda import loops as cuda_loops
+from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.cuda.plan import Rows, Slices, Steps, plan
 
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
-H200 = 132
+H200 = GPU("H200", (9, 0), 132, 227 << 10)
 
 
 def _plan(hidden: int, dtype: torch.dtype = BFLOAT16, batch: int = 16, directions: int = 1, precise: bool = False,
-          direction: str = "forward", steps: int = 512, count: int = H200) -> Any:  # fmt: skip
+          direction: str = "forward", steps: int = 512, count: int = 132) -> Any:  # fmt: skip
     problem = Problem(Dense(steps, batch), batch, 8, hidden, 0, directions, True, dtype, torch.device("cuda"))
-    return plan(problem, direction, precise, count)
+    return plan(problem, direction, precise, H200._replace(multiprocessors=count))
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_without_a_gpu_the_engine_says_so() -> None:
 def test_refusals(
     device: str, dtype: torch.dtype, capability: tuple[int, int], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_loops, "INTERPRETED", False)
-    monkeypatch.setattr(cuda, "_capability", lambda _: capability)
+    monkeypatch.setattr(cuda, "INTERPRETED", False)
+    monkeypatch.setattr(cuda, "gpu_of", lambda _: H200._replace(capability=capability))
     problem = Problem(Dense(2, 2), 2, 2, 2, 0, 1, True, dtype, torch.device(device))
     assert cuda.ENGINE.refuses(problem) == expected
 
@@ -95,7 +95,7 @@ def test_without_triton_the_engine_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_it_is_opt_in() -> None:
-    assert cuda.ENGINE.opt_in
+    assert cuda.ENGINE.automatic is only_if_asked
 
 
 PRECISIONS = {

@@ -8,28 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import Engine, Problem, Weights
+from ..contract import Engine, Layer, Problem, Weights, only_if_asked
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
 from . import loops
-from .plan import Plan, plan
+from .device import gpu_of
+from .launch import INTERPRETED
+from .plan import Plan, plan, steps
+from .work import Work, first_products, first_rows, neighbours, turned, work_of
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
-
-
 def _refuses(problem: Problem) -> str | None:
     device = problem.device
-    if device.type != ("cpu" if loops.INTERPRETED else "cuda"):
+    if device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"it runs on cuda, not on {device.type}"
     if problem.dtype not in _DTYPES:
         return f"{str(problem.dtype).removeprefix('torch.')} is not supported"
-    if device.type == "cuda" and (capability := _capability(device.index)) < _CAPABILITY:
+    if device.type == "cuda" and (capability := gpu_of(device.index).capability) < _CAPABILITY:
         return f"it needs a GPU of compute capability 8.0 or newer, this one has {capability[0]}.{capability[1]}"
     return problem.access.refusal
 
@@ -75,22 +73,23 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _plan(work: loops.Work, direction: str) -> Plan:
-    device = work.problem.device
-    # In the interpreter programs run one after another: none may wait for another one.
-    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
-    return plan(work.problem, direction, work.precise, count)
-
-
 class _CUDA:
     """See `kernel.Kernel`.
 
     A projection is no loop of its own: with raw_t = o * tanh(c_t) and h_t = W_hr raw_t, the gates of the next step are
     x's part + (W_hh W_hr) raw_t.  So the loop runs over raw with that product as its weight, from raw = 0, the part of
     h_0 being added to the gates of each sequence's first step; y = W_hr raw is one product for all steps.
+
+    loop  "fused", where it fits, or "steps": see `plan`
     """
 
-    name = "cuda"
+    def __init__(self, name: str, loop: str) -> None:
+        self.name, self.loop = name, loop
+
+    def _plan(self, work: Work, direction: str) -> Plan:
+        if self.loop == "steps":
+            return steps()
+        return plan(work.problem, direction, work.precise, gpu_of(work.problem.device.index))
 
     def forward(
         self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
@@ -104,18 +103,18 @@ class _CUDA:
             saved = (gates, gates.new_empty(problem.directions, 0, hidden))
             return y, h_0.clone(), c_0.clone(), saved if save else ()
         with _on(problem.device), _products(problem.dtype):
-            work = loops.work_of(problem, count, not tf32_allowed())
+            work = work_of(problem, count, not tf32_allowed())
             for part, (w_ih, _, b_ih, b_hh, _) in zip(gates, weights, strict=True):
                 if b_ih is None or b_hh is None:
                     torch.mm(x, w_ih.t(), out=part)
                 else:
                     torch.addmm(b_ih + b_hh, x, w_ih.t(), out=part)
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
-            path = _plan(work, "forward")
+            path = self._plan(work, "forward")
             if problem.proj_size:
                 w_hr, alive = _stack([w_hr for *_, w_hr in weights]), work.sizes[0]
                 for d, part in enumerate(gates):
-                    part[loops.first_rows(work, d)] += h_0[d, :alive] @ w_hh[d].t()
+                    part[first_rows(work, d)] += h_0[d, :alive] @ w_hh[d].t()
                 fused = _exact_product(w_hh, w_hr)
                 raw, raw_n, c_n, cells = loops.forward(path, work, gates, torch.zeros_like(c_0), c_0, fused, save)
                 y, h_n = _projection(work, w_hr, raw, raw_n, h_0)
@@ -151,26 +150,26 @@ class _CUDA:
             dacts = torch.zeros_like(acts) if dacts is None else dacts.contiguous()
             dcells = torch.zeros_like(cells) if dcells is None else dcells.contiguous()
         with _on(problem.device), _products(problem.dtype):
-            work = loops.work_of(problem, count, not tf32_allowed())
+            work = work_of(problem, count, not tf32_allowed())
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
-            path = _plan(work, "backward")
+            path = self._plan(work, "backward")
             if problem.proj_size:
                 w_hr = _stack([w_hr for *_, w_hr in weights])
                 fused, (draw, draw_n) = _exact_product(w_hh, w_hr), _before_projection(work, w_hr, dy, dh_n)
                 args = (acts, cells, c_0, fused, draw, draw_n, dc_n, dacts, dcells)
                 dgates, _, dc_0 = loops.backward(path, work, *args)
-                dh_0 = loops.first_products(work, dgates, w_hh, dh_n)
+                dh_0 = first_products(work, dgates, w_hh, dh_n)
             else:
                 args = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
                 dgates, dh_0, dc_0 = loops.backward(path, work, *args)
             for d in range(directions):
-                own, turned = slice(d * size, (d + 1) * size), loops.turned(work, d)
+                own, back = slice(d * size, (d + 1) * size), turned(work, d)
                 h = raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
                 dh = None
                 if problem.proj_size:
                     h = projected_h[0][:, own]
-                    dh = loops.neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=not turned).add_(dy[:, own])
-                before = loops.neighbours(work, h, h_0[d], backwards=turned)
+                    dh = neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=not back).add_(dy[:, own])
+                before = neighbours(work, h, h_0[d], backwards=back)
                 accumulate(d, slice(0, count), dgates[d], before, dh, raw if problem.proj_size else None)
         return dh_0, dc_0, dgates.sum(1)
 
@@ -194,7 +193,7 @@ def _stack(weights: list[Tensor | None]) -> Tensor:
     return first.contiguous().unsqueeze(0) if len(weights) == 1 else torch.stack(weights)  # type: ignore[arg-type]
 
 
-def _projection(work: loops.Work, w_hr: Tensor, raw: Tensor, raw_n: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
+def _projection(work: Work, w_hr: Tensor, raw: Tensor, raw_n: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
     """y (P, D*R) and h_n (D, B, R) from raw (P, D*H) and raw_n (D, B, H); sequences without a step keep h_0."""
     directions, size, hidden = w_hr.shape
     y, h_n, alive = raw.new_empty(len(raw), directions * size), h_0.clone(), work.sizes[0]
@@ -204,7 +203,7 @@ def _projection(work: loops.Work, w_hr: Tensor, raw: Tensor, raw_n: Tensor, h_0:
     return y, h_n
 
 
-def _before_projection(work: loops.Work, w_hr: Tensor, dy: Tensor, dh_n: Tensor) -> tuple[Tensor, Tensor]:
+def _before_projection(work: Work, w_hr: Tensor, dy: Tensor, dh_n: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients at raw = o * tanh(c) from those at h = W_hr raw: of all rows (P, D*H), of the last ones (D, B, H).
 
     w_hr, dy, dh_n  (D, R, H), (P, D*R), (D, B, R)
@@ -225,11 +224,23 @@ def _exact_product(w_hh: Tensor, w_hr: Tensor) -> Tensor:
 
 
 def _unavailable() -> str | None:
-    if not torch.cuda.is_available() and not loops.INTERPRETED:
+    if not torch.cuda.is_available() and not INTERPRETED:
         return f"torch {torch.__version__} sees no CUDA device"
     return _missing
 
 
 _missing = None if find_spec("triton") else "it needs Triton, which is not installed: pip install triton"
 
-ENGINE = Engine("cuda", layer_of(_CUDA()), _refuses, _unavailable, opt_in=True)
+# By the loop that a problem asks for.  To operators they are two kernels, so that a backward takes its forward's loop.
+_LAYERS: dict[str | None, Layer] = {
+    "fused": layer_of(_CUDA("cuda", "fused")),
+    "steps": layer_of(_CUDA("cuda_steps", "steps")),
+}
+_LAYERS[None] = _LAYERS["fused"]
+
+
+def _layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
+    return _LAYERS[problem.loop](problem, x, h_0, c_0, weights)
+
+
+ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=only_if_asked)

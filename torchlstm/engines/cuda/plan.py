@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from ..contract import Problem
+from .device import GPU
 
 
 class Rows(NamedTuple):
@@ -65,31 +66,36 @@ _TILE = 64
 _BLOCK = 256
 
 
-def plan(problem: Problem, direction: str, precise: bool, multiprocessors: int) -> Plan:
+def steps() -> Steps:
+    """The plan that runs every problem on every GPU."""
+    return Steps(_BLOCK, 4)
+
+
+def plan(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
     """The loop for a problem without projection.
 
-    direction        "forward" or "backward"
-    precise          products of float32 are exact to float32, not to TF32
-    multiprocessors  of the GPU; the programs of `Slices` must all be on it at once
+    direction  "forward" or "backward"
+    precise    products of float32 are exact to float32, not to TF32
+    gpu        the programs of `Slices` must all be on it at once
     """
     hidden, dtype = problem.hidden_size, problem.dtype
     if dtype == torch.float64 or problem.rows.steps == 1:
-        return Steps(_BLOCK, 4)
+        return steps()
     kind = "half" if dtype.itemsize == 2 else "float32" if precise else "tf32"
     if hidden <= _ROWS_UNITS[kind]:
         units = max(16, _power_of_two(hidden))
         return Rows(units, _ROWS, 4 if units <= 32 else _WARPS)
     for units, most in _SLICES_UNITS[kind, direction].items():
         inner = hidden if direction == "forward" else 4 * hidden
-        if hidden <= most and (found := _slices(problem, units, inner, _INNER[kind], multiprocessors)):
+        if hidden <= most and (found := _slices(problem, units, inner, _INNER[kind], gpu)):
             return found
-    return Steps(_BLOCK, 4)
+    return steps()
 
 
-def _slices(problem: Problem, units: int, inner: int, most: int, multiprocessors: int) -> Slices | None:
+def _slices(problem: Problem, units: int, inner: int, most: int, gpu: GPU) -> Slices | None:
     """The cut into slices of so many units, or None if the GPU has not room for all of them."""
     slices = -(-problem.hidden_size // units)
-    room = multiprocessors // (slices * problem.directions)
+    room = gpu.multiprocessors // (slices * problem.directions)
     groups = -(-problem.batch // _ROWS)
     if not room or groups > room * (_TILE // _ROWS):
         return None
