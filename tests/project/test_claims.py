@@ -1,4 +1,4 @@
-"""README says of torch.nn.LSTM what programs show on the torch at hand, each in a process that has done nothing else."""
+"""README says of torch.nn what programs show on the torch at hand, each in a process that has done nothing else."""
 
 import functools
 import json
