@@ -269,3 +269,17 @@ def test_what_is_given_is_not_written_into() -> None:
         _, states = lstm(x, given[1:])
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
     assert not {state.data_ptr() for state in states} & {tensor.data_ptr() for tensor in given}
+
+
+def test_chunks_of_many_steps() -> None:
+    """`checkpoint_every` runs each chunk twice, the second time within a backward."""
+    found = []
+    for every in (None, direct.LEAST):
+        torch.manual_seed(2)
+        lstm = LSTM(3, 4, bidirectional=True, dtype=torch.float64)
+        x = torch.randn(2 * direct.LEAST + 1, 2, 3, dtype=torch.float64, requires_grad=True)
+        lstm.checkpoint_every = every
+        with torchlstm.use_engine("reference"):
+            found.append(torch.autograd.grad(lstm(x)[0].square().sum(), [x, *lstm.parameters()]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
