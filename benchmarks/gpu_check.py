@@ -42,7 +42,7 @@ def steps(out: Path) -> list[Step]:
     python, torchlstm = [sys.executable, "-m"], [sys.executable, "-m", "torchlstm"]
     parity = [*torchlstm, "parity", "--device"]
     bench = [*python, "benchmarks", "--no-memory"]
-    grid = "grid-bfloat16,grid-float16,grid-float32,rest-bfloat16,rest-float16,rest-float32"
+    grid = "grid-*-B16-*,grid-*-B1-H512,grid-*-B64-H1024,rest-*"
     once = [*python, "benchmarks.gpu_stress", "--once"]
     sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
 

@@ -46,17 +46,25 @@ class Result(NamedTuple):
         }  # fmt: skip
 
 
+# What may round products of float32 to TF32 on CUDA: nn.LSTM, and everything else, nn.LSTMCell too.
+_BACKENDS: dict[str, Any] = {"rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
+
+
+def tf32_allowed(what: str) -> bool:
+    """Whether "rnn" or "matmul" may round to TF32 now; unlike `allow_tf32` it can be asked after any setting."""
+    return bool(_BACKENDS[what].fp32_precision == "tf32")
+
+
 @contextmanager
-def _tf32(allowed: tuple[str, ...]) -> Iterator[None]:
+def tf32(allowed: tuple[str, ...]) -> Iterator[None]:
     """Let products of float32 on CUDA round to TF32 in what is named, "rnn" or "matmul", and nowhere else."""
-    backends: dict[str, Any] = {"rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
-    before = {name: backend.fp32_precision for name, backend in backends.items()}
+    before = {name: backend.fp32_precision for name, backend in _BACKENDS.items()}
     try:
-        for name, backend in backends.items():
+        for name, backend in _BACKENDS.items():
             backend.fp32_precision = "tf32" if name in allowed else "ieee"
         yield
     finally:
-        for name, backend in backends.items():
+        for name, backend in _BACKENDS.items():
             backend.fp32_precision = before[name]
 
 
@@ -71,7 +79,7 @@ def run_case(case: Case, device: str = "cpu", engine: str = "auto", large: bool 
         return Result(case, [], "slow on a CPU; run on a GPU, or by itself with --case")
     if device == "cpu" and case.tf32:
         return Result(case, [], "TF32 is a GPU's; run on a GPU")
-    with nullcontext() if device == "cpu" else _tf32(case.tf32):
+    with nullcontext() if device == "cpu" else tf32(case.tf32):
         return _run_case(case, device, engine)
 
 
