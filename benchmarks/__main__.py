@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = arguments.seconds or (_QUICK_SECONDS if arguments.quick else 1.0)
     settings = Settings(arguments.device, torch.get_num_threads(), arguments.engine, tuple(peers), seconds,
                         arguments.quick, arguments.memory)  # fmt: skip
-    run = _measure(settings, workloads, extras, left_out)
+    run = _measure(settings, workloads, extras, left_out, arguments.json)
     if arguments.json:
         dump(run, arguments.json)
     if arguments.save:
@@ -124,8 +124,10 @@ def _list(workloads: list[Workload], extras: list[Extra]) -> int:
     return 0
 
 
-def _measure(settings: Settings, workloads: list[Workload], extras: list[Extra], left_out: dict[str, str]) -> Run:
-    """Measure, printing each row of the table as soon as it is there."""
+def _measure(
+    settings: Settings, workloads: list[Workload], extras: list[Extra], left_out: dict[str, str], file: str | None
+) -> Run:
+    """Measure, printing each row of the table, and writing the run so far, as soon as it is there."""
     run = start(settings, workloads, left_out)
     table = Table(run)
     print("\n".join(table.title()), flush=True)
@@ -136,6 +138,8 @@ def _measure(settings: Settings, workloads: list[Workload], extras: list[Extra],
     def show(row: Row) -> None:
         if not is_sweep(row["group"]):
             print(clear + table.line(row), flush=True)
+        if file:
+            dump(run, file)
 
     measure_all(run, settings, workloads, show)
     measure_extras(run, settings, extras)

@@ -12,6 +12,7 @@ import torch
 
 import torchlstm
 from torchlstm.engines.cpu.engine import instruction_set
+from torchlstm.parity.run import tf32_allowed
 
 from .machine import described, processor, short, slugify
 
@@ -74,7 +75,7 @@ def _gpu() -> dict[str, Any]:
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
-        "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_allow_tf32": tf32_allowed("rnn"),
+        "matmul_allow_tf32": tf32_allowed("matmul"),
         "triton": getattr(triton, "__version__", None),
     }

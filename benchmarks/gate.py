@@ -5,6 +5,7 @@ import torch
 from torchlstm import EngineRefusal
 from torchlstm.parity import Verdict, judge
 from torchlstm.parity.observe import Observation, build, observe
+from torchlstm.parity.run import tf32_allowed
 
 from .calls import kinds_of, results
 from .unfit import first_line
@@ -33,7 +34,7 @@ def judge_workload(workload: Workload, device: str) -> list[Verdict]:
         rival = see(False, case.dtype)
     except RuntimeError:  # oneDNN has no half precision on some processors: float64 alone judges then
         rival = None
-    return judge(ours, rival, truth, case.dtype)
+    return judge(ours, rival, truth, case.dtype, device != "cpu" and tf32_allowed("matmul" if case.cell else "rnn"))
 
 
 def outcome(workload: Workload, device: str) -> tuple[str, str]:

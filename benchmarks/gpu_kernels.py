@@ -3,13 +3,17 @@
 Run on a GPU: `python -m benchmarks.gpu_kernels`.
 """
 
+import argparse
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from torchlstm import LSTM, use_engine
+
+from .gpu_device import device_of, wait
 
 _SHAPES = ((16, 64), (16, 160), (16, 512), (16, 1024), (1, 512))  # B and H = I
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -17,31 +21,38 @@ _STEPS = 64
 
 
 def kernels(module: nn.Module, x: torch.Tensor, engine: AbstractContextManager[None]) -> list[str]:
-    """Names and counts of the kernels of a training step, the longest-running first."""
+    """Names and counts of the kernels of a training step, the longest-running first; of operations on a CPU."""
+    gpu = x.device.type == "cuda"
     with engine:
         output, _ = module(x)
         output.sum().backward()
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        wait(x.device)
+        with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as found:
             output, _ = module(x)
             output.sum().backward()
-            torch.cuda.synchronize()
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
-    return [f"{event.count:5} x {event.key[:100]}" for event in events if event.self_device_time_total > 0]
+            wait(x.device)
+    times = {
+        event: event.self_device_time_total if gpu else event.self_cpu_time_total for event in found.key_averages()
+    }
+    events = sorted(times, key=lambda event: -times[event])
+    return [f"{event.count:5} x {event.key[:100]}" for event in events if times[event] > 0]
 
 
 def main() -> int:
     """Print a list for every dtype and shape."""
-    if not torch.cuda.is_available():
-        print(f"no CUDA device: torch {torch.__version__} sees none", file=sys.stderr)
-        return 2
-    for dtype in _DTYPES:
-        for batch, size in _SHAPES:
-            x = torch.randn(_STEPS, batch, size, device="cuda", dtype=dtype, requires_grad=True)
-            for kind, engine in ((nn.LSTM, nullcontext()), (LSTM, use_engine("cuda"))):
-                module = kind(size, size, device="cuda", dtype=dtype)
-                print(f"\n{kind.__module__.split('.')[0]} {dtype} T={_STEPS} B={batch} I=H={size}")
-                print("\n".join(kernels(module, x, engine)[:6]))
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu_kernels", description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="one tiny shape, in Triton's interpreter")
+    arguments = parser.parse_args()
+    device = device_of(parser, arguments.dry_run)
+    dtypes, shapes, steps = (_DTYPES[:1], ((2, 4),), 2) if arguments.dry_run else (_DTYPES, _SHAPES, _STEPS)
+    for dtype in dtypes:
+        for batch, size in shapes:
+            x = torch.randn(steps, batch, size, device=device, dtype=dtype, requires_grad=True)
+            for kind, engine in ((nn.LSTM, ""), (LSTM, "cuda"), (LSTM, "reference")):
+                module = kind(size, size, device=device, dtype=dtype)
+                print(f"\n{kind.__module__.split('.')[0]} {engine} {dtype} T={steps} B={batch} I=H={size}")
+                lines = kernels(module, x, use_engine(engine) if engine else nullcontext())
+                print("\n".join(lines[:6]), flush=True)
     return 0
 
 

@@ -1,31 +1,40 @@
 """The CUDA engine's fused kernels again and again: no hang, the same bits every time, and NaN where NaN belongs.
 
 Run on a GPU: `python -m benchmarks.gpu_stress --json FILE`; with `--once` each kernel runs once on small shapes, for
-compute-sanitizer.
+compute-sanitizer.  FILE holds a line of JSON a trial.  Trials run in a process of their own: where a kernel fails, CUDA
+is lost to its process, and the next trial begins in another one.
 """
 
 import argparse
 import json
+import math
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchlstm import LSTM, use_engine
+from torchlstm.engines.cuda import fused
 from torchlstm.parity import Case
-from torchlstm.parity.observe import build, draw, observe
+from torchlstm.parity.observe import Observation, build, draw, observe
+
+from .calls import call_of
+from .gpu_device import captured, device_of, streams, wait
 
 _SIZES: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
     # Each of the loops, forward and backward, with one and with several products a program; odd sizes; both directions.
-    "rows": (24, 16, 64, 64, {}),
-    "rows-bi": (24, 33, 17, 100, {"bidirectional": True}),
     "slices": (24, 16, 64, 512, {}),
     "slices-tiles": (24, 64, 64, 1024, {}),
     "slices-odd": (24, 5, 33, 251, {"bidirectional": True}),
+    "rows": (24, 16, 64, 64, {}),
+    "rows-bi": (24, 33, 17, 100, {"bidirectional": True}),
     "projected": (24, 16, 64, 512, {"proj_size": 96, "num_layers": 2}),
 }
 _SMALL: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
@@ -33,12 +42,19 @@ _SMALL: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
     "slices": (5, 17, 7, 136, {"bidirectional": True}),
     "projected": (4, 3, 5, 144, {"proj_size": 7}),
 }
+_TINY: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {"rows": (2, 2, 2, 2, {})}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of a first call of slices: if they do not find each other, it ends in a moment.
+_SOON = 1 << 16
+_PRODUCTS = 20  # that another stream has to do first
+_LONG = 2000
+_LEAST = 2  # calls that are compared
+_GOOD = ("same bits", "its own sequence only")
 
 
 @dataclass
 class Found:
-    """What became of one kernel's repeats."""
+    """What became of one trial."""
 
     name: str
     repeats: int
@@ -46,9 +62,18 @@ class Found:
     outcome: str
 
 
-def cases(small: bool) -> Iterator[Case]:
+@dataclass(frozen=True)
+class Trial:
+    """One case and what is tried with it."""
+
+    name: str
+    case: Case
+    run: Callable[[Case, torch.device, float], Found]
+
+
+def cases(small: bool, sizes: dict[str, tuple[int, int, int, int, dict[str, Any]]] | None = None) -> Iterator[Case]:
     """Every shape in every dtype, dense and ragged."""
-    for name, (steps, batch, features, hidden, options) in (_SMALL if small else _SIZES).items():
+    for name, (steps, batch, features, hidden, options) in (sizes or (_SMALL if small else _SIZES)).items():
         for dtype in _DTYPES:
             for form in ("dense", "unsorted"):
                 yield Case(
@@ -58,7 +83,26 @@ def cases(small: bool) -> Iterator[Case]:
                 )  # fmt: skip
 
 
-def results(case: Case, repeats: int, device: torch.device) -> Iterator[dict[str, Tensor | None]]:
+def trials(chosen: Sequence[Case]) -> list[Trial]:
+    """All of them, the most telling first: a first call of slices, then the same bits, then what else is going on."""
+    first = Case("first-call", steps=5, batch=5, input_size=7, hidden_size=min(136, chosen[0].hidden_size),
+                 dtype=torch.float32)  # fmt: skip
+    found = [Trial("first-call", first, cautious)]
+    # A dry run is of one dtype.
+    chosen = [case for case in chosen if case.dtype == torch.float32] if chosen[0].steps < 4 else chosen
+    found += [Trial(f"{case.name}-idle", case, idle) for case in chosen]
+    found += [Trial(f"{case.name}-busy", case, busy) for case in chosen]
+    dense = [case for case in chosen if case.form == "dense"]
+    for value in ("nan", "inf"):
+        found += [Trial(f"{case.name}-{value}", replace(case, poison=float(value)), poisoned) for case in dense]
+    slices = [case for case in chosen if case.name.startswith(chosen[0].name.split("-")[0] + "-")]
+    found += [Trial(f"{case.name}-two-streams", case, together) for case in slices]
+    found += [Trial(f"{case.name}-graph", case, replayed) for case in slices]
+    long = [replace(case, steps=_LONG if case.steps > 4 else 3) for case in dense if case.batch <= 16]
+    return found + [Trial(f"{case.name}-T{case.steps}", case, idle) for case in long]
+
+
+def results(case: Case, repeats: int, device: torch.device) -> Iterator[Observation]:
     """Results and gradients of the same call, again and again."""
     module = build(case, LSTM, LSTM, case.dtype).to(device)
     inputs = draw(case)
@@ -67,88 +111,199 @@ def results(case: Case, repeats: int, device: torch.device) -> Iterator[dict[str
         yield observe(module, case, inputs.to(device, case.dtype))
 
 
-def repeat(case: Case, repeats: int, device: torch.device, busy: bool) -> Found:
-    """Run one case many times; `busy`: while another stream multiplies, so that the GPU is not free at every launch."""
-    start = time.perf_counter()
-    first: dict[str, Tensor | None] | None = None
-    outcome = "same bits"
-    other = torch.cuda.Stream(device) if busy else None
-    load = torch.randn(2048, 2048, device=device)
-    for index, found in enumerate(results(case, repeats, device)):
-        if other is not None:
-            with torch.cuda.stream(other):
-                torch.mm(load, load)
+def repeat(case: Case, device: torch.device, seconds: float, between: Callable[[], Any] = lambda: None) -> Found:
+    """Run a case for so many seconds, twice at least; `between` is called before each."""
+    start, first, outcome, index = time.perf_counter(), None, "same bits", 0
+    for index, found in enumerate(results(case, sys.maxsize, device), 1):
         if first is None:
             first = found
             if any(t is not None and not bool(t.isfinite().all()) for t in found.values()):
                 outcome = "not finite"
                 break
-            continue
-        different = [name for name, tensor in found.items() if not _same(tensor, first[name])]
-        if different:
+        elif different := _different(found, first):
             outcome = f"call {index} differs in {', '.join(different)}"
             break
-    torch.cuda.synchronize(device)
-    return Found(case.name, repeats, time.perf_counter() - start, outcome)
+        if index >= _LEAST and time.perf_counter() - start > seconds:
+            break
+        between()
+    wait(device)
+    return Found(case.name, index, time.perf_counter() - start, outcome)
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other if one is None or other is None else torch.equal(one, other)
+def _different(found: Observation, first: Observation) -> list[str]:
+    def same(one: Tensor | None, other: Tensor | None) -> bool:
+        return one is other if one is None or other is None else torch.equal(one, other)
+
+    return [name for name, tensor in found.items() if not same(tensor, first[name])]
 
 
-def poisoned(case: Case, device: torch.device) -> Found:
-    """A NaN in one sequence makes that sequence NaN from its step on, and no other."""
+def cautious(case: Case, device: torch.device, seconds: float) -> Found:
+    """A first call, which does not wait long for a program that does not come."""
+    before, fused.LIMIT = fused.LIMIT, _SOON
+    try:
+        return repeat(case, device, seconds)
+    finally:
+        fused.LIMIT = before
+
+
+def idle(case: Case, device: torch.device, seconds: float) -> Found:
+    """Nothing else runs."""
+    return repeat(case, device, seconds)
+
+
+def busy(case: Case, device: torch.device, seconds: float) -> Found:
+    """Another stream multiplies, so that not all of the GPU is free when a call is launched."""
+    (other,) = streams(device, 1)
+    load = torch.randn(2048 if device.type == "cuda" else 8, 2048 if device.type == "cuda" else 8, device=device)
+
+    def queue() -> None:
+        with other:
+            for _ in range(_PRODUCTS):
+                torch.mm(load, load)
+
+    return repeat(case, device, seconds, queue)
+
+
+def together(case: Case, device: torch.device, seconds: float) -> Found:
+    """Two layers at once, each on a stream of its own, whose programs may not all fit on the GPU."""
+    start, outcome, count = time.perf_counter(), "same bits", 0
+    modules = [build(case, LSTM, LSTM, case.dtype).to(device) for _ in range(2)]
+    both, inputs = streams(device, 2), draw(case)
+    (first,) = results(case, 1, device)
+    while count < _LEAST or time.perf_counter() - start < seconds:
+        count += 1
+        given = [inputs.to(device, case.dtype) for _ in modules]
+        wait(device)
+        found = []
+        for stream, module, each in zip(both, modules, given, strict=True):
+            module.zero_grad(set_to_none=True)
+            with stream:
+                found.append(observe(module, case, each))
+        wait(device)
+        if different := [name for seen in found for name in _different(seen, first)]:
+            outcome = f"call {count} differs in {', '.join(different)}"
+            break
+    return Found(case.name, count, time.perf_counter() - start, outcome)
+
+
+def replayed(case: Case, device: torch.device, seconds: float) -> Found:
+    """A forward and a training step as CUDA graphs, replayed."""
+    start, total = time.perf_counter(), 0
+    module, inputs = build(case, LSTM, LSTM, case.dtype).to(device), draw(case).to(device, case.dtype)
+    # States that a call hands to the next one would be another input at every replay.
+    inputs = replace(inputs, h_0=None, c_0=None)
+    for mode in ("inference", "training"):
+        with torch.set_grad_enabled(mode == "training"):
+            call = call_of(mode, module, inputs)
+            expected = _tensors(call())
+            replay, found = captured(device, call)
+        count, until = 0, time.perf_counter() + seconds / 2
+        while count < _LEAST or time.perf_counter() < until:
+            count, total = count + 1, total + 1
+            replay()
+            wait(device)
+            if not all(torch.equal(*pair) for pair in zip(_tensors(found), expected, strict=True)):
+                return Found(case.name, total, time.perf_counter() - start, f"replay {count} of {mode} differs")
+    return Found(case.name, total, time.perf_counter() - start, "same bits")
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    """The tensors of a result of any form."""
+    if isinstance(result, Tensor):
+        return [result.clone()] if result.is_floating_point() else []
+    return [] if result is None else [tensor for part in result for tensor in _tensors(part)]
+
+
+def poisoned(case: Case, device: torch.device, _: float = 0.0) -> Found:
+    """A NaN, or an Inf that becomes one, in one sequence reaches no other one."""
     start = time.perf_counter()
-    if case.form != "dense":
-        return Found(f"{case.name}-nan", 0, 0.0, "left out: rows of a ragged batch are in another order")
-    case = replace(case, poison=float("nan"), loss=("output",), frozen=("input", "hx"))
+    case = replace(case, poison=float("nan") if case.poison is None else case.poison)
+    case = replace(case, loss=("output",), frozen=("input", "hx"))
     output = next(results(case, 1, device))["output"]
     assert output is not None
     forward = case.options.get("proj_size") or case.hidden_size  # in reverse the poisoned step is the last
-    alone = bool(output[:, 0, :forward].isnan().all()) and not bool(output[:, 1:].isnan().any())
-    return Found(
-        f"{case.name}-nan", 1, time.perf_counter() - start, "its own sequence only" if alone else "NaN elsewhere"
-    )
+    alone = bool(output[:, 1:].isfinite().all())
+    if math.isnan(case.poison or 0.0):  # of an Inf gates are shut or open, or NaN
+        alone &= bool(output[:, 0, :forward].isnan().all())
+    outcome = "its own sequence only" if alone else f"{case.poison} elsewhere"
+    return Found(case.name, 1, time.perf_counter() - start, outcome)
+
+
+def run_here(chosen: Sequence[Trial], device: torch.device, seconds: float, write: Callable[[Found], None]) -> None:
+    """Run trials in this process, for so many seconds in all, until one of them leaves the GPU lost to it."""
+    end = time.perf_counter() + seconds
+    with use_engine("cuda"):
+        for index, trial in enumerate(chosen):
+            start = time.perf_counter()
+            try:
+                found = trial.run(trial.case, device, max(end - start, 0) / (len(chosen) - index))
+            except Exception as error:  # one trial's failure is its own
+                found = Found(trial.name, 0, time.perf_counter() - start, f"{type(error).__name__}: {error}"[:300])
+            write(replace(found, name=trial.name))
+            try:
+                wait(device)
+            except RuntimeError:
+                return
+
+
+def run_in_children(command: list[str], names: list[str], file: Path, seconds: float) -> list[Found]:
+    """Run all trials, in one process as long as it lives.
+
+    command  runs those after a name, `--after NAME`, and adds their lines to the file
+    """
+    end = time.perf_counter() + seconds
+    while len(found := _read(file)) < len(names):
+        left = ["--seconds", str(max(0.0, end - time.perf_counter()))]
+        done = subprocess.run([*command, *left, *(["--after", found[-1].name] if found else [])], check=False)
+        if len(_read(file)) == len(found):
+            lost = Found(names[len(found)], 0, 0.0, f"the process ended with exit code {done.returncode}")
+            _add(lost, file)
+    return found
+
+
+def _read(file: Path) -> list[Found]:
+    return [Found(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _add(found: Found, file: Path) -> None:
+    print(f"{found.name:40} {found.repeats:5} {found.seconds:7.2f} s  {found.outcome}", flush=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(asdict(found)) + "\n")
 
 
 def main() -> int:
     """Run everything; returns 1 if anything moved."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu_stress", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--once", action="store_true", help="small shapes, each once: for compute-sanitizer")
-    parser.add_argument("--seconds", type=float, default=150, help="stop asking for more repeats after so long in all")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--seconds", type=float, default=60, help="for so long in all (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="a line for each trial")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes, in Triton's interpreter")
+    parser.add_argument("--here", action="store_true", help="in this process, until a trial ends it")
+    parser.add_argument("--after", metavar="NAME", help="only the trials that follow this one")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error(f"no CUDA device: torch {torch.__version__} sees none")
-    device = torch.device("cuda", torch.cuda.current_device())
-    chosen = list(cases(arguments.once))
-    found: list[Found] = []
-    end = time.perf_counter() + arguments.seconds
-    with use_engine("cuda"):
-        for index, case in enumerate(chosen):
-            if arguments.once:
-                found.append(repeat(case, 1, device, busy=False))
-            else:
-                left = (end - time.perf_counter()) / (len(chosen) - index)
-                start = time.perf_counter()
-                repeat(case, 3, device, busy=False)  # compiles
-                each = (time.perf_counter() - start) / 3
-                count = max(3, min(arguments.repeats, int(left / max(each, 1e-4))))
-                found.append(repeat(case, count, device, busy=index % 2 == 1))
-                found.append(poisoned(case, device))
-            for one in found[-2:]:
-                print(f"{one.name:36} {one.repeats:5} {one.seconds:7.2f} s  {one.outcome}", flush=True)
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump([vars(one) for one in found], file, indent=1)
-    bad = [one for one in found if not _good(one)]
-    print(f"{len(found) - len(bad)} good, {len(bad)} bad")
-    return 1 if bad else 0
-
-
-def _good(found: Found) -> bool:
-    return found.outcome in ("same bits", "its own sequence only") or found.outcome.startswith("left out")
+    sizes = _TINY if arguments.dry_run else _SMALL if arguments.once else _SIZES
+    chosen = trials(list(cases(arguments.once, sizes)))
+    if arguments.once:
+        chosen = [trial for trial in chosen if trial.run is idle]
+    if arguments.once or arguments.dry_run:
+        arguments.seconds = 0.0
+    names = [trial.name for trial in chosen]
+    with tempfile.TemporaryDirectory() as folder:
+        file = arguments.json or Path(folder) / "stress.jsonl"
+        if not arguments.after:
+            file.write_text("", encoding="utf-8")
+        if arguments.once or arguments.here:
+            device = device_of(parser, arguments.dry_run)
+            rest = chosen[names.index(arguments.after) + 1 :] if arguments.after else chosen
+            run_here(rest, device, arguments.seconds, lambda found: _add(found, file))
+            found = _read(file)
+        else:
+            command = [sys.executable, "-m", "benchmarks.gpu_stress", "--here", "--json", str(file)]
+            command += ["--dry-run"] * arguments.dry_run
+            found = run_in_children(command, names, file, arguments.seconds)
+    bad = [one for one in found if one.outcome not in _GOOD]
+    print(f"{len(found) - len(bad)} good, {len(bad)} bad of {len(names)}")
+    return 1 if bad or len(found) < len(names) else 0
 
 
 if __name__ == "__main__":

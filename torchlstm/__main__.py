@@ -112,12 +112,13 @@ def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:
     if not cases:
         parser.error(f"no case matches {arguments.case!r}")
     width = max(len(case.name) for case in cases)
+    large = all(case.large for case in cases)  # asked for by their names
     results: list[Result] = []
     # What nn.LSTM and complex modules have to say is known and no finding.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported|Complex modules are a new feature")
     for case in progress(cases, len(cases), "parity"):
         try:
-            result = run_case(case, arguments.device, arguments.engine)
+            result = run_case(case, arguments.device, arguments.engine, large)
         except Exception as error:  # one case's crash is that case's failure
             result = Result(case, [Verdict("call", math.inf, 0.0, 0.0, f"{type(error).__name__}: {error}")])
         results.append(result)

@@ -32,7 +32,8 @@ class Loop(ClippedLSTMCell):
 TABLE = [
     case
     for case in CASES.values()
-    if not case.cell and case.autocast is None and not set(case.frozen) - {"input", "hx"} and not case.dtype.is_complex
+    if not (case.cell or case.trace or case.large)
+    and case.autocast is None and not set(case.frozen) - {"input", "hx"} and not case.dtype.is_complex
     and case.dtype in (torch.float64, torch.float32) and case.form not in ("lengths", "resets")
 ]  # fmt: skip
 

@@ -21,6 +21,9 @@ class Case:
     frozen    names of parameters that ask for no gradient; "input" and "hx" freeze those
     scale     of the input; 1e4 saturates every gate
     poison    a value written into one element of the input of sequence 0
+    trace     the call is `LSTM.trace`, and the loss sees the states and gates of every step too
+    tf32      what may round float32 to TF32 in products on CUDA: "rnn" nn.LSTM, "matmul" all others, nn.LSTMCell too
+    large     too large for Triton's interpreter, and slow on a CPU: it is for a GPU
     """
 
     name: str
@@ -39,6 +42,14 @@ class Case:
     frozen: tuple[str, ...] = ()
     scale: float = 1.0
     poison: float | None = None
+    trace: bool = False
+    tf32: tuple[str, ...] = ()
+    large: bool = False
+
+    @property
+    def rounds_to_tf32(self) -> bool:
+        """Whether the products of torch.nn's module may round to TF32 on CUDA."""
+        return self.dtype == torch.float32 and ("matmul" if self.cell else "rnn") in self.tf32
 
     @property
     def dropout(self) -> float:
@@ -171,9 +182,67 @@ def _autocasts() -> Iterator[Case]:
         yield replace(base, name=f"{name}-cell", cell=True)
 
 
+def _traces() -> Iterator[Case]:
+    """What `LSTM.trace` returns besides, against a loop over the equations."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        yield Case(f"trace-{_short(dtype)}", trace=True, dtype=dtype, options={"num_layers": 2, "bidirectional": True})
+    yield Case("trace-proj", trace=True, options={"proj_size": 3})
+
+
+def _tf32() -> Iterator[Case]:
+    """Products that round to TF32 where nn.LSTM's or nn.LSTMCell's do, and there alone; all other cases forbid it."""
+    sizes: dict[str, Any] = {"dtype": torch.float32, "steps": 20, "batch": 4, "input_size": 17, "hidden_size": 33}
+    yield Case("tf32-dense", tf32=("rnn",), **sizes)
+    yield Case("tf32-everything-packed", form="packed", tf32=("rnn", "matmul"), options=_EVERYTHING, **sizes)
+    yield Case("tf32-cell", cell=True, tf32=("matmul",), **sizes)
+    yield Case("tf32-of-nn.LSTM-only-cell", cell=True, tf32=("rnn",), **sizes)
+
+
+# T, B, I, H, form and options of sizes at which a GPU works in another way: hidden units in slices, several tiles of
+# sequences a slice, long sequences.
+_LARGE: tuple[tuple[int, int, int, int, str, dict[str, Any]], ...] = (
+    (12, 5, 20, 136, "dense", {}),
+    (9, 70, 33, 256, "unsorted", {}),
+    (10, 17, 64, 512, "dense", {"bidirectional": True}),
+    (8, 33, 48, 640, "unsorted", {"bidirectional": True}),
+    (8, 100, 64, 1024, "dense", {}),
+    (10, 16, 65, 511, "unsorted", {"proj_size": 96, "num_layers": 2}),
+    (600, 3, 16, 200, "dense", {}),
+)
+
+
+def _larges() -> Iterator[Case]:
+    """What only a GPU has the patience for."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for steps, batch, features, hidden, form, options in _LARGE:
+            sizes: dict[str, Any] = {"steps": steps, "batch": batch, "input_size": features, "hidden_size": hidden}
+            kind = form + "-bi" * ("bidirectional" in options) + "-proj" * ("proj_size" in options)
+            name = f"T{steps}-B{batch}-H{hidden}-{kind}"
+            case = Case(f"large-{_short(dtype)}-{name}", form=form, dtype=dtype, options=options, large=True, **sizes)
+            yield case
+            if dtype == torch.float32:
+                yield replace(case, name=f"large-tf32-{name}", tf32=("rnn",))
+        sizes = {"steps": 8, "batch": 18, "input_size": 30, "hidden_size": 264}
+        options = {"bidirectional": True}
+        yield Case(f"large-{_short(dtype)}-trace", trace=True, dtype=dtype, options=options, large=True, **sizes)
+
+
 def _table() -> dict[str, Case]:
     table: dict[str, Case] = {}
-    for group in (_options, _dtypes, _forms, _segments, _dropouts, _losses, _values, _cells, _autocasts):
+    for group in (
+        _options,
+        _dtypes,
+        _forms,
+        _segments,
+        _dropouts,
+        _losses,
+        _values,
+        _cells,
+        _autocasts,
+        _traces,
+        _tf32,
+        _larges,
+    ):
         for case in group():
             if case.name in table:
                 raise ValueError(f"two parity cases are called {case.name!r}")

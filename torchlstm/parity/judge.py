@@ -12,6 +12,7 @@ from .observe import Observation
 # in float32, below 3.4 in bfloat16 (`python -m torchlstm parity` prints the worst of every case).
 FACTOR = 4.0
 ROUNDINGS = 8.0  # and this many units of the last place of the largest element besides
+TF32 = 2.0**-11  # the unit of the last place where products may round float32 to TF32
 FLOAT64 = 1e-10  # the bound for float64 and complex128, times the largest element, or 1 if that is smaller
 
 
@@ -30,13 +31,17 @@ class Verdict(NamedTuple):
         return self.error / self.bound if self.bound else (0.0 if self.error == 0 else math.inf)
 
 
-def judge(ours: Observation, rival: Observation | None, truth: Observation, precision: torch.dtype) -> list[Verdict]:
+def judge(
+    ours: Observation, rival: Observation | None, truth: Observation, precision: torch.dtype, tf32: bool = False
+) -> list[Verdict]:
     """Compare every named tensor with its true value; `rival` says how far off an honest computation is.
 
     rival      nn.LSTM in the same dtype, or None where it cannot run: then it counts as one rounding off the truth
     truth      nn.LSTM in float64
     precision  the dtype of the arithmetic
+    tf32       products of float32 may round to TF32
     """
+    unit = TF32 if tf32 and precision == torch.float32 else torch.finfo(precision).eps
     verdicts = []
     for name, true in truth.items():
         mine = ours.get(name)
@@ -49,13 +54,13 @@ def judge(ours: Observation, rival: Observation | None, truth: Observation, prec
             reason = f"{mine.dtype}{list(mine.shape)}, nn.LSTM's {theirs.dtype}{list(theirs.shape)}"
             verdicts.append(Verdict(name, math.inf, 0.0, 0.0, reason))
         else:
-            verdicts.append(_judge(name, mine, theirs, true, precision))
+            verdicts.append(_judge(name, mine, theirs, true, precision, unit))
     if extra := set(ours) - set(truth):
         verdicts.append(Verdict(", ".join(sorted(extra)), math.inf, 0.0, 0.0, "nn.LSTM has no such tensor"))
     return verdicts
 
 
-def _judge(name: str, mine: Tensor, theirs: Tensor, true: Tensor, precision: torch.dtype) -> Verdict:
+def _judge(name: str, mine: Tensor, theirs: Tensor, true: Tensor, precision: torch.dtype, unit: float) -> Verdict:
     mine, theirs, true = (_wide(tensor) for tensor in (mine, theirs, true))
     if not _same_pattern(mine, theirs):
         return Verdict(name, math.inf, 0.0, 0.0, "NaN or Inf in other places than nn.LSTM")
@@ -65,7 +70,7 @@ def _judge(name: str, mine: Tensor, theirs: Tensor, true: Tensor, precision: tor
     if precision in (torch.float64, torch.complex128):
         bound = FLOAT64 * max(1.0, scale)
     else:
-        bound = FACTOR * rival_error + ROUNDINGS * torch.finfo(precision).eps * scale
+        bound = FACTOR * rival_error + ROUNDINGS * unit * scale
     reason = None if error <= bound else f"error {error:.2e} exceeds {bound:.2e}"
     return Verdict(name, error, rival_error, bound, reason)
 

@@ -1,5 +1,6 @@
 """Run one module on one case and name every tensor that comes out of it, gradients included."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .cases import Case
-from .rivals import RIVALS
+from .rivals import RIVALS, StepByStep
 
 Observation = dict[str, Tensor | None]  # by name: "output", "h_n", "c_n", "grad input", "grad weight_ih_l0", ...
 
@@ -40,7 +41,9 @@ class Inputs:
 def build(case: Case, lstm: type[nn.Module], cell: type[nn.Module], dtype: torch.dtype) -> nn.Module:
     """The case's module in a dtype, its numbers drawn in the case's dtype, so that all dtypes start from the same."""
     torch.manual_seed(7)
-    kind = cell if case.cell else RIVALS.get(case.form, lstm) if lstm is nn.LSTM else lstm
+    kind = cell if case.cell else lstm
+    if kind is nn.LSTM:
+        kind = StepByStep if case.trace else RIVALS.get(case.form, lstm)
     module = kind(case.input_size, case.hidden_size, dtype=case.dtype, **case.options).to(dtype)
     return module.train(case.training)
 
@@ -81,11 +84,17 @@ def draw(case: Case) -> Inputs:
     if case.cell:
         del cotangents["output"]
     keywords: dict[str, Any] = {}
+    traced: dict[str, Tensor] = {}
+    if case.trace:
+        for layer in range(layers):
+            for end in ("", "_reverse")[:directions]:
+                wide = {"h": output_size} | dict.fromkeys("cifgo", case.hidden_size)
+                traced |= {f"{name}_l{layer}{end}": randn(*steps, size) for name, size in wide.items()}
     if case.form == "lengths":
         keywords["lengths"] = torch.randint(1, case.steps + 1, (case.batch,), generator=generator)
     elif case.form == "resets":
         keywords["resets"] = torch.rand(steps, generator=generator) < 0.3
-    return Inputs(data, lengths, h_0, c_0, {k: v for k, v in cotangents.items() if k in case.loss}, keywords)
+    return Inputs(data, lengths, h_0, c_0, {k: v for k, v in cotangents.items() if k in case.loss} | traced, keywords)
 
 
 def _lengths(case: Case, generator: torch.Generator) -> list[int] | None:
@@ -136,12 +145,15 @@ def observe(module: nn.Module, case: Case, inputs: Inputs) -> Observation:
     data = inputs.data if inputs.lengths is None else _packed(case, inputs.data, inputs.lengths)
     torch.manual_seed(13)
     with _autocast(case, inputs.data.device.type):
-        result = module(data, hx, **inputs.keywords)
-    output, (h_n, c_n) = (None, result) if case.cell else result
+        call: Callable[..., Any] = module.trace if case.trace else module  # type: ignore[assignment]
+        result = call(data, hx, **inputs.keywords)
+    output, (h_n, c_n), *layers = (None, result) if case.cell else result
     output = output.data if isinstance(output, PackedSequence) else output
     seen: Observation = {"output": output, "h_n": h_n, "c_n": c_n}
     if case.cell:
         del seen["output"]
+    if case.trace:
+        seen |= _traced(layers[0])
     results = {name: tensor for name, tensor in seen.items() if tensor is not None and name in inputs.cotangents}
     torch.autograd.backward(
         list(results.values()), [inputs.cotangents[name].to(tensor.dtype) for name, tensor in results.items()]
@@ -153,6 +165,16 @@ def observe(module: nn.Module, case: Case, inputs: Inputs) -> Observation:
         if parameter.requires_grad:
             seen["grad " + name] = parameter.grad
     return {name: None if tensor is None else tensor.detach() for name, tensor in seen.items()}
+
+
+def _traced(layers: Any) -> Observation:
+    """The states and gates of every step by name: "c_l0_reverse", ..."""
+    seen: Observation = {}
+    for layer, directions in enumerate(layers):
+        for states, end in zip(directions, ("", "_reverse"), strict=False):
+            each = states if isinstance(states, dict) else states._asdict()
+            seen |= {f"{name}_l{layer}{end}": rows for name, rows in each.items()}
+    return seen
 
 
 def _autocast(case: Case, device: str) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""nn.LSTM as people call it for want of `lengths` and `resets`: what those are compared with."""
+"""nn.LSTM as people call it for want of `lengths`, `resets` and `trace`: what those are compared with."""
 
 from typing import Any
 
@@ -37,6 +37,40 @@ class SplitAtResets(nn.LSTM):
             output, (h, c) = super().forward(input.narrow(axis, begin, end - begin), (h * keep, c * keep))
             outputs.append(output)
         return torch.cat(outputs, axis), (h, c)
+
+
+class StepByStep(nn.LSTM):
+    """`trace`: the equations, a step at a time."""
+
+    def trace(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> Any:
+        """As torchlstm.LSTM's, of dense time-major input and with given states."""
+        each, finals, directions = [], [], 1 + self.bidirectional
+        x = input
+        for layer in range(self.num_layers):
+            found = [self._direction(x, layer, d, *(s[layer * directions + d] for s in hx)) for d in range(directions)]
+            x = torch.cat([states["h"] for states, _, _ in found], -1)
+            each.append([states for states, _, _ in found])
+            finals += [(h, c) for _, h, c in found]
+        h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
+        return x, (h_n, c_n), each
+
+    def _direction(
+        self, x: Tensor, layer: int, direction: int, h: Tensor, c: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        end = f"_l{layer}{'_reverse' * direction}"
+        w_ih, w_hh, b_ih, b_hh = (getattr(self, n + end) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        steps: list[dict[str, Tensor]] = []
+        for x_t in x.flip(0) if direction else x:
+            gates = nn.functional.linear(x_t, w_ih, b_ih) + nn.functional.linear(h, w_hh, b_hh)
+            i, f, g, o = gates.chunk(4, -1)
+            i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+            c = f * c + i * g
+            h = o * c.tanh()
+            if self.proj_size:
+                h = h @ getattr(self, "weight_hr" + end).t()
+            steps.append({"h": h, "c": c, "i": i, "f": f, "g": g, "o": o})
+        every = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+        return {name: rows.flip(0) if direction else rows for name, rows in every.items()}, h, c
 
 
 RIVALS: dict[str, type[nn.LSTM]] = {"lengths": PadPacked, "resets": SplitAtResets}

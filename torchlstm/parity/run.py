@@ -1,5 +1,7 @@
 """Run parity cases on an engine: nn.LSTM in float64, nn.LSTM, ours, and the verdicts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
@@ -44,8 +46,44 @@ class Result(NamedTuple):
         }  # fmt: skip
 
 
-def run_case(case: Case, device: str = "cpu", engine: str = "auto") -> Result:
-    """Judge one case; a forced engine's refusal is a skip, any other error is raised."""
+# What may round products of float32 to TF32 on CUDA: nn.LSTM, and everything else, nn.LSTMCell too.
+_BACKENDS: dict[str, Any] = {"rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
+
+
+def tf32_allowed(what: str) -> bool:
+    """Whether "rnn" or "matmul" may round to TF32 now; unlike `allow_tf32` it can be asked after any setting."""
+    return bool(_BACKENDS[what].fp32_precision == "tf32")
+
+
+@contextmanager
+def tf32(allowed: tuple[str, ...]) -> Iterator[None]:
+    """Let products of float32 on CUDA round to TF32 in what is named, "rnn" or "matmul", and nowhere else."""
+    before = {name: backend.fp32_precision for name, backend in _BACKENDS.items()}
+    try:
+        for name, backend in _BACKENDS.items():
+            backend.fp32_precision = "tf32" if name in allowed else "ieee"
+        yield
+    finally:
+        for name, backend in _BACKENDS.items():
+            backend.fp32_precision = before[name]
+
+
+def run_case(case: Case, device: str = "cpu", engine: str = "auto", large: bool = False) -> Result:
+    """Judge one case; a forced engine's refusal is a skip, any other error is raised.
+
+    large  run on a CPU what is too large for a quick look
+    """
+    if device == "cpu" and case.large and engine == "cuda":
+        return Result(case, [], "too large for the interpreter; run on a GPU")
+    if device == "cpu" and case.large and not large:
+        return Result(case, [], "slow on a CPU; run on a GPU, or by itself with --case")
+    if device == "cpu" and case.tf32:
+        return Result(case, [], "TF32 is a GPU's; run on a GPU")
+    with nullcontext() if device == "cpu" else tf32(case.tf32):
+        return _run_case(case, device, engine)
+
+
+def _run_case(case: Case, device: str, engine: str) -> Result:
     if device != "cpu" and case.dropout not in (0, 1):
         return Result(case, [], "cuDNN draws dropout masks of its own: compared at 0 and 1 only")
     place = torch.device(device)
@@ -70,7 +108,8 @@ def run_case(case: Case, device: str = "cpu", engine: str = "auto") -> Result:
         if case.autocast is None:
             raise
         note = f"nn.LSTM cannot run this here ({str(error)[:60]}...): judged against float64 alone"
-    return Result(case, judge(ours, rival, truth, case.autocast or case.dtype), None, note)
+    verdicts = judge(ours, rival, truth, case.autocast or case.dtype, device != "cpu" and case.rounds_to_tf32)
+    return Result(case, verdicts, None, note)
 
 
 def select(pattern: str | None) -> list[Case]:

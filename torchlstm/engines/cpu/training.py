@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..contract import Dense, problem_of
 from ..shared.access import access_of, as_plain
-from ..shared.autograd import completed, pull_back, read_by_backward, separate
+from ..shared.autograd import pull_back
 from ..shared.kernel import Call, unflatten
+from ..shared.unread import completed, read_by_backward, separate
 from .engine import FLOATS, _kernel
 
 

@@ -1,9 +1,13 @@
-"""The reference engine: a loop over `lstm_step`, for any device, any dtype and any transform of torch."""
+"""The reference engine: a loop over `lstm_step`, for any device, any dtype and any transform of torch.
 
-import functools
+On plain real tensors, outside of all transforms, `direct.py` computes the same with fewer operations; gradients of
+gradients are the loop's again.
+"""
+
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +17,10 @@ from torch.autograd import forward_ad
 from ...equations import lstm_step
 from ..contract import Dense, Engine, Problem, Weights
 from ..shared import chunks, per_sample
+from ..shared.access import DIRECT, access_of
 from ..shared.kernel import flatten, unflatten
+from ..shared.unread import completed, read_by_backward, separate
+from . import direct
 from .loop import time_loop
 
 
@@ -31,7 +38,7 @@ def _step(gates_x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[T
 recurrence = time_loop(_step)
 
 
-@functools.cache
+@cache
 def _scripted() -> Callable[..., Any]:
     """The time loop as TorchScript."""
     with warnings.catch_warnings():
@@ -51,8 +58,22 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
     return (y[0] if len(y) == 1 else torch.cat(y, dim=-1)), *map(torch.stack, rest)
 
 
-def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
+def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> Sequence[Tensor]:
     """One direction of rows x (P, I): y (P, R), h_n, c_n, and of a trace the activated gates (P, 4H) and c (P, H)."""
+    tensors = (x, h, c, *flatten([weights]))
+    # Not the access of the problem: a gradient of a gradient differentiates a layer that was posed before.
+    few = not problem.trace and x.dtype.is_floating_point and access_of(tensors) is DIRECT
+    if not few or problem.rows.steps < direct.LEAST:
+        return _looped(problem, d, x, h, c, weights)
+    steps = direct.steps_of(problem, d)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        problem = problem._replace(directions=1, reverse=steps.reverse, checkpoint_every=None)
+        return cast(Sequence[Tensor], _Direct.apply(problem, steps, *tensors))  # type: ignore[no-untyped-call]
+    return direct.forward(steps, x, h, c, weights, save=False)[:3]
+
+
+def _looped(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
+    """As `_direction`, by the loop over `lstm_step`."""
     # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
     loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
     rows, (w_ih, w_hh, b_ih, b_hh, w_hr) = problem.rows, weights
@@ -66,6 +87,33 @@ def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weight
     recurrent, reverse = [w_hh] if w_hr is None else [w_hh, w_hr], d == 1 or problem.reverse
     (y, *every), (h, c, *_) = loop(gates_x, batch_sizes, [h, c, *acts], recurrent, reverse, 3 if problem.trace else 1)
     return [y, h, c, *reversed(every)]
+
+
+class _Direct(torch.autograd.Function):
+    """One direction by `direct.py`; gradients to be differentiated, or of batched cotangents, are the loop's."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, steps: direct.Steps, *tensors: Tensor) -> tuple[Tensor, ...]:
+        x, h, c, *flat = tensors
+        y, h_n, c_n, saved = direct.forward(steps, x, h, c, unflatten(flat, 1)[0], save=True)
+        sizes = (1, problem.bias, problem.proj_size > 0, len(steps.sizes) == 1)
+        arguments, ctx.unread = separate(tensors, read_by_backward(ctx.needs_input_grad[2:], *sizes))
+        ctx.problem, ctx.steps, ctx.count = problem, steps, len(saved)
+        ctx.save_for_backward(*saved, *arguments)
+        ctx.set_materialize_grads(False)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        # Asked for once: an activation checkpoint computes what it gives anew.
+        tensors, needs, graph = ctx.saved_tensors, ctx.needs_input_grad[2:], torch.is_grad_enabled()
+        access = access_of(cotangents)
+        x, h, c, *flat = arguments = completed(tensors[ctx.count :], ctx.unread, access)
+        if access is not DIRECT or graph:
+            run = partial(_run, ctx.problem, _looped)
+            return None, None, *_run_again(run, arguments, needs, cotangents, graph)
+        saved, weights = tensors[: ctx.count], unflatten(flat, 1)[0]
+        return None, None, *direct.backward(ctx.steps, x, h, c, weights, saved, cotangents, needs)
 
 
 def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
@@ -96,24 +144,43 @@ class _Chunk(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.problem = problem
         ctx.save_for_backward(*tensors)
-        return _run(problem, tensors)
+        return tuple(_run(problem, _direction, tensors))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        run = partial(_run, ctx.problem, _direction)
         needs, graph = ctx.needs_input_grad[1:], torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Of their own, so that no path through the chunks before counts too; with a graph where one is wanted.
-            own = [tensor.view_as(tensor) if graph else tensor.detach() for tensor in ctx.saved_tensors]
-            wanted = [t if graph else t.requires_grad_() for t, needed in zip(own, needs, strict=True) if needed]
-            found = torch.autograd.grad(_run(ctx.problem, own), wanted, cotangents, create_graph=graph)
-        rest = iter(found)
-        return None, *(next(rest) if needed else None for needed in needs)
+        return None, *_run_again(run, ctx.saved_tensors, needs, cotangents, graph)
 
 
-def _run(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _run(problem: Problem, direction: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The results of one direction: of x, h, c and its weights by `flatten`."""
     x, h, c, *flat = tensors
-    return tuple(_direction(problem, 0, x, h, c, unflatten(flat, 1)[0]))
+    return direction(problem, 0, x, h, c, unflatten(flat, 1)[0])
+
+
+def _run_again(
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    cotangents: Sequence[Tensor | None],
+    graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of the tensors that need one, by running what was run on them once more, now with a graph.
+
+    graph  whether the gradients are to be differentiated too
+    """
+    with torch.enable_grad():
+        # Of their own, so that no path through what was run before counts too; with a graph where one is wanted.
+        own = [tensor.view_as(tensor) if graph else tensor.detach() for tensor in tensors]
+        wanted = [t if graph else t.requires_grad_() for t, needed in zip(own, needs, strict=True) if needed]
+        pairs = [pair for pair in zip(run(own), cotangents, strict=True) if pair[1] is not None]
+        if not pairs:
+            return [None] * len(tensors)
+        results, given = zip(*pairs, strict=True)
+        found = torch.autograd.grad(results, wanted, given, create_graph=graph, allow_unused=True)
+    rest = iter(found)
+    return [next(rest) if needed else None for needed in needs]
 
 
 ENGINE = Engine("reference", layer)

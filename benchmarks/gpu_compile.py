@@ -1,0 +1,107 @@
+"""Compiles the CUDA engine's kernels into Triton's cache, in many processes at once, before any clock runs.
+
+Run on a GPU: `python -m benchmarks.gpu_compile`.  Prints a line a module: how long its kernels took.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from torchlstm import EngineRefusal, use_engine
+from torchlstm.parity import CASES
+
+from .calls import call_of, module_of
+from .gpu_device import INTERPRETED, device_of
+from .gpu_stress import cases as stress_cases
+from .workloads import MODES, Workload, select
+
+# Triton's compiler is one thread and some 200 MB; a process has a CUDA context of half a gigabyte besides.
+_MOST = 16
+
+
+class Compiled(NamedTuple):
+    """What became of one module: the seconds that it took, and an error in a line."""
+
+    name: str
+    seconds: float
+    error: str | None
+
+
+def modules(dry_run: bool) -> list[Workload]:
+    """Whatever is called later: the parity table, the stress test, the workloads; the slowest to compile first."""
+    if dry_run:
+        return [Workload(name, "", CASES[name]) for name in ("cell-float32",)]
+    table = [Workload(case.name, "", case) for case in CASES.values() if not case.dtype.is_complex]
+    table += [Workload(case.name, "", case) for small in (False, True) for case in stress_cases(small)]
+    table += select(None, "cuda")
+    # T and B compile hardly anything anew: a kernel is compiled for H, tiles of B, dtype and form.
+    short = [replace(each, case=replace(each.case, steps=min(each.case.steps, 4))) for each in table]
+    return sorted(short, key=lambda each: -each.case.hidden_size)
+
+
+def _begin() -> None:
+    """Let this process compile kernels and launch none."""
+    torch.set_num_threads(1)
+    if INTERPRETED:
+        return
+    function: Any = importlib.import_module("triton.runtime.jit").JITFunction
+    kernel: Any = importlib.import_module("triton.compiler.compiler").CompiledKernel
+    compile_or_launch = function.run
+
+    def only_compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        return compile_or_launch(self, *args, grid=grid, warmup=True, **kwargs)
+
+    function.run = only_compile
+    kernel.__getitem__ = lambda *_: lambda *args, **kwargs: None
+
+
+def compile_one(workload: Workload) -> Compiled:
+    """Call a module in inference and in training, which compiles what it would launch; the results are garbage."""
+    device, start, error = device_of(), time.perf_counter(), None
+    try:
+        inputs = workload.inputs().to(device, workload.case.dtype)
+        with use_engine("cuda"):
+            for mode in MODES:
+                with torch.set_grad_enabled(mode == "training"):
+                    call_of(mode, module_of(workload, True, str(device)), inputs)()
+    except EngineRefusal:
+        pass
+    except Exception as problem:  # one module's failure is its own; the steps that follow will show it again
+        error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+    return Compiled(workload.name, time.perf_counter() - start, error)
+
+
+def compile_all(workloads: Sequence[Workload], processes: int) -> Iterator[Compiled]:
+    """All of them, each as soon as it is there."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _begin) as pool:
+        for future in as_completed([pool.submit(compile_one, workload) for workload in workloads]):
+            yield future.result()
+
+
+def main() -> int:
+    """Compile everything; returns 1 if a module could not be."""
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu_compile", description=__doc__)
+    parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, _MOST))
+    parser.add_argument("--dry-run", action="store_true", help="one small module, in Triton's interpreter")
+    arguments = parser.parse_args()
+    device_of(parser, arguments.dry_run)
+    start, failed = time.perf_counter(), 0
+    for done in compile_all(modules(arguments.dry_run), 1 if arguments.dry_run else arguments.processes):
+        failed += done.error is not None
+        print(f"{done.name:44} {done.seconds:7.2f} s  {done.error or ''}".rstrip(), flush=True)
+    print(f"{failed} failed; {time.perf_counter() - start:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
