@@ -5,13 +5,36 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # In Triton's interpreter the kernels run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# How every kernel is compiled: not pipelined, and products fused with sums, which newer Tritons want to be told.
+# How every kernel is compiled: not pipelined unless it says so, and products fused with sums, which newer Tritons want
+# to be told.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+# What the driver says to a launch that it refuses for want of room on the GPU, as Triton hands it on.  Such a kernel
+# has not run, and the CUDA context is as good as before.
+_NO_ROOM = ("too many blocks in cooperative launch", "too many resources requested for launch")
+# And to a cooperative launch where there are none: some partitions of a GPU.
+_NOT_TOGETHER = "operation not supported"
+
+# A number that Triton passes in 32 bits is below this; a larger one is an argument of another type.
+_NARROW = 1 << 31
+
+# Compiled kernels, by all that Triton's dispatcher would look at; see `Repeated`.
+_compiled: dict[Any, Any] = {}
+
+
+class NoRoom(RuntimeError):
+    """The GPU, or the part of it that this process may use, has no room for a launch: the kernel has not run."""
+
+
+def kernel_of(file: str, name: str) -> Any:
+    """The kernel of this name in kernels/."""
+    return getattr(importlib.import_module(f".kernels.{file}", __package__), name)
 
 
 def launch(
@@ -22,10 +45,76 @@ def launch(
     tensors: Sequence[Tensor | None],
     numbers: Sequence[int],
     together: bool = False,
+    stages: int | None = None,
     **constants: Any,
-) -> None:
-    """Launch a kernel on the current stream; `together`: refuse to unless all its programs can run at once."""
-    kernel = getattr(importlib.import_module(f".kernels.{file}", __package__), name)
-    options = {} if INTERPRETED else {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
-    if 0 not in grid:
-        kernel[grid](*tensors, *numbers, **constants, **options)
+) -> Any:
+    """Launch a kernel on the current stream; returns the compiled kernel, None in the interpreter.
+
+    together  refuse to unless all its programs can run at once
+    Raises NoRoom, before anything has run, if the GPU has no room for it.
+    """
+    if 0 in grid:
+        return None
+    options: dict[str, Any] = {}
+    if not INTERPRETED:
+        options = {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
+        options |= {} if stages is None else {"num_stages": stages}
+    try:
+        return kernel_of(file, name)[grid](*tensors, *numbers, **constants, **options)
+    except Exception as error:
+        if reason := _no_room(error, together):
+            raise NoRoom(reason) from error
+        raise
+
+
+def _no_room(error: Exception, together: bool) -> str | None:
+    """What an error of a launch says about room, None if it is about anything else."""
+    text = str(error)
+    known = type(error).__name__ == "OutOfResources" or any(words in text for words in _NO_ROOM)
+    if known or (together and _NOT_TOGETHER in text):
+        return text
+    return None
+
+
+class Repeated:
+    """Launches of one kernel on the same tensors, each with other numbers and as many of them.
+
+    Triton's dispatcher looks at every argument of every launch, which takes longer than the kernel of a small step.  It
+    is asked for the first launch, and the compiled kernel that it returns is kept by all that it decides on: types of
+    the tensors, whether their addresses are multiples of 16, constants, warps, device.  Numbers that the kernels are
+    not specialised on decide nothing, as long as they fit into 32 bits; `most` is the largest of them.
+    """
+
+    def __init__(
+        self, file: str, name: str, warps: int, tensors: Sequence[Tensor | None], most: int, **constants: Any
+    ) -> None:
+        self._file, self._name, self._warps = file, name, warps
+        self._tensors, self._constants = tuple(tensors), constants
+        self._device = next(tensor for tensor in tensors if tensor is not None).device
+        self._grid: tuple[int, int] | None = None
+        self._key: Any = None
+        self._known: Any = None
+        if self._device.type == "cuda" and most < _NARROW:
+            classes = tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+            self._key = (file, name, warps, self._device, classes, *constants.items())
+            self._prepare(_compiled.get(self._key))
+
+    def _prepare(self, known: Any) -> None:
+        self._known = known
+        if known is not None:
+            # The compiled kernel takes every parameter by its place, constants as well.
+            names = kernel_of(self._file, self._name).arg_names[-len(self._constants) :]
+            self._last = [self._constants[name] for name in names]
+            self._stream = torch.cuda.current_stream(self._device).cuda_stream
+
+    def __call__(self, grid: tuple[int, int], *numbers: int) -> None:
+        """Launch it on the stream that was current when this was made."""
+        if self._known is None:
+            found = launch(self._file, self._name, grid, self._warps, self._tensors, numbers, **self._constants)
+            if found is not None and self._key is not None:
+                _compiled[self._key] = found
+                self._prepare(found)
+        elif 0 not in grid:
+            if grid != self._grid:
+                self._grid, self._run = grid, self._known[(*grid, 1)]
+            self._run(*self._tensors, *numbers, *self._last, stream=self._stream)
