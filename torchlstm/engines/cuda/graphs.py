@@ -204,7 +204,12 @@ class _Group:
     @property
     def size(self) -> int:
         """Bytes of the buffers."""
-        return sum(tensor.nbytes for tensor in (*self.rows.read, *self.rows.written, *self.states, self.w_hh))
+        return _bytes(self.rows) + sum(tensor.nbytes for tensor in (*self.states, self.w_hh))
+
+
+def _bytes(rows: Rows) -> int:
+    """Of the tensors of rows, each counted once."""
+    return sum({id(tensor): tensor.nbytes for tensor in (*rows.read, *rows.written)}.values())
 
 
 def _buffer(tensor: Tensor, rows: int) -> Tensor:
@@ -325,7 +330,7 @@ def _group(key: Any, stream: Any, steps: int, rows: Rows, states: Sequence[Tenso
     if not _seen.pop(key, 0):
         _remember(_seen, key, 1)
         return None
-    each = sum({id(tensor): tensor.nbytes for tensor in (*rows.read, *rows.written)}.values()) // steps
+    each = _bytes(rows) // steps
     fits = [length for length in STEPS if length * each <= _MOST_OF_ONE]
     if not fits:
         _remember(_failures, key, f"{STEPS[-1]} steps are {STEPS[-1] * each} bytes: too much to copy")

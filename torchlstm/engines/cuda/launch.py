@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,12 @@ def _no_room(error: Exception, together: bool) -> str | None:
     return None
 
 
+def _hooked() -> bool:
+    """Whether somebody wants to hear of every launch, as Triton's profiler does."""
+    runtime = importlib.import_module("triton").knobs.runtime
+    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
+
+
 class Repeated:
     """Launches of one kernel on the same tensors, each with other numbers and as many of them.
 
@@ -91,30 +97,30 @@ class Repeated:
         self._file, self._name, self._warps = file, name, warps
         self._tensors, self._constants = tuple(tensors), constants
         self._device = next(tensor for tensor in tensors if tensor is not None).device
-        self._grid: tuple[int, int] | None = None
         self._key: Any = None
-        self._known: Any = None
-        if self._device.type == "cuda" and most < _NARROW:
+        self._run: Callable[..., None] | None = None
+        if self._device.type == "cuda" and most < _NARROW and not _hooked():
             classes = tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
             self._key = (file, name, warps, self._device, classes, *constants.items())
-            self._prepare(_compiled.get(self._key))
+            if (known := _compiled.get(self._key)) is not None:
+                self._prepare(known)
 
     def _prepare(self, known: Any) -> None:
-        self._known = known
-        if known is not None:
-            # The compiled kernel takes every parameter by its place, constants as well.
-            names = kernel_of(self._file, self._name).arg_names[-len(self._constants) :]
-            self._last = [self._constants[name] for name in names]
-            self._stream = torch.cuda.current_stream(self._device).cuda_stream
+        # A compiled kernel takes every parameter by its place, constants as well; before them what Triton's dispatcher
+        # has here: the stream, the function, metadata of the kernel and of the launch, and two hooks.
+        names = kernel_of(self._file, self._name).arg_names[-len(self._constants) :]
+        self._last = tuple(self._constants[name] for name in names)
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        self._run = known.run
+        self._first = (stream, known.function, known.packed_metadata, None, None, None, *self._tensors)
 
     def __call__(self, grid: tuple[int, int], *numbers: int) -> None:
-        """Launch it on the stream that was current when this was made."""
-        if self._known is None:
-            found = launch(self._file, self._name, grid, self._warps, self._tensors, numbers, **self._constants)
-            if found is not None and self._key is not None:
-                _compiled[self._key] = found
-                self._prepare(found)
-        elif 0 not in grid:
-            if grid != self._grid:
-                self._grid, self._run = grid, self._known[(*grid, 1)]
-            self._run(*self._tensors, *numbers, *self._last, stream=self._stream)
+        """Launch it on the stream that was current at the first launch, or when this was made."""
+        if self._run is not None:
+            if 0 not in grid:
+                self._run(*grid, 1, *self._first, *numbers, *self._last)
+            return
+        found = launch(self._file, self._name, grid, self._warps, self._tensors, numbers, **self._constants)
+        if found is not None and self._key is not None:
+            _compiled[self._key] = found
+            self._prepare(found)

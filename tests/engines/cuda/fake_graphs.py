@@ -1,0 +1,124 @@
+"""A stand-in for torch.cuda's graphs: it records what a capture queues and does that again at a replay.  No tests."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Recorder(TorchDispatchMode):
+    """Views are made, what writes into memory is recorded in its place, and nothing else may happen in a capture."""
+
+    def __init__(self, queue: list[Callable[[], Any]]) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            self.queue.append(lambda: func(*args, **kwargs))
+            return kwargs.get("out", args[0])
+        if not func.is_view:
+            raise RuntimeError(f"{func} is not permitted when stream is capturing")
+        return func(*args, **kwargs)
+
+
+class FakeGraphs:
+    """See `graphs.Capturing`.  Every thread has a current stream, "main" unless it says otherwise."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+        self.captured: list[str] = []  # the stream of every capture
+        self.replays = 0
+        self.waited: list[str] = []
+        self.free = 1 << 40
+        self.capturing = False
+        self.failure: BaseException | None = None
+        self.pause = 0.0  # before all that a replay does, for other threads to come in between
+
+    def usable(self, device: torch.device) -> bool:
+        return not self.capturing
+
+    def stream(self, device: torch.device) -> str:
+        return getattr(self.local, "stream", "main")
+
+    def room(self, device: torch.device) -> tuple[int, int]:
+        return self.free, 1 << 40
+
+    def capture(self, stream: str, run: Callable[[], None]) -> Callable[[], None]:
+        queue: list[Callable[[], Any]] = []
+        self.local.queue = queue
+        try:
+            with _Recorder(queue):
+                run()
+                if self.failure is not None:
+                    raise self.failure
+        finally:
+            del self.local.queue
+        self.captured.append(stream)
+
+        def replay() -> None:
+            assert self.stream(torch.device("cpu")) == stream
+            self.replays += 1
+            for each in queue:
+                time.sleep(self.pause)
+                each()
+
+        return replay
+
+    def wait(self, stream: str) -> None:
+        self.waited.append(stream)
+
+    def launch(self, file: str, name: str, grid: Any, _: int, tensors: Any, numbers: Any, **constants: Any) -> None:
+        """`launch.launch` of a kernel of the step loop: recorded within a capture, else computed."""
+        assert file == "pointwise"
+        if (queue := getattr(self.local, "queue", None)) is not None:
+            queue.append(lambda: STEP[name](grid, tensors, numbers, **constants))
+        else:
+            STEP[name](grid, tensors, numbers, **constants)
+
+
+def _forward(grid: Any, tensors: Any, numbers: Any, H: int, D: int, BLOCK: int, SAVE: bool, **_: Any) -> None:
+    """`pointwise.forward` in torch operations."""
+    gates, y, cells, h, c = tensors
+    batch, rows = numbers[4:]
+    assert (gates.shape[1], h.shape[1]) == (rows, batch)
+    for d in range(D):
+        row, n = numbers[d], numbers[2 + d]
+        assert grid[0] * BLOCK >= n * H
+        part = gates[d, row : row + n]
+        i, f, g, o = part.to(c.dtype).chunk(4, 1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c[d, :n] = f * c[d, :n] + i * g
+        h[d, :n] = y[row : row + n, d * H : (d + 1) * H] = (o * c[d, :n].tanh()).to(y.dtype)
+        if SAVE:
+            cells[d, row : row + n], gates[d, row : row + n] = c[d, :n], torch.cat((i, f, g, o), 1)
+
+
+def _backward(grid: Any, tensors: Any, numbers: Any, H: int, D: int, BLOCK: int, TRACE: bool, **_: Any) -> None:
+    """`pointwise.backward` in torch operations."""
+    acts, cells, c_0, dy, dh, dc, dacts, dcells, dgates = tensors
+    batch, rows = numbers[8:]
+    assert (acts.shape[1], dh.shape[1]) == (rows, batch)
+    for d in range(D):
+        row, n, row_before, begun = (numbers[2 * place + d] for place in range(4))
+        assert grid[0] * BLOCK >= n * H
+        i, f, g, o = acts[d, row : row + n].to(dc.dtype).chunk(4, 1)
+        before = torch.cat((cells[d, row_before : row_before + begun], c_0[d, begun:n])).to(dc.dtype)
+        own = dh[d, :n].to(dc.dtype)
+        if dy is not None:
+            own = own + dy[row : row + n, d * H : (d + 1) * H]
+        more = [0.0] * 4 if dacts is None else dacts[d, row : row + n].to(dc.dtype).chunk(4, 1)
+        dc[d, :n] += 0.0 if dcells is None else dcells[d, row : row + n]
+        r = cells[d, row : row + n].to(dc.dtype).tanh()
+        dc[d, :n] += own * o * (1 - r * r)
+        di, df, dg, do = (dc[d, :n] * g, dc[d, :n] * before, dc[d, :n] * i, own * r)
+        parts = ((di + more[0]) * i * (1 - i), (df + more[1]) * f * (1 - f), (dg + more[2]) * (1 - g * g))
+        dgates[d, row : row + n] = torch.cat((*parts, (do + more[3]) * o * (1 - o)), 1)
+        dc[d, :n] *= f
+
+
+STEP = {"forward": _forward, "backward": _backward}
