@@ -12,7 +12,7 @@ from . import loops, products, toolchain
 from .device import GPU, gpu_of
 from .launch import INTERPRETED
 from .plan import Plan, plan, steps
-from .work import Work, first_products, first_rows, neighbours, turned, work_of
+from .work import Work, before_each, first_products, first_rows, neighbours, turned, work_of
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32
@@ -144,16 +144,15 @@ class _CUDA:
                 dgates, _, dc_0 = loops.backward(path, work, *args)
                 dh_0 = first_products(work, dgates, w_hh, dh_n)
             for d in range(directions):
-                own, back = slice(d * size, (d + 1) * size), turned(work, d)
-                h = raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
-                dh = None
-                if dy is not None and dh_n is not None and problem.proj_size:
-                    h = projected_h[0][:, own]
-                    dh = neighbours(
-                        work, products.product(dgates[d], w_hh[d], self.exact), dh_n[d], backwards=not back
-                    ).add_(dy[:, own])
-                before = neighbours(work, h, h_0[d], backwards=back)
-                accumulate(d, slice(0, count), dgates[d], before, dh, raw if problem.proj_size else None)
+                own, back, o = slice(d * size, (d + 1) * size), turned(work, d), acts[d, :, 3 * hidden :]
+                if dy is None or dh_n is None or not problem.proj_size:
+                    before = before_each(work, cells[d], o, h_0[d], backwards=back)
+                    accumulate(d, slice(0, count), dgates[d], before, None, None)
+                    continue
+                before = neighbours(work, projected_h[0][:, own], h_0[d], backwards=back)
+                product = products.product(dgates[d], w_hh[d], self.exact)
+                dh = neighbours(work, product, dh_n[d], backwards=not back).add_(dy[:, own])
+                accumulate(d, slice(0, count), dgates[d], before, dh, torch.tanh(cells[d]).mul_(o))
         return dh_0, dc_0, dgates.sum(1)
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:

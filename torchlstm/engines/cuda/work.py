@@ -175,3 +175,21 @@ def neighbours(work: Work, rows: Tensor, edge: Tensor, backwards: bool) -> Tenso
     following = torch.repeat_interleave(torch.cat([sizes[1:], last]), sizes, output_size=count)
     sequence = place - torch.repeat_interleave(work.device_starts[:-1], sizes, output_size=count)
     return torch.cat([rows, edge])[torch.where(sequence < following, place + here, count + sequence)]
+
+
+def before_each(work: Work, cells: Tensor, o: Tensor, h_0: Tensor, backwards: bool) -> Tensor:
+    """h (P, H) of the step before each row, h_0 (B, H) before the first, from c and the output gate of every row.
+
+    cells, o   (P, H)
+    backwards  as `neighbours`
+    """
+    if work.places is not None:
+        return neighbours(work, torch.tanh(cells).mul_(o), h_0, backwards)
+    # Made where it belongs: a pass over all rows less.
+    batch, rows = h_0.shape[0], work.rows
+    before, rest = cells.new_empty(rows, cells.shape[1]), rows - batch
+    first, last = before.split([rest, batch] if backwards else [batch, rest])
+    (inner, edge), of = ((first, last), slice(batch, rows)) if backwards else ((last, first), slice(0, rest))
+    torch.tanh(cells[of], out=inner).mul_(o[of])
+    edge.copy_(h_0)
+    return before

@@ -19,7 +19,8 @@ def _rounded(x):
     return tl.where(finite, near, bits).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["M", "N", "K"])
+# Sizes are specialised on too: of multiples of 16, loads of 16 bytes need one mask.
+@triton.jit
 def product(
     p_left, p_right, p_out, M, N, K, left_m, left_k, right_k, right_n, out_m, out_n,
     ADD: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
