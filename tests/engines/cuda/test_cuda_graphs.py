@@ -81,7 +81,7 @@ class Call:
 def plain(call: Call, way: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the loop computes without graphs."""
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "ENABLED", False)
+        patch.setenv("TORCHLSTM_GRAPHS", "0")
         return call.run(way)
 
 
@@ -252,7 +252,7 @@ OFF = {
     "deterministic": lambda _, patch: patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True),
     "anomaly": lambda _, patch: patch.setattr(torch, "is_anomaly_enabled", lambda: True),
     "blocking-launches": lambda _, patch: patch.setenv("CUDA_LAUNCH_BLOCKING", "1"),
-    "switched-off": lambda _, patch: patch.setattr(graphs, "ENABLED", False),
+    "switched-off": lambda _, patch: patch.setenv("TORCHLSTM_GRAPHS", "0"),
 }
 
 

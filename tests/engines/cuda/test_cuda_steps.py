@@ -1,5 +1,6 @@
 """The step loop: in Triton's interpreter, in another process of pytest on this file, and what surrounds a loop."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -165,6 +166,43 @@ def test_a_layer_in_tf32_multiplies_by_the_kernel(monkeypatch: pytest.MonkeyPatc
         exact = lstm(x)[0]
     assert 1e-6 < (rounded - true).abs().max() < 1e-3
     torch.testing.assert_close(exact, true)
+
+
+def _compile(file: str, name: str, capability: int, constants: dict[str, Any], stages: int) -> Any:
+    """Compile a kernel for a GPU that is not there; numbers and addresses are multiples of 16."""
+    triton = importlib.import_module("triton")
+    kernel = launching.kernel_of(file, name)
+    signature, values, attributes = {}, {}, {}
+    for place, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument], values[(place,)] = "constexpr", constants[argument]
+        else:
+            signature[argument] = "*fp32" if argument.startswith("p_") else "i32"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": 4, **launching.OPTIONS, "num_stages": stages})
+
+
+@compiled
+@pytest.mark.parametrize(("capability", "instruction"), [(86, "mma.sync"), (90, "wgmma")])
+def test_the_product_in_tf32_uses_tensor_cores_and_fits_on_every_gpu(capability: int, instruction: str) -> None:
+    tile = {"BM": products._ROWS, "BN": products._COLUMNS, "BK": products._INNER}
+    constants = {"ADD": False, "PRECISION": "tf32", "ROUND": True, "left_k": 1, "right_k": 1, "out_n": 1, **tile}
+    found = _compile("product", "product", capability, constants, 2)
+    assert instruction in found.asm["ptx"]
+    assert "elementwise_inline_asm" not in found.asm["ttir"]
+    assert "ld.local" not in found.asm["ptx"]
+    assert found.metadata.shared <= 99 << 10
+
+
+@compiled
+def test_the_kernels_of_a_step_compile_without_assembly() -> None:
+    constants = {"H": 20, "D": 2, "BLOCK": 256, "FAST": False}
+    absent = {"p_dy": None, "p_dacts": None, "p_dcells": None, "TRACE": False}
+    for name, more in (("forward", {"SAVE": True}), ("backward", absent)):
+        found = _compile("pointwise", name, 80, {**constants, **more}, 1)
+        assert "elementwise_inline_asm" not in found.asm["ttir"]
 
 
 # --- the places of ragged batches

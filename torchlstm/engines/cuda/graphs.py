@@ -29,8 +29,6 @@ from ..contract import Dense
 from .plan import Steps
 from .work import Together, Work, order_of, turned
 
-ENABLED = os.environ.get("TORCHLSTM_GRAPHS") != "0"
-
 # Steps of a graph.  Each is a quarter of the one before: a loop takes few replays, and at most three steps are left.
 STEPS = (64, 16, 4)
 # Bytes of the buffers of one key: a step that takes more than a quarter of it keeps the GPU longer than the host.
@@ -292,7 +290,7 @@ def clear() -> None:
 def _wanted(work: Work) -> bool:
     """Whether a loop may have graphs, as far as that is no question of the GPU."""
     return (
-        ENABLED
+        os.environ.get("TORCHLSTM_GRAPHS") != "0"
         and work.places is None
         and work.problem.rows.steps >= STEPS[-1]
         and not torch.are_deterministic_algorithms_enabled()
