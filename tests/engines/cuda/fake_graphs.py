@@ -37,6 +37,7 @@ class FakeGraphs:
         self.free = 1 << 40
         self.capturing = False
         self.failure: BaseException | None = None
+        self.loaded: set[Any] = set()  # kernels that have run: none may be loaded within a capture
         self.pause = 0.0  # before all that a replay does, for other threads to come in between
 
     def usable(self, device: torch.device) -> bool:
@@ -75,9 +76,12 @@ class FakeGraphs:
     def launch(self, file: str, name: str, grid: Any, _: int, tensors: Any, numbers: Any, **constants: Any) -> None:
         """`launch.launch` of a kernel of the step loop: recorded within a capture, else computed."""
         assert file == "pointwise"
+        kernel = (name, tuple(constants.items()), *(t is not None and t.dtype for t in tensors))
         if (queue := getattr(self.local, "queue", None)) is not None:
+            assert kernel in self.loaded
             queue.append(lambda: STEP[name](grid, tensors, numbers, **constants))
         else:
+            self.loaded.add(kernel)
             STEP[name](grid, tensors, numbers, **constants)
 
 

@@ -142,6 +142,25 @@ def test_what_differs_has_graphs_of_its_own(different: str, fake: FakeGraphs, mo
         assert len(fake.captured) == captures
 
 
+def test_training_inference_and_backward_have_graphs_of_their_own(
+    fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = ("forward", "inference", "backward", "backward-of-nothing-but-y")
+    for seed in (1, 2, 3):
+        for way in ways:
+            check(Call(seed), way, monkeypatch)
+    assert len(fake.captured) == 2 * len(ways)
+
+
+def test_kernels_are_loaded_before_a_capture(fake: FakeGraphs) -> None:
+    """What is compiled for the buffers may not be what the first call ran: they lie elsewhere."""
+    Call(1).forward()
+    fake.loaded.clear()
+    Call(2).forward()
+    assert not graphs.failures()
+    assert len(fake.captured) == 2
+
+
 def test_settings_of_products_are_part_of_the_key(fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (1, 2):
         Call(seed).forward()
