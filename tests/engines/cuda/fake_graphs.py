@@ -1,4 +1,4 @@
-"""A stand-in for torch.cuda's graphs: it records what a capture queues and does that again at a replay.  No tests."""
+"""A stand-in for torch.cuda's graphs, which does at a replay what a capture has queued; calls for it.  No tests."""
 
 import threading
 import time
@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchlstm.engines.contract import Dense, Problem, Ragged
+from torchlstm.engines.cuda import steps
+from torchlstm.engines.cuda.plan import Steps
+from torchlstm.engines.cuda.work import work_of
+
+PLAN = Steps(64, 4)
 
 
 class _Recorder(TorchDispatchMode):
@@ -126,3 +134,44 @@ def _backward(grid: Any, tensors: Any, numbers: Any, H: int, D: int, BLOCK: int,
 
 
 STEP = {"forward": _forward, "backward": _backward}
+
+
+class Call:
+    """A layer's loop with numbers of its own: `forward` and `backward` return everything that they compute."""
+
+    def __init__(
+        self, seed: int, length: int = 7, dtype: torch.dtype = torch.float32, directions: int = 1,
+        reverse: bool = False, batch: int = 3, hidden: int = 5, sizes: list[int] | None = None, precise: bool = False,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        rows: Any = Dense(length, batch) if sizes is None else Ragged(torch.tensor(sizes))
+        count = length * batch if sizes is None else sum(sizes)
+        problem = Problem(rows, batch, 3, hidden, 0, directions, True, dtype, torch.device("cpu"), reverse=reverse)
+        self.work = work_of(problem, count, precise)
+        self.gates, self.w_hh = randn(directions, count, 4 * hidden), randn(directions, 4 * hidden, hidden) / 2
+        self.states = [randn(directions, batch, hidden) for _ in range(4)]
+        self.acts, self.cells = randn(directions, count, 4 * hidden).sigmoid(), randn(directions, count, hidden)
+        self.dy = randn(count, directions * hidden)
+
+    def forward(self, save: bool = True) -> list[Tensor]:
+        gates = self.gates.clone()
+        results = steps.forward(PLAN, self.work, gates, *self.states[:2], self.w_hh, save)
+        return [*results, gates] if save else list(results[:3])
+
+    def backward(self, dy: bool = True, trace: bool = False) -> list[Tensor]:
+        ends = self.states[2:] if dy else [None, None]
+        traced = (self.acts, self.cells) if trace else (None, None)
+        given = (self.acts, self.cells, self.states[1], self.w_hh, self.dy if dy else None, *ends, *traced)
+        return list(steps.backward(PLAN, self.work, *given))
+
+    def run(self, way: str) -> list[Tensor]:
+        return {
+            "forward": self.forward,
+            "inference": lambda: self.forward(save=False),
+            "backward": self.backward,
+            "backward-of-nothing-but-y": lambda: self.backward(dy=False),
+        }[way]()

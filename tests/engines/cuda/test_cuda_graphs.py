@@ -10,17 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from fake_graphs import FakeGraphs
+from fake_graphs import Call, FakeGraphs
 from torch import Tensor
 
-from torchlstm.engines.contract import Dense, Problem, Ragged
-from torchlstm.engines.cuda import graphs, steps
+from torchlstm.engines.cuda import graphs
 from torchlstm.engines.cuda import launch as launching
-from torchlstm.engines.cuda.plan import Steps
-from torchlstm.engines.cuda.work import work_of
 
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-PLAN = Steps(64, 4)
 CPU = torch.device("cpu")
 
 
@@ -35,47 +31,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraphs]:
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     yield found
     graphs.clear()
-
-
-class Call:
-    """A layer's loop with numbers of its own: `forward` and `backward` return everything that they compute."""
-
-    def __init__(
-        self, seed: int, length: int = 7, dtype: torch.dtype = FLOAT32, directions: int = 1, reverse: bool = False,
-        batch: int = 3, hidden: int = 5, sizes: list[int] | None = None, precise: bool = False,
-    ) -> None:  # fmt: skip
-        generator = torch.Generator().manual_seed(seed)
-
-        def randn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(dtype)
-
-        rows: Any = Dense(length, batch) if sizes is None else Ragged(torch.tensor(sizes))
-        count = length * batch if sizes is None else sum(sizes)
-        problem = Problem(rows, batch, 3, hidden, 0, directions, True, dtype, CPU, reverse=reverse)
-        self.work = work_of(problem, count, precise)
-        self.gates, self.w_hh = randn(directions, count, 4 * hidden), randn(directions, 4 * hidden, hidden) / 2
-        self.states = [randn(directions, batch, hidden) for _ in range(4)]
-        self.acts, self.cells = randn(directions, count, 4 * hidden).sigmoid(), randn(directions, count, hidden)
-        self.dy = randn(count, directions * hidden)
-
-    def forward(self, save: bool = True) -> list[Tensor]:
-        gates = self.gates.clone()
-        results = steps.forward(PLAN, self.work, gates, *self.states[:2], self.w_hh, save)
-        return [*results, gates] if save else list(results[:3])
-
-    def backward(self, dy: bool = True, trace: bool = False) -> list[Tensor]:
-        ends = self.states[2:] if dy else [None, None]
-        traced = (self.acts, self.cells) if trace else (None, None)
-        given = (self.acts, self.cells, self.states[1], self.w_hh, self.dy if dy else None, *ends, *traced)
-        return list(steps.backward(PLAN, self.work, *given))
-
-    def run(self, way: str) -> list[Tensor]:
-        return {
-            "forward": self.forward,
-            "inference": lambda: self.forward(save=False),
-            "backward": self.backward,
-            "backward-of-nothing-but-y": lambda: self.backward(dy=False),
-        }[way]()
 
 
 def plain(call: Call, way: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
@@ -125,6 +80,18 @@ def test_what_is_returned_belongs_to_the_call(fake: FakeGraphs) -> None:
     assert fake.replays == 4
     for tensor, copy in zip(first, kept, strict=True):
         assert torch.equal(tensor, copy)
+
+
+def test_graphs_made_in_inference_mode_serve_outside_of_it(fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other way round: buffers are no inference tensors, which nobody may write into elsewhere."""
+    calls = [Call(seed) for seed in range(4)]
+    calls[0].forward()
+    with torch.inference_mode():
+        Call(1).forward()
+    check(calls[2], "forward", monkeypatch)
+    with torch.inference_mode():
+        check(calls[3], "forward", monkeypatch)
+    assert (len(fake.captured), fake.replays) == (2, 6)
 
 
 DIFFERENCES = {

@@ -339,7 +339,8 @@ def _group(key: Any, stream: Any, steps: int, rows: Rows, states: Sequence[Tenso
         return None  # asked again when the key is seen twice more
     while _groups and (len(_groups) >= _MOST or size + sum(group.size for group in _groups.values()) > _MOST_BYTES):
         _evict()
-    group = _groups[key] = _Group(stream, fits[0], rows, states, w_hh)
+    with torch.inference_mode(False):  # else only calls in that mode could write into the buffers
+        group = _groups[key] = _Group(stream, fits[0], rows, states, w_hh)
     return group
 
 

@@ -72,8 +72,10 @@ def _places_of(sizes: list[int], starts: list[int], batch: int, device: torch.de
         if (found := _places.get(key)) is not None:
             _places.move_to_end(key)
             return found
-    # Pinned, so that the copy waits for nothing; torch keeps the memory until it is done.
-    places = torch.tensor([*starts, *_lengths(sizes, batch)], device="cpu").pin_memory().to(device, non_blocking=True)
+    with torch.inference_mode(False):  # for calls of any mode
+        # Pinned, so that the copy waits for nothing; torch keeps the memory until it is done.
+        pinned = torch.tensor([*starts, *_lengths(sizes, batch)], device="cpu").pin_memory()
+        places = pinned.to(device, non_blocking=True)
     with _lock:
         _places[key] = places
         if len(_places) > _MOST:
