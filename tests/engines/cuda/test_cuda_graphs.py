@@ -1,12 +1,9 @@
 """CUDA graphs of the step loop, recorded and replayed by a stand-in for torch.cuda; kernels are torch operations."""
 
-import contextlib
-import gc
-import sys
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -170,6 +167,30 @@ def test_buffers_take_no_more_than_their_share(fake: FakeGraphs, monkeypatch: py
     assert sum(group.size for group in graphs._groups.values()) <= graphs._MOST_BYTES
 
 
+def test_large_weights_have_none(fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """w_hh (1, 20, 5), h and c (1, 3, 5): 520 bytes."""
+    monkeypatch.setattr(graphs, "_MOST_BYTES", 2 * 519)
+    for seed in (1, 2):
+        check(Call(seed), "forward", monkeypatch)
+    assert not fake.captured
+    assert graphs.failures() == ["a step is 360 bytes, weights and states are 520: too much to copy"]
+    # Nobody was told of it, and a capture that fails is told all the same.
+    fake.failure = RuntimeError("not permitted")
+    Call(1, hidden=2).forward()
+    with pytest.warns(RuntimeWarning, match="could not be captured"):
+        Call(2, hidden=2).forward()
+
+
+def test_a_group_that_fails_later_is_waited_for(fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (1, 2):
+        check(Call(seed, length=4), "forward", monkeypatch)
+    fake.failure = RuntimeError("not permitted")
+    with pytest.warns(RuntimeWarning, match="could not be captured"):
+        check(Call(3, length=6), "forward", monkeypatch)
+    assert fake.waited == ["main"]
+    assert not graphs._groups
+
+
 @pytest.mark.parametrize(("most", "captured"), [(4 * 359, 1), (4 * 179, 0)], ids=["two-steps", "none"])
 def test_large_steps_have_short_graphs(
     most: int, captured: int, fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch
@@ -293,85 +314,3 @@ def test_two_streams_at_once_have_graphs_of_their_own(fake: FakeGraphs, monkeypa
 def test_two_threads_on_one_stream_take_turns(fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
     _in_threads(fake, ["main", "main"], monkeypatch)
     assert len(fake.captured) == 4
-
-
-class _Cuda:
-    """What `graphs._Torch` calls of torch, in order."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[Any] = []
-        calls = self.calls
-
-        class Graph:
-            def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
-                calls.append(("begin", pool, capture_error_mode, gc.isenabled()))
-
-            def capture_end(self) -> None:
-                calls.append("end")
-
-            def replay(self) -> None:
-                calls.append("replay")
-
-        @contextlib.contextmanager
-        def stream(side: Any) -> Any:
-            calls.append(("on", side))
-            yield
-            calls.append("off")
-
-        numbers = iter(range(9))
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-        monkeypatch.setattr(torch.cuda, "stream", stream)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda _: f"side {next(numbers)}")
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {next(numbers)}")
-        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: calls.append("clear"), raising=False)
-
-
-class _Stream(NamedTuple):
-    name: str
-    device: int = 0
-
-
-def test_how_torch_is_asked_to_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a stream of its own; no pool, and so no workspace, is shared by two streams."""
-    cuda, seam = _Cuda(monkeypatch), graphs._Torch()
-    one, other = _Stream("one"), _Stream("other")
-    replay = seam.capture(one, lambda: cuda.calls.append("run"))
-    expected = ["clear", ("on", "side 0"), ("begin", "pool 1", "thread_local", False), "run", "end", "off", "clear"]
-    assert cuda.calls == expected
-    assert gc.isenabled()
-    replay()
-    assert cuda.calls[-1] == "replay"
-    seam.capture(one, lambda: None)
-    seam.capture(other, lambda: None)
-    assert [call[1] for call in cuda.calls if call[0] == "begin"] == ["pool 1", "pool 1", "pool 3"]
-
-
-def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, seam = _Cuda(monkeypatch), graphs._Torch()
-
-    def fail() -> None:
-        raise RuntimeError("refused")
-
-    with pytest.raises(RuntimeError, match="refused"):
-        seam.capture(_Stream("one"), fail)
-    assert cuda.calls[-2:] == ["end", "clear"]
-    assert gc.isenabled()
-
-
-def test_calls_for_the_compilers_own_graphs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    device, streams = torch.device("cuda", 0), {"now": "of the compiler"}
-    trees = SimpleNamespace(get_manager=lambda *_, **__: SimpleNamespace(stream="of the compiler"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams["now"])
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    seam = graphs._Torch()
-    monkeypatch.delitem(sys.modules, "torch._inductor.cudagraph_trees", raising=False)
-    assert seam.usable(device)
-    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
-    assert not seam.usable(device)
-    streams["now"] = "of the user"
-    assert seam.usable(device)
-    trees.get_manager = lambda *_, **__: None
-    assert seam.usable(device)
-    assert not seam.usable(CPU)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not seam.usable(device)

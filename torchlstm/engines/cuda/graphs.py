@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -41,7 +42,7 @@ _MOST_REMEMBERED = 1024
 # Nothing is captured with less than so much of a GPU's memory free.
 _LEAVE = 1 / 16
 
-_EVERYWHERE = ("allow_fp16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction_split_k",
+_SETTINGS = ("allow_fp16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction_split_k",
                "allow_bf16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction_split_k",
                "allow_fp16_accumulation", "fp32_precision")  # fmt: skip
 
@@ -115,12 +116,22 @@ class _Torch:
                 try:
                     run()
                 finally:
-                    graph.capture_end()
+                    self._end(graph, stream)
         finally:
             torch._C._cuda_clearCublasWorkspaces()
             if collects:
                 gc.enable()
         return graph.replay
+
+    def _end(self, graph: Any, stream: Any) -> None:
+        try:
+            graph.capture_end()
+        except Exception:
+            # What cannot be ended leaves the allocator waiting for its end, and the pool in its hands.
+            _, pool = self._private.pop(stream)
+            with suppress(Exception):
+                torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+            raise
 
     def wait(self, stream: Any) -> None:
         stream.synchronize()
@@ -243,6 +254,8 @@ _groups: OrderedDict[Any, _Group] = OrderedDict()
 _seen: OrderedDict[Any, int] = OrderedDict()
 # Why a key has no graphs, once and for all.
 _failures: OrderedDict[Any, str] = OrderedDict()
+# What a user was told of it.
+_said: list[str] = []
 # Held while the work of a loop is queued: a stream takes it in one piece.
 _lock = Lock()
 
@@ -283,8 +296,8 @@ def clear() -> None:
     with _lock:
         while _groups:
             _evict()
-        _seen.clear()
-        _failures.clear()
+        for table in (_seen, _failures, _said):
+            table.clear()
 
 
 def _wanted(work: Work) -> bool:
@@ -303,7 +316,7 @@ def _key(name: str, plan: Steps, work: Work, rows: Rows, stream: Any) -> Any:
     """All that a graph holds fixed."""
     problem, matmul = work.problem, torch.backends.cuda.matmul
     sizes = (problem.batch, problem.hidden_size, problem.directions, problem.reverse, problem.dtype, problem.device)
-    settings = tuple(getattr(matmul, setting, None) for setting in _EVERYWHERE)
+    settings = tuple(getattr(matmul, setting, None) for setting in _SETTINGS)
     library = torch.backends.cuda.preferred_blas_library()
     return name, plan, *sizes, len(rows.read), len(rows.written), work.precise, settings, library, stream
 
@@ -328,13 +341,14 @@ def _group(key: Any, stream: Any, steps: int, rows: Rows, states: Sequence[Tenso
     if not _seen.pop(key, 0):
         _remember(_seen, key, 1)
         return None
-    each = _bytes(rows) // steps
+    each, fixed = _bytes(rows) // steps, sum(tensor.nbytes for tensor in (*states, w_hh))
     fits = [length for length in STEPS if length * each <= _MOST_OF_ONE]
-    if not fits:
-        _remember(_failures, key, f"{STEPS[-1]} steps are {STEPS[-1] * each} bytes: too much to copy")
+    if not fits or fixed > _MOST_BYTES // 2:
+        much = f"a step is {each} bytes, weights and states are {fixed}"
+        _remember(_failures, key, f"{much}: too much to copy")
         return None
     free, total = seam.room(w_hh.device)
-    size = fits[0] * each + sum(tensor.nbytes for tensor in (*states, w_hh))
+    size = fits[0] * each + fixed
     if free - size < _LEAVE * total:
         return None  # asked again when the key is seen twice more
     while _groups and (len(_groups) >= _MOST or size + sum(group.size for group in _groups.values()) > _MOST_BYTES):
@@ -352,16 +366,19 @@ def _evict() -> None:
 
 def _give_up(key: Any, error: Exception) -> None:
     """Let a key do without graphs from now on; says so once a process."""
-    _groups.pop(key, None)
+    group = _groups.pop(key, None)
+    if group is not None and group.graphs:
+        seam.wait(group.stream)
     reason = f"{type(error).__name__}: {error}"
-    if not _failures:
+    _remember(_failures, key, reason)
+    if not _said:
+        _said.append(reason)
         warnings.warn(
             f"torchlstm: an LSTM could not be captured as a CUDA graph ({reason}); it runs without, more slowly. "
             "TORCHLSTM_GRAPHS=0 keeps it from trying",
             RuntimeWarning,
             stacklevel=2,
         )
-    _remember(_failures, key, reason)
 
 
 def _remember(table: OrderedDict[Any, Any], key: Any, value: Any) -> None:
