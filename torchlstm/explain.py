@@ -139,7 +139,7 @@ def _stack_decision(module: CellStack, k: int, packed: Packed) -> Decision | Loo
         return Loop(k, f"under autocast torch chooses a dtype for every operation of a {name}")
     state = x.new_empty(module.directions, packed.batch, 0)
     access = access_of((x, *chain.from_iterable(weights)))
-    return _decide(k, problem_of(x, state, weights, packed.rows)._replace(access=access))
+    return _decide(k, problem_of(x, state, weights, packed.rows)._replace(access=access, cell=True))
 
 
 def _problems(plan: Plan, packed: Packed, module: nn.Module) -> list[Problem]:

@@ -155,6 +155,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
         bias=bias,
         dtype=input.dtype if precision is None else precision.compute,
         device=input.device,
+        cell=True,
     )
     plan = Plan(
         Form.STEP if batched else Form.UNBATCHED_STEP,

@@ -111,7 +111,8 @@ class CellStack(nn.Module):
         # Under autocast torch chooses a dtype for every operation of a loop, and no engine would do the same.
         weights = None if autocasts(x) else self.as_lstm(k)
         if weights is not None:
-            y, h_n, c_n = layer(problem_of(x, state[0], weights, rows), x, state[0], state[1], weights)
+            problem = problem_of(x, state[0], weights, rows)._replace(cell=True)
+            y, h_n, c_n = layer(problem, x, state[0], state[1], weights)
             return y, [h_n, c_n]
         results = [
             _run(cell, x, rows, [tensor[d] for tensor in state], reverse=d == 1)

@@ -80,6 +80,7 @@ class Problem(NamedTuple):
     reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone
     recorder: Recorder | None = None  # who wants every sequence's own gradients of the weights
     loop: str | None = None  # which of its time loops the engine is to run; None: what it chooses itself
+    cell: bool = False  # its products follow torch's setting for products, as nn.LSTMCell's do, not that for RNNs
 
     @property
     def batch_sizes(self) -> Tensor | None:

@@ -1,9 +1,6 @@
 """The CUDA engine: refusals, the products around the time loop, projection, and the plan that each call follows."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.util import find_spec
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,14 +8,17 @@ from torch import Tensor
 from ..contract import Engine, Layer, Problem, Weights, only_if_asked
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
-from . import loops
-from .device import gpu_of
+from . import loops, products, toolchain
+from .device import GPU, gpu_of
 from .launch import INTERPRETED
 from .plan import Plan, plan, steps
-from .work import Work, first_products, first_rows, neighbours, turned, work_of
+from .work import Work, before_each, first_products, first_rows, neighbours, turned, work_of
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32
+# Multiprocessors that are left to NCCL: its kernels share none with a program that fills one, and gradients are to be
+# reduced while the backward runs.  Its default is at most 32 channels, a block each.
+_FOR_NCCL = 32
 
 
 def _refuses(problem: Problem) -> str | None:
@@ -32,45 +32,25 @@ def _refuses(problem: Problem) -> str | None:
     return problem.access.refusal
 
 
-def tf32_allowed() -> bool:
-    """Whether torch lets an LSTM of float32 round the operands of its products to TF32."""
-    rnn: Any = torch.backends.cudnn.rnn
-    return bool(rnn.fp32_precision == "tf32")
-
-
-@contextmanager
-def _matmul_tf32(allowed: bool) -> Iterator[None]:
-    """Let torch's products do what is allowed to an LSTM's, which has a setting of its own.
-
-    Settings are the process's: another thread's products meanwhile follow this one.
-    """
-    matmul: Any = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    if (before == "tf32") == allowed:
-        yield
-        return
-    # There is an older setting that torch wants to agree with the new one, unless only the new one has been used.
-    try:
-        older = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        older = "highest"
-    torch._C._set_cublas_allow_tf32(allowed)
-    try:
-        yield
-    finally:
-        torch._C._set_cublas_allow_tf32(older != "highest")
-        if older == "medium":
-            torch.set_float32_matmul_precision(older)
-        matmul.fp32_precision = before
-
-
-def _products(dtype: torch.dtype) -> AbstractContextManager[None]:
-    return _matmul_tf32(tf32_allowed()) if dtype == torch.float32 else nullcontext()
-
-
 def _on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _shared_with_nccl() -> bool:
+    """Whether the backward of this process may overlap with NCCL's kernels."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() < 2:
+        return False
+    return "nccl" in distributed.get_backend_config()
+
+
+def _gpu(device: torch.device) -> GPU:
+    """The GPU as far as it is ours."""
+    gpu: GPU = gpu_of(device.index)
+    if not _shared_with_nccl():
+        return gpu
+    return gpu._replace(multiprocessors=max(0, gpu.multiprocessors - _FOR_NCCL))
 
 
 class _CUDA:
@@ -80,16 +60,18 @@ class _CUDA:
     x's part + (W_hh W_hr) raw_t.  So the loop runs over raw with that product as its weight, from raw = 0, the part of
     h_0 being added to the gates of each sequence's first step; y = W_hr raw is one product for all steps.
 
-    loop  "fused", where it fits, or "steps": see `plan`
+    loop   "fused", where it fits, or "steps": see `plan`
+    exact  products of float32 are exact to float32; else they may round their operands to TF32
+    The precision is the kernel's, not asked for again, so that a backward has its forward's.
     """
 
-    def __init__(self, name: str, loop: str) -> None:
-        self.name, self.loop = name, loop
+    def __init__(self, name: str, loop: str, exact: bool) -> None:
+        self.name, self.loop, self.exact = name, loop, exact
 
     def _plan(self, work: Work, direction: str) -> Plan:
         if self.loop == "steps":
             return steps()
-        return plan(work.problem, direction, work.precise, gpu_of(work.problem.device.index))
+        return plan(work.problem, direction, work.precise, _gpu(work.problem.device))
 
     def forward(
         self, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
@@ -102,19 +84,17 @@ class _CUDA:
             y = x.new_empty(0, problem.directions * h_0.shape[2])
             saved = (gates, gates.new_empty(problem.directions, 0, hidden))
             return y, h_0.clone(), c_0.clone(), saved if save else ()
-        with _on(problem.device), _products(problem.dtype):
-            work = work_of(problem, count, not tf32_allowed())
-            for part, (w_ih, _, b_ih, b_hh, _) in zip(gates, weights, strict=True):
-                if b_ih is None or b_hh is None:
-                    torch.mm(x, w_ih.t(), out=part)
-                else:
-                    torch.addmm(b_ih + b_hh, x, w_ih.t(), out=part)
+        with _on(problem.device):
+            work = work_of(problem, count, self.exact)
+            for part, (w_ih, _, b_ih, b_hh, _) in zip(gates.unbind(), weights, strict=True):
+                bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+                products.affine(part, bias, x, w_ih.t(), self.exact)
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
             path = self._plan(work, "forward")
             if problem.proj_size:
                 w_hr, alive = _stack([w_hr for *_, w_hr in weights]), work.sizes[0]
                 for d, part in enumerate(gates):
-                    part[first_rows(work, d)] += h_0[d, :alive] @ w_hh[d].t()
+                    part[first_rows(work, d)] += products.product(h_0[d, :alive], w_hh[d].t(), self.exact)
                 fused = _exact_product(w_hh, w_hr)
                 raw, raw_n, c_n, cells = loops.forward(path, work, gates, torch.zeros_like(c_0), c_0, fused, save)
                 y, h_n = _projection(work, w_hr, raw, raw_n, h_0)
@@ -141,45 +121,44 @@ class _CUDA:
         acts, cells, *projected_h = saved
         directions, count, hidden, size = *acts.shape[:2], problem.hidden_size, h_0.shape[2]
         h_0, c_0 = h_0.contiguous(), c_0.contiguous()
-        dh_n = torch.zeros_like(h_0) if dh_n is None else dh_n.contiguous()
-        dc_n = torch.zeros_like(c_0) if dc_n is None else dc_n.contiguous()
+        dy, dh_n, dc_n = (None if t is None else t.contiguous() for t in (dy, dh_n, dc_n))
         if not count:
-            return dh_n.clone(), dc_n.clone(), acts.new_zeros(directions, 4 * hidden)
-        dy = acts.new_zeros(count, directions * size) if dy is None else dy.contiguous()
+            ends = [torch.zeros_like(s) if ds is None else ds.clone() for s, ds in ((h_0, dh_n), (c_0, dc_n))]
+            return ends[0], ends[1], acts.new_zeros(directions, 4 * hidden)
         if dacts is not None or dcells is not None:
             dacts = torch.zeros_like(acts) if dacts is None else dacts.contiguous()
             dcells = torch.zeros_like(cells) if dcells is None else dcells.contiguous()
-        with _on(problem.device), _products(problem.dtype):
-            work = work_of(problem, count, not tf32_allowed())
+        with _on(problem.device):
+            work = work_of(problem, count, self.exact)
             w_hh = _stack([w_hh for _, w_hh, *_ in weights])
             path = self._plan(work, "backward")
-            if problem.proj_size:
+            if not problem.proj_size:
+                args = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
+                dgates, dh_0, dc_0 = loops.backward(path, work, *args)
+            else:
+                dy = acts.new_zeros(count, directions * size) if dy is None else dy
+                dh_n = torch.zeros_like(h_0) if dh_n is None else dh_n
                 w_hr = _stack([w_hr for *_, w_hr in weights])
                 fused, (draw, draw_n) = _exact_product(w_hh, w_hr), _before_projection(work, w_hr, dy, dh_n)
                 args = (acts, cells, c_0, fused, draw, draw_n, dc_n, dacts, dcells)
                 dgates, _, dc_0 = loops.backward(path, work, *args)
                 dh_0 = first_products(work, dgates, w_hh, dh_n)
-            else:
-                args = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
-                dgates, dh_0, dc_0 = loops.backward(path, work, *args)
             for d in range(directions):
-                own, back = slice(d * size, (d + 1) * size), turned(work, d)
-                h = raw = torch.tanh(cells[d]).mul_(acts[d, :, 3 * hidden :])
-                dh = None
-                if problem.proj_size:
-                    h = projected_h[0][:, own]
-                    dh = neighbours(work, dgates[d] @ w_hh[d], dh_n[d], backwards=not back).add_(dy[:, own])
-                before = neighbours(work, h, h_0[d], backwards=back)
-                accumulate(d, slice(0, count), dgates[d], before, dh, raw if problem.proj_size else None)
+                own, back, o = slice(d * size, (d + 1) * size), turned(work, d), acts[d, :, 3 * hidden :]
+                if dy is None or dh_n is None or not problem.proj_size:
+                    before = before_each(work, cells[d], o, h_0[d], backwards=back)
+                    accumulate(d, slice(0, count), dgates[d], before, None, None)
+                    continue
+                before = neighbours(work, projected_h[0][:, own], h_0[d], backwards=back)
+                product = products.product(dgates[d], w_hh[d], self.exact)
+                dh = neighbours(work, product, dh_n[d], backwards=not back).add_(dy[:, own])
+                accumulate(d, slice(0, count), dgates[d], before, dh, torch.tanh(cells[d]).mul_(o))
         return dh_0, dc_0, dgates.sum(1)
 
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
-        """As `kernel.Kernel`, by torch's own product."""
-        with _products(out.dtype):
-            if add:
-                out.addmm_(left, right)
-            else:
-                torch.mm(left, right, out=out)
+        """As `kernel.Kernel`."""
+        with _on(out.device):
+            products.multiply(out, left, right, self.exact, add)
 
     def empty(self, like: Tensor, *shape: int) -> Tensor:
         """As `kernel.Kernel`."""
@@ -198,8 +177,9 @@ def _projection(work: Work, w_hr: Tensor, raw: Tensor, raw_n: Tensor, h_0: Tenso
     directions, size, hidden = w_hr.shape
     y, h_n, alive = raw.new_empty(len(raw), directions * size), h_0.clone(), work.sizes[0]
     for d in range(directions):
-        torch.mm(raw[:, d * hidden : (d + 1) * hidden], w_hr[d].t(), out=y[:, d * size : (d + 1) * size])
-        torch.mm(raw_n[d, :alive], w_hr[d].t(), out=h_n[d, :alive])
+        own, turned_w = slice(d * hidden, (d + 1) * hidden), w_hr[d].t()
+        products.multiply(y[:, d * size : (d + 1) * size], raw[:, own], turned_w, work.precise)
+        products.multiply(h_n[d, :alive], raw_n[d, :alive], turned_w, work.precise)
     return y, h_n
 
 
@@ -212,35 +192,40 @@ def _before_projection(work: Work, w_hr: Tensor, dy: Tensor, dh_n: Tensor) -> tu
     draw, draw_n = dy.new_empty(len(dy), directions * hidden), dy.new_zeros(directions, dh_n.shape[1], hidden)
     alive = work.sizes[0]
     for d in range(directions):
-        torch.mm(dy[:, d * size : (d + 1) * size], w_hr[d], out=draw[:, d * hidden : (d + 1) * hidden])
-        torch.mm(dh_n[d, :alive], w_hr[d], out=draw_n[d, :alive])
+        own = slice(d * hidden, (d + 1) * hidden)
+        products.multiply(draw[:, own], dy[:, d * size : (d + 1) * size], w_hr[d], work.precise)
+        products.multiply(draw_n[d, :alive], dh_n[d, :alive], w_hr[d], work.precise)
     return draw, draw_n
 
 
 def _exact_product(w_hh: Tensor, w_hr: Tensor) -> Tensor:
     """W_hh W_hr (D, 4H, H), rounded once: TF32 would round it a second time before the loop does."""
-    with _matmul_tf32(False) if w_hh.dtype == torch.float32 else nullcontext():
-        return torch.bmm(w_hh, w_hr)
+    result = w_hh.new_empty(*w_hh.shape[:2], w_hr.shape[2])
+    for out, left, right in zip(result, w_hh, w_hr, strict=True):
+        products.multiply(out, left, right, exact=True)
+    return result
 
 
 def _unavailable() -> str | None:
-    if not torch.cuda.is_available() and not INTERPRETED:
+    if not INTERPRETED and torch.version.hip is not None:
+        return f"it needs CUDA, torch {torch.__version__} is built for ROCm"
+    if not INTERPRETED and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device"
-    return _missing
+    reason: str | None = toolchain.missing()
+    return reason
 
 
-_missing = None if find_spec("triton") else "it needs Triton, which is not installed: pip install triton"
-
-# By the loop that a problem asks for.  To operators they are two kernels, so that a backward takes its forward's loop.
-_LAYERS: dict[str | None, Layer] = {
-    "fused": layer_of(_CUDA("cuda", "fused")),
-    "steps": layer_of(_CUDA("cuda_steps", "steps")),
+# By the loop that a problem asks for, and whether its products have to be exact.  To operators they are as many
+# kernels, so that a backward does as its forward did, whatever the settings are by then.
+_LAYERS: dict[tuple[str, bool], Layer] = {
+    (loop, exact): layer_of(_CUDA(f"cuda{'_steps' * (loop == 'steps')}{'_exact' * exact}", loop, exact))
+    for loop in ("fused", "steps")
+    for exact in (False, True)
 }
-_LAYERS[None] = _LAYERS["fused"]
 
 
 def _layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
-    return _LAYERS[problem.loop](problem, x, h_0, c_0, weights)
+    return _LAYERS[problem.loop or "fused", products.exact(problem)](problem, x, h_0, c_0, weights)
 
 
 ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=only_if_asked)

@@ -2,16 +2,39 @@
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # In Triton's interpreter the kernels run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# How every kernel is compiled: not pipelined, and products fused with sums, which newer Tritons want to be told.
+# How every kernel is compiled: not pipelined unless it says so, and products fused with sums, which newer Tritons want
+# to be told.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+# What the driver says to a launch that it refuses for want of room on the GPU, as Triton hands it on.  Such a kernel
+# has not run, and the CUDA context is as good as before.
+_NO_ROOM = ("too many blocks in cooperative launch", "too many resources requested for launch")
+# And to a cooperative launch where there are none: some partitions of a GPU.
+_NOT_TOGETHER = "operation not supported"
+
+# A number that Triton passes in 32 bits is below this; a larger one is an argument of another type.
+_NARROW = 1 << 31
+
+# Compiled kernels, by all that Triton's dispatcher would look at; see `Repeated`.
+_compiled: dict[Any, Any] = {}
+
+
+class NoRoom(RuntimeError):
+    """The GPU, or the part of it that this process may use, has no room for a launch: the kernel has not run."""
+
+
+def kernel_of(file: str, name: str) -> Any:
+    """The kernel of this name in kernels/."""
+    return getattr(importlib.import_module(f".kernels.{file}", __package__), name)
 
 
 def launch(
@@ -22,10 +45,82 @@ def launch(
     tensors: Sequence[Tensor | None],
     numbers: Sequence[int],
     together: bool = False,
+    stages: int | None = None,
     **constants: Any,
-) -> None:
-    """Launch a kernel on the current stream; `together`: refuse to unless all its programs can run at once."""
-    kernel = getattr(importlib.import_module(f".kernels.{file}", __package__), name)
-    options = {} if INTERPRETED else {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
-    if 0 not in grid:
-        kernel[grid](*tensors, *numbers, **constants, **options)
+) -> Any:
+    """Launch a kernel on the current stream; returns the compiled kernel, None in the interpreter.
+
+    together  refuse to unless all its programs can run at once
+    Raises NoRoom, before anything has run, if the GPU has no room for it.
+    """
+    if 0 in grid:
+        return None
+    options: dict[str, Any] = {}
+    if not INTERPRETED:
+        options = {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
+        options |= {} if stages is None else {"num_stages": stages}
+    try:
+        return kernel_of(file, name)[grid](*tensors, *numbers, **constants, **options)
+    except Exception as error:
+        if reason := _no_room(error, together):
+            raise NoRoom(reason) from error
+        raise
+
+
+def _no_room(error: Exception, together: bool) -> str | None:
+    """What an error of a launch says about room, None if it is about anything else."""
+    text = str(error)
+    known = type(error).__name__ == "OutOfResources" or any(words in text for words in _NO_ROOM)
+    if known or (together and _NOT_TOGETHER in text):
+        return text
+    return None
+
+
+def _hooked() -> bool:
+    """Whether somebody wants to hear of every launch, as Triton's profiler does."""
+    runtime = importlib.import_module("triton").knobs.runtime
+    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
+
+
+class Repeated:
+    """Launches of one kernel on the same tensors, each with other numbers and as many of them.
+
+    Triton's dispatcher looks at every argument of every launch, which takes longer than the kernel of a small step.  It
+    is asked for the first launch, and the compiled kernel that it returns is kept by all that it decides on: types of
+    the tensors, whether their addresses are multiples of 16, constants, warps, device.  Numbers that the kernels are
+    not specialised on decide nothing, as long as they fit into 32 bits; `most` is the largest of them.
+    """
+
+    def __init__(
+        self, file: str, name: str, warps: int, tensors: Sequence[Tensor | None], most: int, **constants: Any
+    ) -> None:
+        self._file, self._name, self._warps = file, name, warps
+        self._tensors, self._constants = tuple(tensors), constants
+        self._device = next(tensor for tensor in tensors if tensor is not None).device
+        self._key: Any = None
+        self._run: Callable[..., None] | None = None
+        if self._device.type == "cuda" and most < _NARROW and not _hooked():
+            classes = tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+            self._key = (file, name, warps, self._device, classes, *constants.items())
+            if (known := _compiled.get(self._key)) is not None:
+                self._prepare(known)
+
+    def _prepare(self, known: Any) -> None:
+        # A compiled kernel takes every parameter by its place, constants as well; before them what Triton's dispatcher
+        # has here: the stream, the function, metadata of the kernel and of the launch, and two hooks.
+        names = kernel_of(self._file, self._name).arg_names[-len(self._constants) :]
+        self._last = tuple(self._constants[name] for name in names)
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        self._run = known.run
+        self._first = (stream, known.function, known.packed_metadata, None, None, None, *self._tensors)
+
+    def __call__(self, grid: tuple[int, int], *numbers: int) -> None:
+        """Launch it on the stream that was current at the first launch, or when this was made."""
+        if self._run is not None:
+            if 0 not in grid:
+                self._run(*grid, 1, *self._first, *numbers, *self._last)
+            return
+        found = launch(self._file, self._name, grid, self._warps, self._tensors, numbers, **self._constants)
+        if found is not None and self._key is not None:
+            _compiled[self._key] = found
+            self._prepare(found)

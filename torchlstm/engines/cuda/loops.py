@@ -1,43 +1,73 @@
 """The time loop of one layer without projection on a GPU, forward and backward, by the plan's kind."""
 
+import warnings
+
+import torch
 from torch import Tensor
 
-from . import fused, steps
+from . import fused, plan, steps
+from .launch import NoRoom
 from .plan import Plan, Steps
 from .work import Work
 
+# Whether it was said that a fused loop has found no room.
+_said: list[str] = []
+
 
 def forward(
-    plan: Plan, work: Work, gates: Tensor, h_0: Tensor, c_0: Tensor, w_hh: Tensor, save: bool
+    path: Plan, work: Work, gates: Tensor, h_0: Tensor, c_0: Tensor, w_hh: Tensor, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The time loop forward.
 
-    gates    (D, P, 4H) the part from x; activated in place if `save`
+    gates    (D, P, 4H) the part from x; activated in place if `save`, else to be thrown away
     w_hh     (D, 4H, H)
     returns  y (P, D*H), h_n and c_n (D, B, H), cells (D, P, H), which is empty unless `save`
     """
-    if isinstance(plan, Steps):
-        return steps.forward(plan, work, gates, h_0, c_0, w_hh, save)
-    return fused.forward(plan, work, gates, h_0, c_0, w_hh, save)
+    if not isinstance(path, Steps):
+        try:
+            return fused.forward(path, work, gates, h_0, c_0, w_hh, save)
+        except NoRoom as error:
+            # A refused kernel has not run: the gates are as they were.
+            path = _without_room(error)
+    return steps.forward(path, work, gates, h_0, c_0, w_hh, save)
 
 
 def backward(
-    plan: Plan,
+    path: Plan,
     work: Work,
     acts: Tensor,
     cells: Tensor,
     c_0: Tensor,
     w_hh: Tensor,
-    dy: Tensor,
-    dh_n: Tensor,
-    dc_n: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
     dacts: Tensor | None,
     dcells: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The time loop backward; shapes as in `forward`, dacts (D, P, 4H) and dcells (D, P, H) both given or both None.
 
-    returns  dgates (D, P, 4H), dh_0 and dc_0 (D, B, H)
+    dy, dh_n, dc_n  None for zero
+    returns         dgates (D, P, 4H), dh_0 and dc_0 (D, B, H)
     """
-    if isinstance(plan, Steps):
-        return steps.backward(plan, work, acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
-    return fused.backward(plan, work, acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
+    if not isinstance(path, Steps):
+        whole = acts.new_zeros(work.rows, c_0.shape[0] * c_0.shape[2]) if dy is None else dy
+        dh, dc = (torch.zeros_like(c_0) if end is None else end for end in (dh_n, dc_n))
+        try:
+            return fused.backward(path, work, acts, cells, c_0, w_hh, whole, dh, dc, dacts, dcells)
+        except NoRoom as error:
+            path = _without_room(error)
+    return steps.backward(path, work, acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
+
+
+def _without_room(error: NoRoom) -> Steps:
+    """The loop that needs no room, for a GPU that refused another; says so once a process."""
+    if not _said:
+        _said.append(str(error))
+        warnings.warn(
+            f"torchlstm: a GPU refused the kernel that computes all steps of an LSTM at once ({error}); such layers "
+            "run step by step. Less room than the whole GPU is granted by MPS, by green contexts and to a MIG slice",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return plan.steps()

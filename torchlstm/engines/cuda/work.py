@@ -1,16 +1,27 @@
 """The work of a call of the CUDA engine: which rows belong to which step, on the host and on the device."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from threading import Lock
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..contract import Problem, Ragged
+from . import products
 from .launch import INTERPRETED
 
-# A CUDA graph copies from this memory at every replay: it stays as long as the process.
-_captured: list[Tensor] = []
+# The places of ragged batches, by sizes, device and stream; the backward of a call finds those of its forward.  By the
+# stream, since a copy is complete only to what is queued behind it, and so many at most: 8 (T + 1 + B) bytes each.
+_places: OrderedDict[Any, Tensor] = OrderedDict()
+_MOST = 64
+_lock = Lock()
+
+
+# The steps that are computed together: one of each direction.
+Together: TypeAlias = tuple[int, ...]
 
 
 class Work(NamedTuple):
@@ -45,17 +56,57 @@ def work_of(problem: Problem, rows: int, precise: bool) -> Work:
     steps, batch, device = problem.rows.steps, problem.batch, problem.device
     if not isinstance(problem.rows, Ragged):
         return Work(problem, rows, [batch] * steps, range(0, rows + 1, max(batch, 1)), None, precise)
-    sizes = problem.rows.batch_sizes
-    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    # Sizes fall: so many of them are above b.
-    lengths = steps - torch.searchsorted(sizes.flip(0), torch.arange(batch, device="cpu"), right=True)
-    places = torch.cat([starts, lengths])
-    if device.type == "cuda":
-        places = places.pin_memory()  # so that the copy waits for nothing
-        if torch.cuda.is_current_stream_capturing():
-            _captured.append(places)
-        places = places.to(device, non_blocking=True)
-    return Work(problem, rows, sizes.tolist(), starts.tolist(), places, precise)
+    sizes = problem.rows.batch_sizes.tolist()
+    starts = [0, *accumulate(sizes)]
+    return Work(problem, rows, sizes, starts, _places_of(sizes, starts, batch, device), precise)
+
+
+def _places_of(sizes: list[int], starts: list[int], batch: int, device: torch.device) -> Tensor:
+    """The places of a batch of these sizes on a device, ready for the current stream."""
+    if device.type != "cuda":
+        return torch.tensor([*starts, *_lengths(sizes, batch)], device=device)
+    if torch.cuda.is_current_stream_capturing():
+        return _filled(sizes, batch, device)
+    key = (tuple(sizes), batch, device, torch.cuda.current_stream(device).cuda_stream)
+    with _lock:
+        if (found := _places.get(key)) is not None:
+            _places.move_to_end(key)
+            return found
+    with torch.inference_mode(False):  # for calls of any mode
+        # Pinned, so that the copy waits for nothing; torch keeps the memory until it is done.
+        pinned = torch.tensor([*starts, *_lengths(sizes, batch)], device="cpu").pin_memory()
+        places = pinned.to(device, non_blocking=True)
+    with _lock:
+        _places[key] = places
+        if len(_places) > _MOST:
+            _places.popitem(last=False)
+    return places
+
+
+def _lengths(sizes: list[int], batch: int) -> list[int]:
+    """How many steps each of B sequences has; sizes fall."""
+    lengths = [0] * batch
+    for t, (now, following) in enumerate(zip(sizes, [*sizes[1:], 0], strict=True)):
+        lengths[following:now] = [t + 1] * (now - following)
+    return lengths
+
+
+def _filled(sizes: list[int], batch: int, device: torch.device) -> Tensor:
+    """The places, from nothing but numbers in the launches: a graph that copies from the host would need its memory.
+
+    One fill for each size that there is, at most B of them; the memory is the graph's own.
+    """
+    steps, alive = len(sizes), torch.empty(len(sizes), dtype=torch.int64, device=device)
+    places = torch.zeros(steps + 1 + batch, dtype=torch.int64, device=device)
+    lengths, end = places[steps + 1 :], 0
+    while end < steps:
+        begin, size = end, sizes[end]
+        while end < steps and sizes[end] == size:
+            end += 1
+        alive[begin:end].fill_(size)
+        lengths[:size].fill_(end)
+    torch.cumsum(alive, 0, out=places[1 : steps + 1])
+    return places
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -73,6 +124,15 @@ def turned(work: Work, direction: int) -> bool:
     return direction == 1 or work.problem.reverse
 
 
+def order_of(work: Work, directions: int) -> list[Together]:
+    """The steps of a forward in its order."""
+    steps = work.problem.rows.steps
+    onwards = range(steps)
+    if directions == 1:
+        return [(t,) for t in (reversed(onwards) if work.problem.reverse else onwards)]
+    return [(t, steps - 1 - t) for t in onwards]
+
+
 def first_rows(work: Work, direction: int) -> Tensor | slice:
     """The rows of each sequence's first step in a direction, for those sequences that have one."""
     alive = work.sizes[0]
@@ -87,9 +147,11 @@ def first_rows(work: Work, direction: int) -> Tensor | slice:
 
 def first_products(work: Work, dgates: Tensor, w_hh: Tensor, dh_n: Tensor) -> Tensor:
     """dh_0 (D, B, R) from dgates (D, P, 4H) and w_hh (D, 4H, R); sequences without a step pass dh_n on."""
-    dh_0 = dh_n.clone()
+    alive = work.sizes[0]
+    # Where all sequences have a step, every element is written.
+    dh_0 = torch.empty_like(dh_n) if alive == dh_n.shape[1] else dh_n.clone()
     for d in range(len(dh_0)):
-        torch.mm(dgates[d, first_rows(work, d)], w_hh[d], out=dh_0[d, : work.sizes[0]])
+        products.multiply(dh_0[d, :alive], dgates[d, first_rows(work, d)], w_hh[d], work.precise)
     return dh_0
 
 
@@ -115,3 +177,21 @@ def neighbours(work: Work, rows: Tensor, edge: Tensor, backwards: bool) -> Tenso
     following = torch.repeat_interleave(torch.cat([sizes[1:], last]), sizes, output_size=count)
     sequence = place - torch.repeat_interleave(work.device_starts[:-1], sizes, output_size=count)
     return torch.cat([rows, edge])[torch.where(sequence < following, place + here, count + sequence)]
+
+
+def before_each(work: Work, cells: Tensor, o: Tensor, h_0: Tensor, backwards: bool) -> Tensor:
+    """h (P, H) of the step before each row, h_0 (B, H) before the first, from c and the output gate of every row.
+
+    cells, o   (P, H)
+    backwards  as `neighbours`
+    """
+    if work.places is not None:
+        return neighbours(work, torch.tanh(cells).mul_(o), h_0, backwards)
+    # Made where it belongs: a pass over all rows less.
+    batch, rows = h_0.shape[0], work.rows
+    before, rest = cells.new_empty(rows, cells.shape[1]), rows - batch
+    first, last = before.split([rest, batch] if backwards else [batch, rest])
+    (inner, edge), of = ((first, last), slice(batch, rows)) if backwards else ((last, first), slice(0, rest))
+    torch.tanh(cells[of], out=inner).mul_(o[of])
+    edge.copy_(h_0)
+    return before

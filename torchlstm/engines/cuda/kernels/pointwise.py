@@ -53,7 +53,7 @@ def backward(
     row_0, row_1, count_0, count_1, before_0, before_1, begun_0, begun_1, B, P,
     H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, TRACE: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """One step backward: dgates from dh (D, B, H), the gradient that later steps have left at h, and dy."""
+    """One step backward: dgates from dh (D, B, H), the gradient that later steps have left at h, and dy or None."""
     i_d = tl.program_id(1)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b, j = element // H, element % H
@@ -76,7 +76,8 @@ def backward(
     ).to(wide)  # fmt: skip
     before += tl.load(p_c_0 + o_state, mask=mask & (begun == 0), other=0.0).to(wide)
     dh = tl.load(p_dh + o_state, mask=mask, other=0.0).to(wide)
-    dh += tl.load(p_dy + row * D * H + i_d * H + j, mask=mask, other=0.0).to(wide)
+    if p_dy is not None:
+        dh += tl.load(p_dy + row * D * H + i_d * H + j, mask=mask, other=0.0).to(wide)
     di, df, dg, do = 0.0, 0.0, 0.0, 0.0
     if TRACE:
         di = tl.load(p_dacts + o_gates, mask=mask, other=0.0).to(wide)

@@ -1,0 +1,97 @@
+"""The products around and within the time loop: in the precision that a call settles, whatever torch's setting is.
+
+torch's own products of float32 follow a setting of the process, `torch.backends.cuda.matmul.fp32_precision`, which
+other threads read meanwhile; it is never switched here.  Where it grants what a call wants, the product is torch's, by
+cuBLAS; where it does not, a kernel of ours: with exact products under a setting of TF32, or in TF32 under one of exact
+products, if there is enough to gain.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import Problem
+from . import launch as launching
+
+# A tile of the kernel, and its warps: the shared memory of two stages fits on every GPU from 8.0 on.
+_ROWS, _COLUMNS, _INNER, _WARPS = 128, 64, 32, 4
+# From so many multiplications on, and of so many tiles, a product that may be in TF32 leaves cuBLAS's exact one for the
+# kernel.  Estimates: below, the exact product takes no longer than the launch; few tiles leave most of a GPU idle.
+_LARGE, _MANY = 1 << 27, 64
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _wants_exact(cell: bool) -> bool:
+    setting: Any = torch.backends.cuda.matmul if cell else torch.backends.cudnn.rnn
+    return bool(setting.fp32_precision != "tf32")
+
+
+def exact(problem: Problem) -> bool:
+    """Whether torch's settings, as they are now, want a problem's products of float32 exact.
+
+    nn.LSTM's follow `torch.backends.cudnn.rnn`, nn.LSTMCell's `torch.backends.cuda.matmul`; other dtypes have one way.
+    A compiled program keeps what it was compiled under.
+    """
+    return problem.dtype == torch.float32 and _wants_exact(problem.cell)
+
+
+def in_tf32() -> bool:
+    """Whether torch's own products of float32 round their operands to TF32."""
+    matmul: Any = torch.backends.cuda.matmul
+    return bool(matmul.fp32_precision == "tf32")
+
+
+def strict(dtype: torch.dtype, exact: bool) -> bool:
+    """Whether a product has to be exact, and torch's own would not be."""
+    return exact and dtype == torch.float32 and in_tf32()
+
+
+def _ours(out: Tensor, left: Tensor, exact: bool) -> bool:
+    """Whether a product is the kernel's."""
+    if out.dtype != torch.float32:
+        return False
+    return in_tf32() if exact else not in_tf32() and _pays(out, left)
+
+
+def multiply(out: Tensor, left: Tensor, right: Tensor, exact: bool, add: bool = False) -> Tensor:
+    """Write left (M, K) @ right (K, N) to out (M, N), or add it; returns out."""
+    if _ours(out, left, exact):
+        return own(out, left, right, exact, add)
+    if add:
+        return out.addmm_(left, right)
+    return torch.mm(left, right, out=out)
+
+
+def product(left: Tensor, right: Tensor, exact: bool) -> Tensor:
+    """left (M, K) @ right (K, N)."""
+    return multiply(left.new_empty(left.shape[0], right.shape[1]), left, right, exact)
+
+
+def affine(out: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, exact: bool) -> None:
+    """Write left (M, K) @ right (K, N) to out (M, N), with bias (N,) added to each row."""
+    if bias is None:
+        multiply(out, left, right, exact)
+    elif _ours(out, left, exact):
+        own(out.copy_(bias), left, right, exact, add=True)
+    else:
+        torch.addmm(bias, left, right, out=out)
+
+
+def own(out: Tensor, left: Tensor, right: Tensor, exact: bool, add: bool = False) -> Tensor:
+    """As `multiply`, by the kernel: in float32, or with operands rounded to TF32."""
+    (rows, inner), columns = left.shape, right.shape[1]
+    # In the interpreter every product is one of float32, and TF32's rounding is all that is left of it.
+    precision = "ieee" if exact or launching.INTERPRETED else "tf32"
+    launching.launch(
+        "product", "product", (-(-rows // _ROWS), -(-columns // _COLUMNS)), _WARPS,
+        (left, right, out),
+        (rows, columns, inner, *left.stride(), *right.stride(), *out.stride()),
+        stages=2, ADD=add, PRECISION=precision, ROUND=not exact, BM=_ROWS, BN=_COLUMNS, BK=_INNER,
+    )  # fmt: skip
+    return out
+
+
+def _pays(out: Tensor, left: Tensor) -> bool:
+    (rows, columns), inner = out.shape, left.shape[1]
+    return rows * columns * inner >= _LARGE and -(-rows // _ROWS) * -(-columns // _COLUMNS) >= _MANY
