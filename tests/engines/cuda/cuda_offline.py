@@ -83,7 +83,7 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
         value = values[argument]
         if isinstance(value, torch.Tensor):
             signature[argument] = _TYPES[value.dtype]
-            if value.dtype != torch.int64:  # of which the kernels are told not to ask how they are aligned
+            if not kernel.params[position].do_not_specialize_on_alignment:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         elif argument in constants or value is None:
             signature[argument] = "constexpr"

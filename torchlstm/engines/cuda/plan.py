@@ -83,10 +83,10 @@ def plan(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
         return steps()
     kind = "half" if dtype.itemsize == 2 else "float32" if precise else "tf32"
     if hidden <= _ROWS_UNITS[kind]:
-        units = max(16, _power_of_two(hidden))
+        units = max(16, power_of_two(hidden))
         return Rows(units, _ROWS, 4 if units <= 32 else _WARPS)
     for units, most in _SLICES_UNITS[kind, direction].items():
-        inner = hidden if direction == "forward" else 4 * hidden
+        inner = padded(hidden) * (1 if direction == "forward" else 4)
         if hidden <= most and (found := _slices(problem, units, inner, _INNER[kind], gpu)):
             return found
     return steps()
@@ -101,11 +101,16 @@ def _slices(problem: Problem, units: int, inner: int, most: int, gpu: GPU) -> Sl
         return None
     each = -(-groups // min(groups, room))
     chunks = -(-inner // most)
-    part = max(16, _power_of_two(-(-inner // (chunks * _WARPS))))
-    parts = _power_of_two(-(-inner // (chunks * part)))
+    part = max(16, power_of_two(-(-inner // (chunks * _WARPS))))
+    parts = power_of_two(-(-inner // (chunks * part)))
     return Slices(units, slices, chunks, parts, part, _ROWS, each * _ROWS, -(-groups // each), _WARPS)
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
+
+
+def padded(hidden: int) -> int:
+    """Units of a row of an exchange: rows of multiples of 16 bytes, of any type."""
+    return -(-hidden // 8) * 8
