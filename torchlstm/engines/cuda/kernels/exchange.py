@@ -33,20 +33,20 @@ def publish(p_words, start, u, value, live, UNITS: tl.constexpr, H: tl.constexpr
     """
     if H < PAD:
         value = tl.where((u < H)[None, :], value, tl.zeros(value.shape, value.dtype))
+    p = p_words + start[:, None] + u[None, :]
+    mask = live[:, None] & (u < PAD)[None, :]
     if value.dtype.primitive_bitwidth == 16:
         bits = value.to(tl.int16, bitcast=True).to(tl.int32)
         bits = tl.where(bits == EMPTY, 0x7FFF, bits) & 0xFFFF
-        # A sum, in which no two bits meet, takes the two from wherever the layout has them, mostly by a shuffle.
+        # A sum, in which no two bits meet: both units' threads get the word by a shuffle, wherever the layout has them.
         pairs = tl.reshape(bits << (u % 2 * 16)[None, :], (value.shape[0], UNITS // 2, 2))
-        words = tl.sum(pairs, 2)
-        first = tl.min(u, 0) + 2 * tl.arange(0, UNITS // 2)
-        p = p_words + (start[:, None] + first[None, :]) // 2
-        mask = live[:, None] & (first < PAD)[None, :]
+        words = tl.broadcast_to(tl.sum(pairs, 2, keep_dims=True), pairs.shape)
+        words = tl.reshape(words, value.shape)
+        p = p_words + (start[:, None] + u[None, :]) // 2
+        mask = mask & (u % 2 == 0)[None, :]
     else:
         words = value.to(tl.int32, bitcast=True)
         words = tl.where(words == EMPTY, 0x7FFFFFFF, words)
-        p = p_words + start[:, None] + u[None, :]
-        mask = live[:, None] & (u < PAD)[None, :]
     if ASM:
         tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0; }",
