@@ -22,11 +22,12 @@ def forward(
     directions, batch, hidden = h_0.shape
     y = gates.new_empty(work.rows, directions * hidden)
     cells = gates.new_empty((directions, work.rows, hidden) if save else 0)
+    h_0, c_0, w_hh = _aligned(h_0, c_0, w_hh)
     if isinstance(plan, Rows):
         h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
         launching.launch(
             "fused_rows", "forward", (-(-batch // plan.tile), directions), plan.warps,
-            (gates, _aligned(w_hh), y, cells, h_0, c_0, h_n, c_n, *_index(work)), (work.problem.rows.steps, batch, work.rows),
+            (gates, w_hh, y, cells, h_0, c_0, h_n, c_n, *_index(work)), (work.problem.rows.steps, batch, work.rows),
             H=hidden, D=directions, HP=plan.units, BB=plan.tile, SAVE=save, **_compiled(work),
         )  # fmt: skip
         return y, h_n, c_n, cells
@@ -35,10 +36,11 @@ def forward(
     h_n = h_0.clone()
     exchange = y if pad == hidden else y.new_empty(work.rows, directions * pad)
     words, bits = _empty(exchange)
-    h_0 = _aligned(h_0) if pad == hidden else torch.nn.functional.pad(h_0, (0, pad - hidden))
+    if pad > hidden:
+        h_0 = torch.nn.functional.pad(h_0, (0, pad - hidden))
     launching.launch(
         "fused_slices", "forward", (directions * plan.tiles * plan.slices,), plan.warps,
-        (gates, _aligned(w_hh), words, bits, y, cells, h_0.view(bits.dtype), h_n, c, *_index(work)),
+        (gates, w_hh, words, bits, y, cells, h_0.view(bits.dtype), h_n, c, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
         H=hidden, PAD=pad, D=directions, SAVE=save, together=True, **_cut(plan), **_compiled(work),
     )  # fmt: skip
@@ -62,12 +64,13 @@ def backward(
     directions, batch, hidden = c_0.shape
     dgates = torch.empty_like(acts)
     trace = dacts is not None
-    w = _aligned(w_hh)
+    acts, cells, c_0, w_hh, dy = _aligned(acts, cells, c_0, w_hh, dy)
+    dh_n, dc_n, dacts, dcells = _aligned(dh_n, dc_n, dacts, dcells)
     if isinstance(plan, Rows):
         dh_0, dc_0 = torch.empty_like(dh_n), torch.empty_like(dc_n)
         launching.launch(
             "fused_rows", "backward", (-(-batch // plan.tile), directions), plan.warps,
-            (acts, w, cells, c_0, dy, dh_n, dc_n, dacts, dcells, dgates, dh_0, dc_0, *_index(work)),
+            (acts, w_hh, cells, c_0, dy, dh_n, dc_n, dacts, dcells, dgates, dh_0, dc_0, *_index(work)),
             (work.problem.rows.steps, batch, work.rows),
             H=hidden, D=directions, HP=plan.units, BB=plan.tile, TRACE=trace, **_compiled(work),
         )  # fmt: skip
@@ -78,7 +81,7 @@ def backward(
     words, bits = _empty(exchange)
     launching.launch(
         "fused_slices", "backward", (directions * plan.tiles * plan.slices,), plan.warps,
-        (acts, w, words, bits, cells, c_0, dy, dh_n, dc, dacts, dcells, dgates, *_index(work)),
+        (acts, w_hh, words, bits, cells, c_0, dy, dh_n, dc, dacts, dcells, dgates, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
         H=hidden, PAD=pad, D=directions, TRACE=trace, SLICES_UP=power_of_two(plan.slices), together=True,
         **_cut(plan), **_compiled(work),
@@ -115,9 +118,12 @@ def precision(work: Work) -> str:
     return "ieee" if INTERPRETED else "tf32x3" if work.precise else "tf32"
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """A tensor that begins where the kernels, which are compiled for that, may read 16 bytes at once."""
-    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+def _aligned(*tensors: Tensor | None) -> list[Any]:
+    """The tensors, or copies of those that do not begin at multiples of 16 bytes.
+
+    Triton compiles a kernel anew, and a slower one, for a tensor that begins anywhere else.
+    """
+    return [t.clone() if t is not None and t.data_ptr() % 16 else t for t in tensors]
 
 
 def _empty(exchange: Tensor) -> tuple[Tensor, Tensor]:

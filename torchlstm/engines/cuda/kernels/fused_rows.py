@@ -36,13 +36,8 @@ def _weights(p, to_unit, from_unit, H: tl.constexpr, PRECISION: tl.constexpr, AS
     return w_i, w_f, w_g, w_o
 
 
-# What changes from call to call compiles nothing anew: the sizes, and where tensors begin.
-@triton.jit(
-    do_not_specialize=["T", "B", "P"],
-    do_not_specialize_on_alignment=[
-        "p_gates", "p_y", "p_cells", "p_h_0", "p_c_0", "p_h_n", "p_c_n", "p_starts", "p_lengths"
-    ],
-)  # fmt: skip
+# What changes from call to call compiles nothing anew.
+@triton.jit(do_not_specialize=["T", "B", "P"], do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
     p_gates, p_w_hh, p_y, p_cells, p_h_0, p_c_0, p_h_n, p_c_n, p_starts, p_lengths, T, B, P,
     H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, BB: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
@@ -95,11 +90,11 @@ def forward(
         g_next = load_like(p + 2 * H, live_following, c, ASM)
         o_next = load_like(p + 3 * H, live_following, c, ASM)
         operand = rounded(h, PRECISION, ASM)
-        i = product(operand, w_i, i_x, PRECISION, ASM)
-        f = product(operand, w_f, f_x, PRECISION, ASM)
-        g = product(operand, w_g, g_x, PRECISION, ASM)
-        o = product(operand, w_o, o_x, PRECISION, ASM)
-        i, f, g, o, c_new, h_new = cell_forward(i, f, g, o, c, FAST)
+        i = product(operand, w_i, None, PRECISION, ASM)
+        f = product(operand, w_f, None, PRECISION, ASM)
+        g = product(operand, w_g, None, PRECISION, ASM)
+        o = product(operand, w_o, None, PRECISION, ASM)
+        i, f, g, o, c_new, h_new = cell_forward(i + i_x, f + f_x, g + g_x, o + o_x, c, FAST)
         h_new = h_new.to(h.dtype)
         if RAGGED:
             # A sequence that has ended, or in reverse has not yet begun, keeps its state.
@@ -151,13 +146,7 @@ def _saved(
     return i, f, g, o, c, before, load_like(p_dy + row * D * H + o_y, live, like, ASM)
 
 
-@triton.jit(
-    do_not_specialize=["T", "B", "P"],
-    do_not_specialize_on_alignment=[
-        "p_acts", "p_cells", "p_c_0", "p_dy", "p_dh_n", "p_dc_n", "p_dacts", "p_dcells", "p_dgates", "p_dh_0", "p_dc_0",
-        "p_starts", "p_lengths",
-    ],
-)  # fmt: skip
+@triton.jit(do_not_specialize=["T", "B", "P"], do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def backward(
     p_acts, p_w_hh, p_cells, p_c_0, p_dy, p_dh_n, p_dc_n, p_dacts, p_dcells, p_dgates, p_dh_0, p_dc_0,
     p_starts, p_lengths, T, B, P,

@@ -51,10 +51,7 @@ def _carried(p_state, b, u, i_d, B, H: tl.constexpr, HELD: tl.constexpr):
         return tl.zeros(mask.shape, tl.float32)
 
 
-@triton.jit(
-    do_not_specialize=CHANGING,
-    do_not_specialize_on_alignment=["p_gates", "p_words", "p_y", "p_cells", "p_h_n", "p_c", "p_starts", "p_lengths"],
-)
+@triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
     p_gates, p_w_hh, p_words, p_bits, p_y, p_cells, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
@@ -151,13 +148,7 @@ def forward(
             s += 1
 
 
-@triton.jit(
-    do_not_specialize=CHANGING,
-    do_not_specialize_on_alignment=[
-        "p_acts", "p_words", "p_cells", "p_c_0", "p_dy", "p_dh_n", "p_dc", "p_dacts", "p_dcells", "p_dgates",
-        "p_starts", "p_lengths",
-    ],
-)  # fmt: skip
+@triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def backward(
     p_acts, p_w_hh, p_words, p_bits, p_cells, p_c_0, p_dy, p_dh_n, p_dc, p_dacts, p_dcells, p_dgates,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
