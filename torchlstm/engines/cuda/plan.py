@@ -120,8 +120,8 @@ def shared_memory(plan: Rows | Slices, problem: Problem, direction: str, precise
     # Three products of TF32 have an operand of large and one of small parts.
     operand_size = 2 * size if precise and problem.dtype == torch.float32 else size
     if isinstance(plan, Rows):
-        # The weight of a gate, before the first step; h, or the gradients of a gate.
-        return max(plan.units * plan.units * size, plan.tile * plan.units * operand_size)
+        # The weight of a gate and c, which is float32, before the first step; h, or the gradients of a gate.
+        return max(plan.units * plan.units * size, plan.tile * plan.units * max(4, operand_size))
     inner = plan.parts * plan.part
     sums = plan.parts * plan.rows * plan.units * (4 if direction == "forward" else 1)
     # The weight of a gate, before the first step; what is exchanged; the sums that are to be folded, in float32.
