@@ -19,10 +19,10 @@ OLDER = tuple(map(int, offline.triton.__version__.split(".")[:2])) < (3, 9)
 # Bytes a thread may spill, by kernel: what Triton 3.9 spills for sm_80 to sm_120, and a little more; 3.6 spills more.
 # One size up from the largest of `plan.py` it is 600 and more.
 SPILLED = {
-    "fused_rows.forward": 64, "fused_rows.backward": 512, "fused_slices.forward": 64, "fused_slices.backward": 424
+    "fused_rows.forward": 192, "fused_rows.backward": 512, "fused_slices.forward": 64, "fused_slices.backward": 424
 }  # fmt: skip
 SPILLED_OLDER = {
-    "fused_rows.forward": 128, "fused_rows.backward": 512, "fused_slices.forward": 320, "fused_slices.backward": 576
+    "fused_rows.forward": 192, "fused_rows.backward": 512, "fused_slices.forward": 320, "fused_slices.backward": 576
 }  # fmt: skip
 # By compute capability, with the shared memory of a program as the CUDA C++ Programming Guide has it ("Technical
 # Specifications").
@@ -92,6 +92,7 @@ def test_other_gpus(capability: int, name: str, direction: str) -> None:
 @pytest.mark.parametrize("capability", [80, 86, 89, 100, 120])
 def test_all_gpus(capability: int, name: str, direction: str) -> None:
     dtype, hidden, more = LARGEST[name]
+    hidden = min(hidden, 8 * GPUS[capability].multiprocessors)  # no more slices of 8 units have room
     _fits(_compile(dtype, hidden, direction, capability=capability, **{**more, "directions": 1, "batch": 16}))
 
 

@@ -14,6 +14,7 @@ import torchlstm
 from benchmarks import gpu_stress
 from torchlstm.engines.contract import Dense, Problem, Ragged
 from torchlstm.engines.cuda import engine as cuda
+from torchlstm.engines.cuda import fused
 from torchlstm.engines.cuda import launch as launching
 from torchlstm.engines.cuda import loops as cuda_loops
 from torchlstm.engines.cuda.device import GPU
@@ -83,14 +84,14 @@ def test_slices_against_nn(name: str, chunks: int, tile: int, monkeypatch: pytes
     assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
 
 
-def _tensors(dtype: torch.dtype, ragged: bool) -> tuple[Any, ...]:
-    """A layer of two directions for the loops: work, gates, h_0, c_0, w_hh, and dy, dh_n, dc_n."""
+def _tensors(dtype: torch.dtype, ragged: bool, hidden: int = 20) -> tuple[Any, ...]:
+    """A layer of two directions for the loops: work, gates, h_0, c_0, w_hh, and dy, dh_n, dc_n, dacts, dcells."""
     generator = torch.Generator().manual_seed(3)
 
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    batch, hidden, directions = 18, 20, 2
+    batch, directions = 18, 2
     sizes = torch.tensor([18, 17, 9, 9, 2] if ragged else [18] * 5)
     rows = Ragged(sizes) if ragged else Dense(5, batch)
     count = int(sizes.sum())
@@ -145,25 +146,34 @@ def _side_by_side(monkeypatch: pytest.MonkeyPatch, leave_out: int = 0, limit: in
 
 # Three slices of 8 units, two directions, and either two tiles of 16 sequences or one program that has both.
 CUTS = {
-    "two-tiles": Slices(8, 3, 1, 2, 16, 16, 16, 2, 4),
+    "two-tiles": Slices(8, 3, 2, 1, 16, 16, 16, 2, 4),
     "one-tile": Slices(8, 3, 1, 2, 16, 16, 32, 1, 4),
 }
 BACK = {
     "two-tiles": Slices(8, 3, 2, 2, 32, 16, 16, 2, 4),
-    "one-tile": Slices(8, 3, 1, 2, 64, 16, 32, 1, 4),
+    "one-tile": Slices(8, 3, 1, 4, 32, 16, 32, 1, 4),
 }
 
 
 @interpreted
-@pytest.mark.parametrize(("cut", "ragged"), [("two-tiles", True), ("one-tile", False)])
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "cut", "ragged"),
+    [
+        (FLOAT32, 20, "two-tiles", True), (FLOAT32, 24, "one-tile", False),
+        (FLOAT16, 19, "two-tiles", True), (FLOAT16, 24, "one-tile", False),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_programs_exchange_their_results(
-    dtype: torch.dtype, cut: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, hidden: int, cut: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many processes as programs, against the loop that launches a kernel a step; traced gradients included."""
-    work, gates, h_0, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells = _tensors(dtype, ragged)
-    # A user's NaN may look like what is not yet there: it is read, not awaited.
-    h_0[0, 1, 2] = _nan_of_ones(dtype)
+    """As many processes as programs, against the loop that launches a kernel a step; traced gradients included.
+
+    24 units fill the rows of an exchange, which then is y, or dgates; 20 and 19 have an exchange of their own.
+    """
+    work, gates, h_0, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells = _tensors(dtype, ragged, hidden)
+    # A user's NaN may look like what is not yet there: it is read, not awaited, and published as another NaN.
+    h_0[0, 1, 2] = gates[0, 4, 3] = dy[3, 5] = dy[2, 4] = _nan_of_ones(dtype)
     steps = Steps(256, 4)
     expected_gates = gates.clone()
     expected = cuda_loops.forward(steps, work, expected_gates, h_0, c_0, w_hh, True)
@@ -178,47 +188,158 @@ def test_programs_exchange_their_results(
     tolerance = {"rtol": 0.0, "atol": 2e-5 if dtype == FLOAT32 else 3e-2, "equal_nan": True}
     for ours, true in zip((*results, gates, *back), (*expected, expected_gates, *expected_back), strict=True):
         torch.testing.assert_close(ours, true, **tolerance)
-    assert results[0].isnan().any()
-    assert not results[0].isnan().all()
+    for there in (results[0], back[0]):
+        assert there.isnan().any()
+        assert not there.isnan().all()
 
 
 def _nan_of_ones(dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(-1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32).view(dtype)
 
 
+def _kernel(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
+    """Let kernels of this file call these: what a kernel calls it looks for among the names of its file."""
+    import triton.language
+
+    for name, value in {"tl": triton.language, **names}.items():
+        monkeypatch.setitem(globals(), name, value)
+
+
 @interpreted
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16], ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=str)
 def test_what_is_published_never_looks_like_what_is_not_there(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import triton
 
-    from torchlstm.engines.cuda.kernels import fused_slices
+    from torchlstm.engines.cuda.kernels.exchange import publish
 
-    # What a kernel calls it looks for among the names of its file.
-    for name, value in (("tl", fused_slices.tl), ("_publish", fused_slices._publish)):
-        monkeypatch.setitem(globals(), name, value)
+    _kernel(monkeypatch, publish=publish)
 
     @triton.jit
-    def publish(p, p_bits, p_value):
-        i = tl.arange(0, 2)  # noqa: F821
-        _publish(p + i, p_bits + i, tl.load(p_value + i), i < 2, False)  # noqa: F821
+    def kernel(p, p_words, p_value):
+        u = 8 + tl.arange(0, 8)  # noqa: F821
+        b = tl.arange(0, 2)  # noqa: F821
+        value = tl.load(p_value + b[:, None] * 8 + tl.arange(0, 8)[None, :])  # noqa: F821
+        publish(p_words, b * 16, u, value.to(p.dtype.element_ty), b < 1, 8, 13, 16, False)  # noqa: F821
 
-    there = torch.zeros(2, dtype=dtype)
-    bits = there.view(torch.int16 if dtype.itemsize == 2 else torch.int32)
-    publish[(1,)](there, bits, torch.stack([_nan_of_ones(FLOAT32), torch.tensor(0.5)]))
-    assert there[0].isnan()
-    assert bits[0] != -1
-    assert there[1] == 0.5
+    value = torch.arange(16.0).view(2, 8) - 3.5
+    value[0, 0] = value[0, 3] = value[0, 7] = _nan_of_ones(FLOAT32)
+    exchange = torch.full((2, 16), -1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32)
+    kernel[(1,)](exchange.view(dtype), exchange.view(torch.int32), value)
+    # Units 8 to 12 of the first sequence, and zeros up to the end of its row; nothing else.
+    published = exchange[0, 8:].view(dtype)
+    expected = value[0].where(torch.arange(8) < 5, 0.0).to(dtype)
+    torch.testing.assert_close(published, expected, rtol=0, atol=0, equal_nan=True)
+    assert (exchange[0, 8:] != -1).all()
+    assert (exchange[0, :8] == -1).all()
+    assert (exchange[1] == -1).all()
 
 
 @interpreted
-def test_a_program_that_waits_in_vain_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    work, gates, h_0, c_0, w_hh, *_ = _tensors(FLOAT32, ragged=False)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_program_that_waits_in_vain_ends_with_an_error(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, gates, h_0, c_0, w_hh, *cotangents = _tensors(FLOAT32, ragged=False)
+    cells = gates[..., : h_0.shape[2]].contiguous()
     codes = _side_by_side(monkeypatch, leave_out=1, limit=3000)
-    cuda_loops.forward(CUTS["two-tiles"], work, gates, h_0, c_0, w_hh, True)
+    if direction == "forward":
+        cuda_loops.forward(CUTS["two-tiles"], work, gates, h_0, c_0, w_hh, True)
+    else:
+        cuda_loops.backward(BACK["two-tiles"], work, gates, cells, c_0, w_hh, *cotangents)
     # The last program is missing: the two others of its tile and direction wait for it, nobody else.
     assert codes == [0] * 9 + [1] * 2
+
+
+def _tf32(x: torch.Tensor) -> torch.Tensor:
+    """Float32 rounded to TF32: 10 bits after the point, to nearest, ties away from zero."""
+    mantissa, exponent = torch.frexp(x.double())
+    digits = torch.ldexp(mantissa, torch.tensor(11))
+    return torch.ldexp(digits.sign() * (digits.abs() + 0.5).floor(), exponent - 11).float()
+
+
+@interpreted
+def test_rounding_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    from torchlstm.engines.cuda.kernels.common import rounded
+
+    _kernel(monkeypatch, rounded=rounded)
+
+    @triton.jit
+    def kernel(p):
+        i = tl.arange(0, 512)  # noqa: F821
+        tl.store(p + i, rounded(tl.load(p + i), "tf32", False))  # noqa: F821
+
+    inf = float("inf")
+    known = {
+        1.0: 1.0, 1 + 2.0**-11: 1 + 2.0**-10, -1 - 2.0**-11: -1 - 2.0**-10, 1 + 2.0**-11 - 2.0**-23: 1.0,
+        2 - 2.0**-23: 2.0, 0.0: 0.0, inf: inf, -inf: -inf, torch.finfo(FLOAT32).max: inf, 2.0**-149: 0.0,
+    }  # fmt: skip
+    values = torch.cat([torch.tensor(list(known)), _nan_of_ones(FLOAT32).view(1), torch.randn(512 - len(known) - 1)])
+    got = values.clone()
+    kernel[(1,)](got)
+    assert got[: len(known)].tolist() == list(known.values())
+    assert got[len(known)].isnan()
+    assert torch.equal(got[len(known) + 1 :], _tf32(values[len(known) + 1 :]))
+
+
+@interpreted
+def test_products_of_tf32_have_rounded_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the loop of steps with products that round theirs; exact ones, or cut ones, differ by more than 1e-4."""
+    work, gates, h_0, c_0, w_hh, *cotangents = _tensors(FLOAT32, ragged=True)
+    mm, addmm = torch.mm, torch.addmm
+    results = {}
+    for kind, operand in (("rounded", _tf32), ("exact", lambda x: x)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "mm", lambda a, b, out, f=operand: mm(f(a), f(b), out=out))
+            patch.setattr(torch, "addmm", lambda c, a, b, out, f=operand: addmm(c, f(a), f(b), out=out))
+            own = gates.clone()
+            y, *_, cells = cuda_loops.forward(Steps(256, 4), work, own, h_0, c_0, w_hh, True)
+            if kind == "rounded":
+                acts, saved = own, cells
+            dgates, *_ = cuda_loops.backward(Steps(256, 4), work, acts, saved, c_0, w_hh, *cotangents)
+        results[kind] = (y, dgates)
+    monkeypatch.setattr(fused, "precision", lambda _: "tf32")
+    slices = [_one_slice(2, 32)(work.problem, way, True, None) for way in ("forward", "backward")]
+    for plans in ([Rows(32, 16, 4)] * 2, slices):
+        y, *_ = cuda_loops.forward(plans[0], work, gates.clone(), h_0, c_0, w_hh, True)
+        dgates, *_ = cuda_loops.backward(plans[1], work, acts, saved, c_0, w_hh, *cotangents)
+        for ours, true, exact in zip((y, dgates), results["rounded"], results["exact"], strict=True):
+            torch.testing.assert_close(ours, true, rtol=0, atol=1e-5)
+            assert (ours - exact).abs().max() > 1e-4
+
+
+def _misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, contiguous, from an address that is no multiple of 16."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+@interpreted
+@pytest.mark.parametrize(("kind", "hidden"), [("rows", 19), ("slices", 24)])
+def test_views_from_odd_addresses(kind: str, hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel sees no address that is not a multiple of 16, for which it would be compiled anew, and slower."""
+    work, gates, h_0, c_0, w_hh, *cotangents = _tensors(FLOAT16, ragged=True, hidden=hidden)
+    addresses: list[int] = []
+
+    def launch(file: str, name: str, grid: Any, warps: int, tensors: Any, numbers: Any, **constants: Any) -> None:
+        addresses.extend(tensor.data_ptr() for tensor in tensors if tensor is not None and tensor.dtype != torch.int64)
+        LAUNCH(file, name, grid, warps, tensors, numbers, **constants)
+
+    monkeypatch.setattr(launching, "launch", launch)
+    plans: list[Any] = [Rows(32, 16, 4)] * 2
+    if kind == "slices":
+        plans = [_one_slice(2, 32)(work.problem, way, True, None) for way in ("forward", "backward")]
+    found = []
+    for change in (torch.clone, _misaligned):
+        h, c, w, *gradients = map(change, (h_0, c_0, w_hh, *cotangents))
+        own = gates.clone()
+        results = cuda_loops.forward(plans[0], work, own, h, c, w, True)
+        found.append((*results, *cuda_loops.backward(plans[1], work, *map(change, (own, results[3])), c, w, *gradients)))
+        assert own.data_ptr() % 16 == 0
+    assert addresses
+    assert all(address % 16 == 0 for address in addresses)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 @interpreted
