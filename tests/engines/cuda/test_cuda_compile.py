@@ -1,4 +1,4 @@
-"""The CUDA engine's fused kernels, compiled for GPUs that are not here: do they fit, and what is in their time loops?"""
+"""The CUDA engine's fused kernels, compiled for GPUs that are not here: do they fit, what is in their loops?"""
 
 import os
 from typing import Any

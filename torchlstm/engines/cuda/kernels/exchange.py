@@ -103,7 +103,7 @@ def fold(a, KS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr):
     and do all that follows as often as there are warps.
     """
     for i in tl.static_range(5):
-        if KS >= 2 << i:
+        if 2 << i <= KS:
             x, y = tl.split(tl.reshape(a, (ROWS, N, KS // (2 << i), 2)))
             a = x + y
     return tl.reshape(a, (ROWS, N))

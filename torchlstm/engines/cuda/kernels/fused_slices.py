@@ -55,9 +55,9 @@ def _carried(p_state, b, u, i_d, B, H: tl.constexpr, HELD: tl.constexpr):
 def forward(
     p_gates, p_w_hh, p_words, p_bits, p_y, p_cells, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
-    H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
-    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
-    SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr,
+    KC: tl.constexpr, CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr,
+    REVERSE: tl.constexpr, SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop forward."""
     i_program = tl.program_id(0) + OFFSET
