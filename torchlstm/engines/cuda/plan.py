@@ -1,6 +1,6 @@
 """Which of the CUDA engine's loops runs a problem, and how it is cut up: a rule in numbers, no trial runs.
 
-No figure here was measured on a GPU.  They come from the machine code that Triton 3.6 and 3.9 write for sm_90
+No figure here was measured on a GPU.  They come from the machine code that Triton 3.6 and 3.9 write for sm_80 to sm_120
 (registers, spills, shared memory: `tests/engines/cuda/test_cuda_compile.py` holds the bounds), and from the number of
 multiprocessors.
 """
@@ -52,7 +52,8 @@ _WARPS = 8
 # are spilled.
 _ROWS_UNITS = {"half": 128, "tf32": 64, "float32": 32}
 # The same for slices of W_hh: (units of a slice, most hidden units), the first that fits is taken.  A slice of 16 units
-# reads as much as one of 8, so that there is half as much to read in all; it spills earlier.
+# reads as much as one of 8, so that there is half as much to read in all; it spills earlier, except of the forward in
+# half precision.
 _SLICES_UNITS = {
     ("half", "forward"): ((8, 512), (16, 1024), (8, 1024)),
     ("half", "backward"): ((8, 1024), (16, 1024)),
@@ -64,8 +65,8 @@ _SLICES_UNITS = {
 # The inner axis that a product takes at a time: what is read of it stays in registers until it is multiplied.  The
 # first for which there is shared memory enough; every further product waits for memory once more.
 _INNER = {"half": (2048, 1024), "tf32": (1024, 512), "float32": (1024, 512)}
-# Sequences of a program of a slice, at most: one product after another, each as long as the first.  An estimate: four
-# products of 1024 units take half the time of a step that launches its product and its cell by themselves.
+# Sequences of a program of a slice, at most: one product after another, each as long as the first.  An estimate, not a
+# measurement: four products of 1024 units take no longer than a step that launches its product and its cell alone.
 _TILE = 64
 _BLOCK = 256
 
