@@ -31,16 +31,24 @@ class Compiled(NamedTuple):
 
     registers, spilled  of a thread: 32-bit registers, bytes on the stack
     shared              bytes of shared memory of a program
-    barriers, loads     in the longest loop: barriers of a program, loads from shared memory of a product's operand
+    exchanged           how words are exchanged, in PTX: `ld.volatile` and `st.relaxed` with their widths
+    roundings           conversions of float32 to TF32, in PTX
+    instructions, barriers, operands, functions, roundings_in_loop
+                        in the longest loop: instructions, barriers of a program, loads from shared memory of a
+                        product's operand, functions of the unit that has tanh, exp and 1/x, and roundings to TF32
     """
 
     name: str
     registers: int
     spilled: int
     shared: int
+    exchanged: frozenset[str]
+    roundings: int
     instructions: int
     barriers: int
     operands: int
+    functions: int
+    roundings_in_loop: int
 
 
 def launches(problem: Problem, gpu: GPU, direction: str, plan: Any = None, precise: bool = False) -> list[Any]:
@@ -83,7 +91,7 @@ def compile_launch(launch: Any, capability: int = 90) -> Compiled:
         value = values[argument]
         if isinstance(value, torch.Tensor):
             signature[argument] = _TYPES[value.dtype]
-            if value.dtype != torch.int64:  # of which the kernels are told not to ask how they are aligned
+            if not kernel.params[position].do_not_specialize_on_alignment:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         elif argument in constants or value is None:
             signature[argument] = "constexpr"
@@ -112,9 +120,13 @@ def _read(name: str, compiled: Any) -> Compiled:
         int(re.search(r"REG:(\d+)", usage)[1]),
         int(re.search(r"STACK:(\d+)", usage)[1]),
         compiled.metadata.shared,
+        frozenset(re.findall(r"(?:ld\.volatile|st\.relaxed)\.[\w.]+", compiled.asm["ptx"])),
+        compiled.asm["ptx"].count("cvt.rna.tf32.f32"),
         len(body),
         sum("BAR.SYNC" in line for line in body),
         sum("LDSM" in line for line in body),
+        sum("MUFU" in line for line in body),
+        sum("0xffffe000" in line for line in body),
     )
 
 

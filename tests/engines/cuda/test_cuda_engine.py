@@ -3,21 +3,14 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
 
 import torchlstm
 from benchmarks import gpu_stress
 from torchlstm.engines.contract import Dense, Problem, Ragged
-from torchlstm.engines.cuda import engine as cuda
 from torchlstm.engines.cuda import launch as launching
-from torchlstm.engines.cuda import loops as cuda_loops
-from torchlstm.engines.cuda.device import GPU
-from torchlstm.engines.cuda.plan import Rows, Slices, Steps
 from torchlstm.engines.cuda.work import first_rows, neighbours, work_of
 from torchlstm.parity import CASES, run_case
 
@@ -41,7 +34,6 @@ NAMES = [
     "batch-0", "one-step", "eval-mode", "hx-strided", "hx-expanded", "cell-float32", "cell-bfloat16", "cell-float64",
     "cell-unbatched", "autocast-bfloat16-proj", "autocast-float16-packed",
 ]  # fmt: skip
-FUSED = ["float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "float16-everything-dense"]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
@@ -61,183 +53,6 @@ def test_case(name: str) -> None:
     assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
 
 
-def _one_slice(chunks: int, tile: int) -> Any:
-    """A plan of the kernel for many units in which one program owns all of them, so that it waits for itself alone."""
-
-    def plan(problem: Problem, direction: str, precise: bool, gpu: GPU | None) -> Slices:
-        inner = problem.hidden_size * (1 if direction == "forward" else 4)
-        part = max(16, 1 << (-(-inner // (2 * chunks)) - 1).bit_length())
-        groups = -(-problem.batch // tile)
-        return Slices(1 << (problem.hidden_size - 1).bit_length(), 1, chunks, 2, part, 16, tile, groups, 4)
-
-    return plan
-
-
-@interpreted
-@pytest.mark.parametrize(("chunks", "tile"), [(1, 16), (2, 32)])
-@pytest.mark.parametrize("name", FUSED)
-def test_slices_against_nn(name: str, chunks: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "plan", _one_slice(chunks, tile))
-    case = replace(CASES[name], batch=20)  # more than one product of 16 rows
-    result = run_case(case, engine="cuda")
-    assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
-
-
-def _tensors(dtype: torch.dtype, ragged: bool) -> tuple[Any, ...]:
-    """A layer of two directions for the loops: work, gates, h_0, c_0, w_hh, and dy, dh_n, dc_n."""
-    generator = torch.Generator().manual_seed(3)
-
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    batch, hidden, directions = 18, 20, 2
-    sizes = torch.tensor([18, 17, 9, 9, 2] if ragged else [18] * 5)
-    rows = Ragged(sizes) if ragged else Dense(5, batch)
-    count = int(sizes.sum())
-    problem = Problem(rows, batch, 3, hidden, 0, directions, True, dtype, torch.device("cpu"))
-    work = work_of(problem, count, precise=True)
-    return (
-        work, randn(directions, count, 4 * hidden), *(randn(directions, batch, hidden) for _ in range(2)),
-        randn(directions, 4 * hidden, hidden) / 4, randn(count, directions * hidden),
-        *(randn(directions, batch, hidden) for _ in range(2)),
-        randn(directions, count, 4 * hidden), randn(directions, count, hidden),
-    )  # fmt: skip
-
-
-def _program(offset: int, kernel: str, tensors: Any, numbers: Any, constants: Any) -> None:
-    """One program of the grid, in a process of its own."""
-    from triton.runtime.interpreter import GridExecutor
-
-    torch.set_num_threads(1)
-    GridExecutor._restore_args_dev = lambda *_, **__: None  # the memory is shared: nothing to copy back
-    LAUNCH("fused_slices", kernel, (1,), 4, tensors, [*numbers[:-1], offset], **constants)
-
-
-def _side_by_side(monkeypatch: pytest.MonkeyPatch, leave_out: int = 0, limit: int | None = None) -> list[int]:
-    """Run the programs of `fused_slices` as processes that share their tensors; returns their exit codes."""
-    codes: list[int] = []
-
-    def launch(file: str, name: str, grid: Any, warps: int, tensors: Any, numbers: Any, **constants: Any) -> None:
-        if file != "fused_slices":
-            return LAUNCH(file, name, grid, warps, tensors, numbers, **constants)
-        del constants["together"]
-        for tensor in tensors:
-            if tensor is not None:
-                tensor.share_memory_()
-        shared = [t if t is None else t.detach() for t in tensors]
-        numbers = list(numbers)
-        if limit is not None:
-            numbers[-2] = limit
-        context = multiprocessing.get_context("fork")
-        arguments = [(i, name, shared, numbers, constants) for i in range(grid[0] - leave_out)]
-        processes = [context.Process(target=_program, args=each) for each in arguments]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(100)
-            if process.is_alive():
-                process.kill()
-            codes.append(-1 if process.exitcode is None else process.exitcode)
-
-    monkeypatch.setattr(launching, "launch", launch)
-    return codes
-
-
-# Three slices of 8 units, two directions, and either two tiles of 16 sequences or one program that has both.
-CUTS = {
-    "two-tiles": Slices(8, 3, 1, 2, 16, 16, 16, 2, 4),
-    "one-tile": Slices(8, 3, 1, 2, 16, 16, 32, 1, 4),
-}
-BACK = {
-    "two-tiles": Slices(8, 3, 2, 2, 32, 16, 16, 2, 4),
-    "one-tile": Slices(8, 3, 1, 2, 64, 16, 32, 1, 4),
-}
-
-
-@interpreted
-@pytest.mark.parametrize(("cut", "ragged"), [("two-tiles", True), ("one-tile", False)])
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16], ids=str)
-def test_programs_exchange_their_results(
-    dtype: torch.dtype, cut: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many processes as programs, against the loop that launches a kernel a step; traced gradients included."""
-    work, gates, h_0, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells = _tensors(dtype, ragged)
-    # A user's NaN may look like what is not yet there: it is read, not awaited.
-    h_0[0, 1, 2] = _nan_of_ones(dtype)
-    steps = Steps(256, 4)
-    expected_gates = gates.clone()
-    expected = cuda_loops.forward(steps, work, expected_gates, h_0, c_0, w_hh, True)
-    saved = (expected_gates, expected[3])
-    cotangents = (dy, dh_n, dc_n, dacts, dcells)
-    expected_back = cuda_loops.backward(steps, work, *saved, c_0, w_hh, *cotangents)
-    codes = _side_by_side(monkeypatch)
-    results = cuda_loops.forward(CUTS[cut], work, gates, h_0, c_0, w_hh, True)
-    back = cuda_loops.backward(BACK[cut], work, *saved, c_0, w_hh, *cotangents)
-    assert codes == [0] * len(codes)
-    assert len(codes) == 2 * (12 if cut == "two-tiles" else 6)
-    tolerance = {"rtol": 0.0, "atol": 2e-5 if dtype == FLOAT32 else 3e-2, "equal_nan": True}
-    for ours, true in zip((*results, gates, *back), (*expected, expected_gates, *expected_back), strict=True):
-        torch.testing.assert_close(ours, true, **tolerance)
-    assert results[0].isnan().any()
-    assert not results[0].isnan().all()
-
-
-def _nan_of_ones(dtype: torch.dtype) -> torch.Tensor:
-    return torch.tensor(-1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32).view(dtype)
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16], ids=str)
-def test_what_is_published_never_looks_like_what_is_not_there(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import triton
-
-    from torchlstm.engines.cuda.kernels import fused_slices
-
-    # What a kernel calls it looks for among the names of its file.
-    for name, value in (("tl", fused_slices.tl), ("_publish", fused_slices._publish)):
-        monkeypatch.setitem(globals(), name, value)
-
-    @triton.jit
-    def publish(p, p_bits, p_value):
-        i = tl.arange(0, 2)  # noqa: F821
-        _publish(p + i, p_bits + i, tl.load(p_value + i), i < 2, False)  # noqa: F821
-
-    there = torch.zeros(2, dtype=dtype)
-    bits = there.view(torch.int16 if dtype.itemsize == 2 else torch.int32)
-    publish[(1,)](there, bits, torch.stack([_nan_of_ones(FLOAT32), torch.tensor(0.5)]))
-    assert there[0].isnan()
-    assert bits[0] != -1
-    assert there[1] == 0.5
-
-
-@interpreted
-def test_a_program_that_waits_in_vain_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    work, gates, h_0, c_0, w_hh, *_ = _tensors(FLOAT32, ragged=False)
-    codes = _side_by_side(monkeypatch, leave_out=1, limit=3000)
-    cuda_loops.forward(CUTS["two-tiles"], work, gates, h_0, c_0, w_hh, True)
-    # The last program is missing: the two others of its tile and direction wait for it, nobody else.
-    assert codes == [0] * 9 + [1] * 2
-
-
-@interpreted
-@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
-def test_rows_against_steps(dtype: torch.dtype, ragged: bool) -> None:
-    """Traced gradients too, which no parity case has."""
-    work, gates, h_0, c_0, w_hh, *cotangents = _tensors(dtype, ragged)
-    other = gates.clone()
-    rows, steps = Rows(32, 16, 4), Steps(256, 4)
-    ours = cuda_loops.forward(rows, work, gates, h_0, c_0, w_hh, True)
-    true = cuda_loops.forward(steps, work, other, h_0, c_0, w_hh, True)
-    back = cuda_loops.backward(rows, work, other, true[3], c_0, w_hh, *cotangents)
-    true_back = cuda_loops.backward(steps, work, other, true[3], c_0, w_hh, *cotangents)
-    atol = 2e-5 if dtype == FLOAT32 else 0.2
-    for a, b in zip((*ours, gates, *back), (*true, other, *true_back), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=atol)
-
-
 @interpreted
 def test_the_stress_program_on_one_small_shape_of_each_kind() -> None:
     """What `benchmarks/gpu_check.sh` runs on a GPU, as far as it goes without one."""
@@ -249,26 +64,6 @@ def test_the_stress_program_on_one_small_shape_of_each_kind() -> None:
             for name, tensor in first.items():
                 assert tensor is not None
                 assert torch.equal(tensor, second[name])
-
-
-@interpreted
-@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
-def test_a_reverse_problem_is_the_second_direction_alone(ragged: bool) -> None:
-    work, *both, dy, dh_n, dc_n, dacts, dcells = _tensors(FLOAT32, ragged)
-    alone, hidden = work._replace(problem=work.problem._replace(directions=1, reverse=True)), dh_n.shape[2]
-    one = [tensor[1:] for tensor in both]
-    slices = [_one_slice(1, 32)(work.problem, way, True, None) for way in ("forward", "backward")]
-    for plans in ([Rows(32, 16, 4)] * 2, [Steps(256, 4)] * 2, slices):
-        gates, c_0, w_hh = both[0].clone(), both[2], both[3]
-        own = gates[1:].clone()
-        true = cuda_loops.forward(plans[0], work, gates, *both[1:], True)
-        ours = cuda_loops.forward(plans[0], alone, own, *one[1:], True)
-        true_back = cuda_loops.backward(plans[1], work, gates, true[3], c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
-        part = (dy[:, hidden:].contiguous(), dh_n[1:], dc_n[1:], dacts[1:], dcells[1:])
-        back = cuda_loops.backward(plans[1], alone, own, ours[3], one[2], one[3], *part)
-        expected = (true[0][:, hidden:], *(t[1:] for t in (*true[1:], gates, *true_back)))
-        for a, b in zip((*ours, own, *back), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 @interpreted

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import launch as launching
 from .launch import INTERPRETED
-from .plan import Rows, Slices
+from .plan import Rows, Slices, padded, power_of_two
 from .work import Work, fast, first_products, wide
 
 # How often a program reads in vain before the call fails.  A read takes at least half a microsecond: seconds in all, of
@@ -22,6 +22,7 @@ def forward(
     directions, batch, hidden = h_0.shape
     y = gates.new_empty(work.rows, directions * hidden)
     cells = gates.new_empty((directions, work.rows, hidden) if save else 0)
+    h_0, c_0, w_hh = _aligned(h_0, c_0, w_hh)
     if isinstance(plan, Rows):
         h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
         launching.launch(
@@ -30,15 +31,18 @@ def forward(
             H=hidden, D=directions, HP=plan.units, BB=plan.tile, SAVE=save, **_compiled(work),
         )  # fmt: skip
         return y, h_n, c_n, cells
+    pad = padded(hidden)
     c = c_0.to(wide(c_0.dtype), copy=True)
     h_n = h_0.clone()
-    bits = _bits(y)
-    bits.fill_(-1)
+    exchange = y if pad == hidden else y.new_empty(work.rows, directions * pad)
+    words, bits = _empty(exchange)
+    if pad > hidden:
+        h_0 = torch.nn.functional.pad(h_0, (0, pad - hidden))
     launching.launch(
         "fused_slices", "forward", (directions * plan.tiles * plan.slices,), plan.warps,
-        (gates, w_hh, y, bits, cells, h_0, _bits(h_0), h_n, c, *_index(work)),
+        (gates, w_hh, words, bits, y, cells, h_0.view(bits.dtype), h_n, c, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
-        H=hidden, D=directions, SAVE=save, together=True, **_cut(plan), **_compiled(work),
+        H=hidden, PAD=pad, D=directions, SAVE=save, together=True, **_cut(plan), **_compiled(work),
     )  # fmt: skip
     return y, h_n, c.to(c_0.dtype), cells
 
@@ -60,24 +64,27 @@ def backward(
     directions, batch, hidden = c_0.shape
     dgates = torch.empty_like(acts)
     trace = dacts is not None
-    states = (acts, w_hh, cells, c_0, dy, dh_n)
+    acts, cells, c_0, w_hh, dy = _aligned(acts, cells, c_0, w_hh, dy)
+    dh_n, dc_n, dacts, dcells = _aligned(dh_n, dc_n, dacts, dcells)
     if isinstance(plan, Rows):
         dh_0, dc_0 = torch.empty_like(dh_n), torch.empty_like(dc_n)
         launching.launch(
             "fused_rows", "backward", (-(-batch // plan.tile), directions), plan.warps,
-            (*states, dc_n, dacts, dcells, dgates, dh_0, dc_0, *_index(work)),
+            (acts, w_hh, cells, c_0, dy, dh_n, dc_n, dacts, dcells, dgates, dh_0, dc_0, *_index(work)),
             (work.problem.rows.steps, batch, work.rows),
             H=hidden, D=directions, HP=plan.units, BB=plan.tile, TRACE=trace, **_compiled(work),
         )  # fmt: skip
         return dgates, dh_0, dc_0
+    pad = padded(hidden)
     dc = dc_n.to(wide(dc_n.dtype), copy=True)
-    bits = _bits(dgates)
-    bits.fill_(-1)
+    exchange = dgates if pad == hidden else dgates.new_empty(directions, work.rows, 4 * pad)
+    words, bits = _empty(exchange)
     launching.launch(
         "fused_slices", "backward", (directions * plan.tiles * plan.slices,), plan.warps,
-        (*states, dc, dacts, dcells, dgates, bits, *_index(work)),
+        (acts, w_hh, words, bits, cells, c_0, dy, dh_n, dc, dacts, dcells, dgates, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
-        H=hidden, D=directions, TRACE=trace, together=True, **_cut(plan), **_compiled(work),
+        H=hidden, PAD=pad, D=directions, TRACE=trace, SLICES_UP=power_of_two(plan.slices), together=True,
+        **_cut(plan), **_compiled(work),
     )  # fmt: skip
     return dgates, first_products(work, dgates, w_hh, dh_n), dc.to(c_0.dtype)
 
@@ -88,11 +95,9 @@ def _index(work: Work) -> tuple[Tensor | None, Tensor | None]:
 
 def _compiled(work: Work) -> dict[str, Any]:
     """What the fused kernels are compiled for."""
-    # Three products of TF32 are as exact as one of float32, and use the tensor cores.
-    precision = "ieee" if INTERPRETED else "tf32x3" if work.precise else "tf32"
     asm = not INTERPRETED
     ragged, reverse = work.places is not None, int(work.problem.reverse)
-    return {"RAGGED": ragged, "REVERSE": reverse, "FAST": fast(work), "PRECISION": precision, "ASM": asm}
+    return {"RAGGED": ragged, "REVERSE": reverse, "FAST": fast(work), "PRECISION": precision(work), "ASM": asm}
 
 
 def _cut(plan: Slices) -> dict[str, int]:
@@ -107,6 +112,21 @@ def _cut(plan: Slices) -> dict[str, int]:
     }
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers."""
-    return tensor.view(torch.int16 if tensor.itemsize == 2 else torch.int32)
+def precision(work: Work) -> str:
+    """How operands of products are rounded; in the interpreter not at all, as nn.LSTM's are on a CPU."""
+    # Three products of TF32 are as exact as one of float32, and use the tensor cores.
+    return "ieee" if INTERPRETED else "tf32x3" if work.precise else "tf32"
+
+
+def _aligned(*tensors: Tensor | None) -> list[Any]:
+    """The tensors, or copies of those that do not begin at multiples of 16 bytes.
+
+    Triton compiles a kernel anew, and a slower one, for a tensor that begins anywhere else.
+    """
+    return [t.clone() if t is not None and t.data_ptr() % 16 else t for t in tensors]
+
+
+def _empty(exchange: Tensor) -> tuple[Tensor, Tensor]:
+    """The memory of an exchange as words and as the bits of its elements, all of them what no result is."""
+    words = exchange.view(torch.int32)
+    return words.fill_(-1), exchange.view(torch.int16 if exchange.itemsize == 2 else torch.int32)

@@ -1,4 +1,4 @@
-"""What the kernels share: the cell's arithmetic, gates side by side, and memory accessed in a product's layout."""
+"""What the kernels share: the cell's arithmetic, products, and memory accessed in a product's layout."""
 
 import triton
 import triton.language as tl
@@ -33,23 +33,6 @@ def sigmoid(x, FAST: tl.constexpr):
         return 0.5 * tanh(0.5 * x, True) + 0.5
     else:
         return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def split_gates(a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """(ROWS, 4 UNITS) -> i, f, g, o, each (ROWS, UNITS); free in the layout of a product."""
-    a = tl.permute(tl.reshape(a, (ROWS, 2, 2, UNITS)), (0, 3, 1, 2))
-    first, second = tl.split(a)
-    i, g = tl.split(first)
-    f, o = tl.split(second)
-    return i, f, g, o
-
-
-@triton.jit
-def join_gates(i, f, g, o, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """The inverse of `split_gates`."""
-    a = tl.join(tl.join(i, g), tl.join(f, o))
-    return tl.reshape(tl.permute(a, (0, 2, 3, 1)), (ROWS, 4 * UNITS))
 
 
 # `tl.load` and `tl.store` choose a layout of their own, and every conversion from it costs a trip through shared memory
@@ -111,13 +94,50 @@ def barrier(ASM: tl.constexpr):
 
 
 @triton.jit
-def product(a, w, PRECISION: tl.constexpr, ASM: tl.constexpr):
-    """a w, summed in float32."""
+def rounded(x, PRECISION: tl.constexpr, ASM: tl.constexpr):
+    """An operand of `product`: float32 rounded to TF32 (to nearest, ties away from zero) if that is the precision.
+
+    A product on tensor cores does not round, it drops the digits that TF32 has not.
+    """
+    if PRECISION == "tf32" and x.dtype == tl.float32:
+        if ASM:
+            return tl.inline_asm_elementwise(
+                "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            bits = x.to(tl.int32, bitcast=True)
+            finite = (bits & 0x7F800000) != 0x7F800000
+            return tl.where(finite, (bits + 0x1000) & -0x2000, bits).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
+def load_weight(p, mask, PRECISION: tl.constexpr, ASM: tl.constexpr):
+    """A part of a weight, 0 where masked, on its way to being an operand of products.
+
+    It goes through shared memory to where products want it.  Triton 3.6 keeps the room for all that are loaded one
+    after another, unless something is done with each in between: here a move that it does not see through.
+    """
+    w = tl.load(p, mask=mask, other=0.0)
+    if not ASM or (PRECISION == "tf32" and w.dtype == tl.float32):
+        return rounded(w, PRECISION, ASM)
+    elif w.dtype.primitive_bitwidth == 16:
+        bits = w.to(tl.int16, bitcast=True)
+        bits = tl.inline_asm_elementwise("mov.b16 $0, $1;", "=h,h", [bits], dtype=tl.int16, is_pure=True, pack=1)
+        return bits.to(w.dtype, bitcast=True)
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [w], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def product(a, w, sum, PRECISION: tl.constexpr, ASM: tl.constexpr):
+    """sum + a w in float32; a of the type of w, and both `rounded`."""
     if ASM:
-        return tl.dot(a, w, input_precision=PRECISION)
+        return tl.dot(a, w, sum, input_precision=PRECISION)
     else:
         # The interpreter's product takes the bits of a bfloat16 for an integer.
-        return tl.dot(a.to(tl.float32), w.to(tl.float32), input_precision=PRECISION)
+        return tl.dot(a.to(tl.float32), w.to(tl.float32), sum, input_precision="ieee")
 
 
 @triton.jit

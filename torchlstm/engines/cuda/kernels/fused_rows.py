@@ -20,17 +20,20 @@ scalars and what comes out of a product.
 import triton
 import triton.language as tl
 
-from .common import (
-    barrier,
-    cell_backward,
-    cell_forward,
-    join_gates,
-    load_like,
-    product,
-    row_of,
-    split_gates,
-    store_like,
-)
+from .common import barrier, cell_backward, cell_forward, load_like, load_weight, product, rounded, row_of, store_like
+
+
+@triton.jit
+def _weights(p, to_unit, from_unit, H: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr):
+    """W_hh of the four gates as operands.  Each is a product of its own: one of all would be four times as much in
+    shared memory on its way to registers, more than consumer cards have."""
+    p += to_unit * H + from_unit
+    mask = (to_unit < H) & (from_unit < H)
+    w_i = load_weight(p, mask, PRECISION, ASM)
+    w_f = load_weight(p + H * H, mask, PRECISION, ASM)
+    w_g = load_weight(p + 2 * H * H, mask, PRECISION, ASM)
+    w_o = load_weight(p + 3 * H * H, mask, PRECISION, ASM)
+    return w_i, w_f, w_g, w_o
 
 
 # What changes from call to call compiles nothing anew.
@@ -44,13 +47,9 @@ def forward(
     i_tile, i_d = tl.program_id(0), tl.program_id(1)
     b = i_tile * BB + tl.arange(0, BB)
     j = tl.arange(0, HP)
-    n = tl.arange(0, 4 * HP)
-    unit = n % HP
     mask = (b < B)[:, None] & (j < H)[None, :]
-    w = tl.load(
-        p_w_hh + i_d * 4 * H * H + ((n // HP) * H + unit)[None, :] * H + j[:, None],
-        mask=(j < H)[:, None] & (unit < H)[None, :], other=0.0,
-    )  # fmt: skip
+    to_unit, from_unit = j[None, :], j[:, None]
+    w_i, w_f, w_g, w_o = _weights(p_w_hh + i_d * 4 * H * H, to_unit, from_unit, H, PRECISION, ASM)
     o_state = (i_d * B + b)[:, None] * H + j[None, :]
     o_gates = b[:, None] * (4 * H) + j[None, :]
     o_cells = b[:, None] * H + j[None, :]
@@ -90,7 +89,11 @@ def forward(
         f_next = load_like(p + H, live_following, c, ASM)
         g_next = load_like(p + 2 * H, live_following, c, ASM)
         o_next = load_like(p + 3 * H, live_following, c, ASM)
-        i, f, g, o = split_gates(product(h, w, PRECISION, ASM), BB, HP)
+        operand = rounded(h, PRECISION, ASM)
+        i = product(operand, w_i, None, PRECISION, ASM)
+        f = product(operand, w_f, None, PRECISION, ASM)
+        g = product(operand, w_g, None, PRECISION, ASM)
+        o = product(operand, w_o, None, PRECISION, ASM)
         i, f, g, o, c_new, h_new = cell_forward(i + i_x, f + f_x, g + g_x, o + o_x, c, FAST)
         h_new = h_new.to(h.dtype)
         if RAGGED:
@@ -154,13 +157,9 @@ def backward(
     i_tile, i_d = tl.program_id(0), tl.program_id(1)
     b = i_tile * BB + tl.arange(0, BB)
     j = tl.arange(0, HP)
-    n = tl.arange(0, 4 * HP)
-    unit = n % HP
     mask = (b < B)[:, None] & (j < H)[None, :]
-    w = tl.load(
-        p_w_hh + i_d * 4 * H * H + ((n // HP) * H + unit)[:, None] * H + j[None, :],
-        mask=(unit < H)[:, None] & (j < H)[None, :], other=0.0,
-    )  # fmt: skip
+    to_unit, from_unit = j[:, None], j[None, :]
+    w_i, w_f, w_g, w_o = _weights(p_w_hh + i_d * 4 * H * H, to_unit, from_unit, H, PRECISION, ASM)
     o_state = (i_d * B + b)[:, None] * H + j[None, :]
     o_gates = b[:, None] * (4 * H) + j[None, :]
     o_cells = b[:, None] * H + j[None, :]
@@ -214,8 +213,10 @@ def backward(
         store_like(p + H, df, live, ASM)
         store_like(p + 2 * H, dg, live, ASM)
         store_like(p + 3 * H, do, live, ASM)
-        dgates = join_gates(di, df, dg, do, BB, HP).to(w.dtype)
-        dh_t = product(dgates, w, PRECISION, ASM)
+        dh_t = product(rounded(di.to(w_i.dtype), PRECISION, ASM), w_i, None, PRECISION, ASM)
+        dh_t = product(rounded(df.to(w_i.dtype), PRECISION, ASM), w_f, dh_t, PRECISION, ASM)
+        dh_t = product(rounded(dg.to(w_i.dtype), PRECISION, ASM), w_g, dh_t, PRECISION, ASM)
+        dh_t = product(rounded(do.to(w_i.dtype), PRECISION, ASM), w_o, dh_t, PRECISION, ASM)
         if RAGGED:
             dc = tl.where(live, dc_t, dc)
             dh = tl.where(live, dh_t, dh)

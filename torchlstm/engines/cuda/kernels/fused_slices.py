@@ -1,80 +1,41 @@
 """Fused, many units: each program owns a slice of hidden units; all exchange h, or the gates' gradients, each step.
 
-A slice's part of W_hh stays in registers for all steps.  What the programs exchange validates itself: y (forward) and
-dgates (backward) are filled with a pattern of bits beforehand that no result has, every element is written once, and
-who needs one reads it until the pattern is gone.  So there is no barrier between programs and no order to rely on
-among memory accesses; but all programs must be on the GPU at once, which a cooperative launch guarantees.  Who reads in
-vain for too long ends the call with an error (`trap`): no launch waits for ever, and none goes on with a wrong number.
+A slice's part of W_hh stays in registers for all steps.  What the programs exchange is described in `exchange.py`:
+h forward, the gradients of the gates backward.  All programs must be on the GPU at once, which a cooperative launch
+guarantees.
 
 grid: D * tiles * slices programs.  Names and shapes as in `fused_rows.py`, and
 
-    y_bits, dgates_bits  the same memory as y and dgates, as integers
-    c, dc                (D, B, H) float32: c_0 in, c_n out; dc_n in, dc_0 out
-    LIMIT                how often to read in vain
-    OFFSET               added to the program's index; tests run every program in a process of its own
-    HS, SLICES           units of a slice, slices of a direction
-    CHUNKS, KS, KC       a product's inner axis is cut into CHUNKS, one after another, of KS parts of KC: a part is a
-                         warp's, since Triton puts all warps of a small product on its rows
-    BB, TILE             sequences of a product, and of a program: multiples of BB, one after another
+    words, bits   the exchange as int32, and as integers of the size of its elements: (P, D, PAD) forward,
+                  (D, P, 4, PAD) backward; where PAD is H, the same memory as y and dgates
+    h_0_bits      (D, B, PAD) h_0 as such integers
+    c, dc         (D, B, H) float32: c_0 in, c_n out; dc_n in, dc_0 out
+    LIMIT         how often to read in vain
+    OFFSET        added to the program's index; tests run every program in a process of its own
+    HS, SLICES    units of a slice, slices of a direction
+    CHUNKS, KS, KC
+                  a product's inner axis is cut into CHUNKS, one after another, of KS parts of KC: a part is a warp's,
+                  since Triton puts all warps of a small product on its rows
+    BB, TILE      sequences of a product, and of a program: multiples of BB, one after another
 """
 
 import triton
 import triton.language as tl
 
-from .common import barrier, cell_backward, cell_forward, load_like, product, row_of, split_gates, store_like
-
-# All ones: as a float a NaN with a payload that arithmetic does not make.  A NaN of that kind is stored as another one.
-EMPTY = tl.constexpr(-1)
+from .common import (
+    barrier,
+    cell_backward,
+    cell_forward,
+    load_like,
+    load_weight,
+    product,
+    rounded,
+    row_of,
+    store_like,
+)
+from .exchange import await_all, await_one_each, fold, publish
 
 CHANGING = ["T", "B", "P", "TILES", "LIMIT", "OFFSET"]
-
-
-@triton.jit
-def _publish(p, p_bits, value, mask, ASM: tl.constexpr):
-    """Store a float32 where other programs wait for it, in the element type of p, and never as `EMPTY`."""
-    value = value.to(p.dtype.element_ty)
-    m = mask.to(tl.int32)
-    if p.dtype.element_ty.primitive_bitwidth == 16:
-        bits = value.to(tl.int16, bitcast=True)
-        bits = tl.where(bits == -1, 0x7FFF, bits).to(tl.int16)
-        if ASM:
-            tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.gpu.global.b16 [$1], $2; mov.b16 $0, 0; }",
-                "=h,l,h,r", [p, bits, m], dtype=tl.int16, is_pure=False, pack=1,
-            )  # fmt: skip
-        else:
-            tl.store(p_bits, bits, mask=mask)
-    else:
-        bits = value.to(tl.int32, bitcast=True)
-        bits = tl.where(bits == -1, 0x7FFFFFFF, bits).to(tl.int32)
-        if ASM:
-            tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0; }",
-                "=r,l,r,r", [p, bits, m], dtype=tl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
-        else:
-            tl.store(p_bits, bits, mask=mask)
-
-
-@triton.jit
-def _await(p_bits, mask, awaited, LIMIT, SIZE: tl.constexpr, ASM: tl.constexpr):
-    """Read bits until none that is awaited is `EMPTY`."""
-    bits = tl.load(p_bits, mask=mask, other=0, volatile=True)
-    missing = tl.max(((bits == EMPTY) & awaited).to(tl.int32).reshape(SIZE), 0)
-    tries = 0
-    while missing > 0:
-        tries += 1
-        if tries > LIMIT:
-            if ASM:
-                tl.inline_asm_elementwise(
-                    "trap; mov.b32 $0, $1;", "=r,r", [tries], dtype=tl.int32, is_pure=False, pack=1
-                )
-            else:
-                assert tries <= LIMIT, "a program has waited in vain for the results of another"
-        bits = tl.load(p_bits, mask=mask, other=0, volatile=True)
-        missing = tl.max(((bits == EMPTY) & awaited).to(tl.int32).reshape(SIZE), 0)
-    barrier(ASM)  # gates and states of this step have been read, results of the step before it written
-    return bits
 
 
 @triton.jit
@@ -92,11 +53,11 @@ def _carried(p_state, b, u, i_d, B, H: tl.constexpr, HELD: tl.constexpr):
 
 @triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
-    p_gates, p_w_hh, p_y, p_y_bits, p_cells, p_h_0, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
+    p_gates, p_w_hh, p_words, p_bits, p_y, p_cells, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
-    H: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
-    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
-    SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr,
+    KC: tl.constexpr, CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr,
+    REVERSE: tl.constexpr, SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop forward."""
     i_program = tl.program_id(0) + OFFSET
@@ -105,14 +66,15 @@ def forward(
     i_d = i_program // SLICES // TILES
     onwards = i_d + REVERSE == 0
     u = i_slice * HS + tl.arange(0, HS)
-    n = tl.arange(0, 4 * HS)
-    unit = i_slice * HS + n % HS
     k = tl.arange(0, KS)[:, None] * KC + tl.arange(0, KC)[None, :]
-    o_w = ((n // HS) * H + unit)[None, None, :] * H + k[:, :, None]
+    # Each gate is a product of its own, as in `fused_rows.py`.
     w = ()
     for chunk in tl.static_range(CHUNKS):
-        mask_w = (k + chunk * KS * KC < H)[:, :, None] & (unit < H)[None, None, :]
-        w = w + (tl.load(p_w_hh + i_d * 4 * H * H + chunk * KS * KC + o_w, mask=mask_w, other=0.0),)  # noqa: RUF005
+        for gate in tl.static_range(4):
+            from_unit = (k + chunk * KS * KC)[:, :, None]
+            p_w = p_w_hh + ((i_d * 4 + gate) * H + u)[None, None, :] * H + from_unit
+            mask_w = (from_unit < H) & (u < H)[None, None, :]
+            w = w + (load_weight(p_w, mask_w, PRECISION, ASM),)  # noqa: RUF005
     p_gates += i_d * P.to(tl.int64) * 4 * H
     p_cells += i_d * P.to(tl.int64) * H
     b = i_tile * TILE + tl.arange(0, BB)
@@ -144,18 +106,32 @@ def forward(
             before = load_like(p_c + o_state, mask, c, ASM)
         p_h = tl.where(
             begun[None, :, None],
-            p_y_bits + row_earlier * D * H + b[None, :, None] * (D * H) + i_d * H + k[:, None, :],
-            p_h_0_bits + (i_d * B + b)[None, :, None] * H + k[:, None, :],
+            p_bits + row_earlier * D * PAD + b[None, :, None] * (D * PAD) + i_d * PAD + k[:, None, :],
+            p_h_0_bits + (i_d * B + b)[None, :, None] * PAD + k[:, None, :],
         )
-        gates = tl.zeros([BB, 4 * HS], tl.float32)
+        i = tl.zeros([KS, BB, HS], tl.float32)
+        f = i
+        g = i
+        o = i
         for chunk in tl.static_range(CHUNKS):
-            wanted = live[None, :, None] & (k + chunk * KS * KC < H)[:, None, :]
-            bits = _await(p_h + chunk * KS * KC, wanted, begun[None, :, None], LIMIT, KS * BB * KC, ASM)
-            gates += tl.sum(product(bits.to(w[chunk].dtype, bitcast=True), w[chunk], PRECISION, ASM), 0)
-        i, f, g, o = split_gates(gates, BB, HS)
+            wanted = live[None, :, None] & (k + chunk * KS * KC < PAD)[:, None, :]
+            bits = await_all(p_h + chunk * KS * KC, wanted, begun[None, :, None], LIMIT, KS * BB * KC, ASM)
+            h = rounded(bits.to(w[0].dtype, bitcast=True), PRECISION, ASM)
+            i = product(h, w[4 * chunk], i, PRECISION, ASM)
+            f = product(h, w[4 * chunk + 1], f, PRECISION, ASM)
+            g = product(h, w[4 * chunk + 2], g, PRECISION, ASM)
+            o = product(h, w[4 * chunk + 3], o, PRECISION, ASM)
+        gates = tl.permute(tl.join(tl.join(i, g), tl.join(f, o)), (1, 2, 3, 4, 0))
+        gates = fold(tl.reshape(gates, (BB, 4 * HS, KS)), KS, BB, 4 * HS)
+        i_g, f_o = tl.split(tl.reshape(gates, (BB, HS, 2, 2)))
+        i, g = tl.split(i_g)
+        f, o = tl.split(f_o)
         i, f, g, o, c, h = cell_forward(i + i_x, f + f_x, g + g_x, o + o_x, before, FAST)
-        o_y = row * D * H + b[:, None] * (D * H) + i_d * H + u[None, :]
-        _publish(p_y + o_y, p_y_bits + o_y, h, mask, ASM)
+        o_y = row * D * PAD + b * (D * PAD) + i_d * PAD
+        publish(p_words, o_y, u, h.to(p_y.dtype.element_ty), live, HS, H, PAD, ASM)
+        barrier(ASM)  # gates and states of this step have been read by all threads
+        if H < PAD:
+            store_like(p_y + row * D * H + b[:, None] * (D * H) + i_d * H + u[None, :], h, mask, ASM)
         store_like(p_c + o_state, c, mask, ASM)
         store_like(p_h_n + o_state, h, mask & last[:, None], ASM)
         if SAVE:
@@ -174,9 +150,10 @@ def forward(
 
 @triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def backward(
-    p_acts, p_w_hh, p_cells, p_c_0, p_dy, p_dh_n, p_dc, p_dacts, p_dcells, p_dgates, p_dgates_bits,
+    p_acts, p_w_hh, p_words, p_bits, p_cells, p_c_0, p_dy, p_dh_n, p_dc, p_dacts, p_dcells, p_dgates,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
-    H: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
+    H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr,
+    SLICES_UP: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
     CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
     TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
@@ -188,15 +165,18 @@ def backward(
     onwards = i_d + REVERSE == 0
     u = i_slice * HS + tl.arange(0, HS)
     k = tl.arange(0, KS)[:, None] * KC + tl.arange(0, KC)[None, :]
-    o_w = k[:, :, None] * H + u[None, None, :]
     w = ()
     for chunk in tl.static_range(CHUNKS):
-        mask_w = (k + chunk * KS * KC < 4 * H)[:, :, None] & (u < H)[None, None, :]
-        w = w + (tl.load(p_w_hh + i_d * 4 * H * H + chunk * KS * KC * H + o_w, mask=mask_w, other=0.0),)  # noqa: RUF005
+        at = k + chunk * KS * KC
+        gate, to_unit = at // PAD, at % PAD
+        mask_w = (at < 4 * PAD)[:, :, None] & (to_unit < H)[:, :, None] & (u < H)[None, None, :]
+        p_w = p_w_hh + ((i_d * 4 + gate) * H + to_unit)[:, :, None] * H + u[None, None, :]
+        w = w + (load_weight(p_w, mask_w, PRECISION, ASM),)  # noqa: RUF005
     p_acts += i_d * P.to(tl.int64) * 4 * H
     p_dgates += i_d * P.to(tl.int64) * 4 * H
-    p_dgates_bits += i_d * P.to(tl.int64) * 4 * H
+    p_bits += i_d * P.to(tl.int64) * 4 * PAD
     p_cells += i_d * P.to(tl.int64) * H
+    WORD: tl.constexpr = 32 // p_dgates.dtype.element_ty.primitive_bitwidth  # elements of a word
     if TRACE:
         p_dacts += i_d * P.to(tl.int64) * 4 * H
         p_dcells += i_d * P.to(tl.int64) * H
@@ -234,11 +214,19 @@ def backward(
         dc_later = dc
         if TILE > BB:
             dc_later = load_like(p_dc + o_state, mask, dc, ASM)
-        p = p_dgates_bits + row_later * 4 * H + b[None, :, None] * (4 * H) + k[:, None, :]
+        going_on = tl.sum(goes_on.to(tl.int32), 0)  # lengths fall: they are the first ones
+        # The last gate of the last sequence that goes on: what a slice publishes late.
+        late = ((i_d * P.to(tl.int64) + row_later + i_tile * TILE + sub * BB + going_on - 1) * 4 + 3) * PAD
+        slices = tl.arange(0, SLICES_UP)
+        p = p_words + (late + slices * HS) // WORD
+        await_one_each(p, (slices < SLICES) & (slices * 0 + going_on > 0), LIMIT, ASM)
+        p = p_bits + row_later * 4 * PAD + b[None, :, None] * (4 * PAD) + k[:, None, :]
+        parts = tl.zeros([KS, BB, HS], tl.float32)
         for chunk in tl.static_range(CHUNKS):
-            wanted = goes_on[None, :, None] & (k + chunk * KS * KC < 4 * H)[:, None, :]
-            bits = _await(p + chunk * KS * KC, wanted, wanted, LIMIT, KS * BB * KC, ASM)
-            dh += tl.sum(product(bits.to(w[chunk].dtype, bitcast=True), w[chunk], PRECISION, ASM), 0)
+            wanted = goes_on[None, :, None] & (k + chunk * KS * KC < 4 * PAD)[:, None, :]
+            bits = await_all(p + chunk * KS * KC, wanted, wanted, LIMIT, KS * BB * KC, ASM)
+            parts = product(rounded(bits.to(w[0].dtype, bitcast=True), PRECISION, ASM), w[chunk], parts, PRECISION, ASM)
+        dh += fold(tl.permute(parts, (1, 2, 0)), KS, BB, HS)
         dc_t = dc_later
         di, df, dg, do = 0.0, 0.0, 0.0, 0.0
         if TRACE:
@@ -248,10 +236,18 @@ def backward(
             do = load_like(p_dacts + o_gates + 3 * H, mask, dc, ASM)
             dc_t += load_like(p_dcells + o_cells, mask, dc, ASM)
         di, df, dg, do, dc_t = cell_backward(dh, dc_t, di, df, dg, do, i, f, g, o, c, before, FAST)
-        _publish(p_dgates + o_gates, p_dgates_bits + o_gates, di, mask, ASM)
-        _publish(p_dgates + o_gates + H, p_dgates_bits + o_gates + H, df, mask, ASM)
-        _publish(p_dgates + o_gates + 2 * H, p_dgates_bits + o_gates + 2 * H, dg, mask, ASM)
-        _publish(p_dgates + o_gates + 3 * H, p_dgates_bits + o_gates + 3 * H, do, mask, ASM)
+        o_published = (i_d * P.to(tl.int64) + row + b) * (4 * PAD)
+        to = p_dgates.dtype.element_ty
+        publish(p_words, o_published, u, di.to(to), live, HS, H, PAD, ASM)
+        publish(p_words, o_published + PAD, u, df.to(to), live, HS, H, PAD, ASM)
+        publish(p_words, o_published + 2 * PAD, u, dg.to(to), live, HS, H, PAD, ASM)
+        publish(p_words, o_published + 3 * PAD, u, do.to(to), live, HS, H, PAD, ASM)
+        barrier(ASM)  # states of this step have been read by all threads
+        if H < PAD:
+            store_like(p_dgates + o_gates, di, mask, ASM)
+            store_like(p_dgates + o_gates + H, df, mask, ASM)
+            store_like(p_dgates + o_gates + 2 * H, dg, mask, ASM)
+            store_like(p_dgates + o_gates + 3 * H, do, mask, ASM)
         store_like(p_dc + o_state, dc_t, mask, ASM)
         dc = dc_t
         if RAGGED and TILE == BB:
