@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import torchlstm
-from torchlstm.engines.contract import Dense, Problem, only_if_asked
+from torchlstm.engines.contract import Dense, Problem
 from torchlstm.engines.cuda import engine as cuda
 from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.cuda.plan import Rows, Slices, Steps, plan
@@ -92,10 +92,6 @@ def test_without_triton_the_engine_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "_missing", "it needs Triton, which is not installed: pip install triton")
     assert "pip install triton" in str(torchlstm.engines()["cuda"])
-
-
-def test_it_is_opt_in() -> None:
-    assert cuda.ENGINE.automatic is only_if_asked
 
 
 PRECISIONS = {

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import Engine, Layer, Problem, Weights, only_if_asked
+from ..contract import Engine, Layer, Problem, Weights
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
-from . import loops
+from . import loops, qualified
 from .device import gpu_of
 from .launch import INTERPRETED
 from .plan import Plan, plan, steps
@@ -243,4 +243,13 @@ def _layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple
     return _LAYERS[problem.loop](problem, x, h_0, c_0, weights)
 
 
-ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=only_if_asked)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tf32_allowed() -> bool:
+    return tf32_allowed()
+
+
+def _automatic(problem: Problem) -> Problem | str:
+    return qualified.automatic(problem, _tf32_allowed())
+
+
+ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=_automatic)
