@@ -88,7 +88,8 @@ def form_of(problem: Problem, tf32: bool) -> Form:
         projected=problem.proj_size > 0,
         ragged=not isinstance(problem.rows, Dense),
         trace=problem.trace,
-        single=problem.rows.steps == 1,
+        # A branch, not a comparison: of a symbol a compiler then knows it.
+        single=True if problem.rows.steps == 1 else False,  # noqa: SIM210
     )
 
 

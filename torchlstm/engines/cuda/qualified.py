@@ -69,7 +69,7 @@ def automatic(problem: Problem, tf32: bool) -> Problem | str:
     """
     if torch.compiler.is_exporting():
         return "but is not chosen in an exported program, which may run elsewhere"
-    if problem.access.transformed:
+    if problem.access.transformed or (torch.compiler.is_compiling() and _transforms()):
         return "but is not chosen inside a transform of torch.func, where the size of the batch is not known"
     if problem.access is not DIRECT:
         # T and B may be symbols, which cannot be looked up.
@@ -85,6 +85,12 @@ def automatic(problem: Problem, tf32: bool) -> Problem | str:
             known = _answers[key] = (None, _why_not(problem, tf32))
     loop, why = known
     return problem._replace(loop=loop) if loop else why
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _transforms() -> bool:
+    """Whether what is compiled is inside a transform of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _loop(problem: Problem, tf32: bool) -> str | None:
@@ -215,9 +221,14 @@ def _warn(text: str) -> None:
 
 def _why_not(problem: Problem, tf32: bool) -> str:
     """The clause that says why a problem is not chosen."""
-    index, (form, steps) = problem.device.index, next(parts_of(problem, tf32))
+    index, parts = problem.device.index, list(parts_of(problem, tf32))
     standing = _basis(index)
-    return f"but is not chosen: {standing.nothing or _of_classes(standing, index, problem.batch, form, steps)}"
+    if standing.nothing:
+        return f"but is not chosen: {standing.nothing}"
+    # Of several parts, one that no loop is chosen for; else each loop lacks another one.
+    missing = [part for part in parts if not any(_allowed(loop, part[0], problem, part[1]) for loop in LOOPS)]
+    form, steps = (missing or parts)[0]
+    return f"but is not chosen: {_of_classes(standing, index, problem.batch, form, steps)}"
 
 
 def _of_classes(standing: Standing, index: int | None, batch: int, form: Form, steps: Any) -> str:
