@@ -16,7 +16,7 @@ from .cell import LSTMCell
 from .cells.stack import CellStack
 from .engines.contract import Dense, Problem, problem_of
 from .engines.cuda import told
-from .engines.cuda.engine import tf32_allowed
+from .engines.cuda.engine import may_round
 from .engines.shared.access import access_of
 from .lazy import LazyLSTM
 from .lstm import LSTM
@@ -130,7 +130,7 @@ def _decide(index: int, problem: Problem) -> Decision:
     try:
         engine, chosen = choose(problem)
         support = support_of(problem)
-        if chosen.loop is not None and (credit := told.credit(problem, tf32_allowed())):
+        if chosen.loop is not None and (credit := told.credit(problem, may_round(problem))):
             support[engine.name] += f", {credit}"
         return Decision(index, problem, engine.name, None, support)
     except RuntimeError as error:

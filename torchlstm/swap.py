@@ -1,7 +1,7 @@
 """Put torchlstm's classes in the place of torch.nn's in a model that exists, and back."""
 
 import warnings
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -9,7 +9,6 @@ from torch import nn
 from .cell import LSTMCell
 from .engines.cuda import told
 from .engines.cuda.classes import Form
-from .engines.cuda.engine import tf32_allowed
 from .lazy import LazyLSTM
 from .lstm import LSTM
 
@@ -36,11 +35,12 @@ class Candidate(NamedTuple):
         if self.reason is not None or not isinstance(module, nn.LSTM) or module.weight_hh_l0.device.type != "cuda":
             return None
         weight = module.weight_hh_l0
+        rnn: Any = torch.backends.cudnn.rnn
         return told.rival(
             weight.device.index,
             Form(
                 dtype=weight.dtype,
-                tf32=weight.dtype == torch.float32 and tf32_allowed(),
+                tf32=weight.dtype == torch.float32 and rnn.fp32_precision == "tf32",
                 hidden=module.hidden_size,
                 directions=2 if module.bidirectional else 1,
                 reverse=False,

@@ -29,6 +29,7 @@ _SHAPES = [(7, 17), (64, 32)]
 _SHORT = [(3, 5), (2, 6)]
 _STEPS = (16, 64, 512)  # of what is timed
 # How often the same call is made, and of how many steps: where programs wait for each other, many long ones.
+_WARM = 3  # calls until all that is captured is replayed
 _TOGETHER, _TOGETHER_QUICK, _ALONE, _LONG, _SHORTER = 300, 50, 10, 512, 64
 
 
@@ -43,13 +44,13 @@ def evidence(job: Job, size: Size, say: Say) -> Measured:
             say("the same bits twice")
             same_bits(calls(case_of(kind, size, *_SHORT[0]), device, kind.trace), 2)
         return Measured(*size, None, 1)
-    parity(kind, size, device, _SHAPES)
+    parity(kind, size, device, _SHAPES, times=_WARM)
     case = case_of(kind, size, _LONG if kind.cooperates else _SHORTER, size[0])
     repeats = (_TOGETHER_QUICK if quick else _TOGETHER) if kind.cooperates else _ALONE
     say(f"the same bits {repeats} times")
-    same_bits(calls(case, device, kind.trace), repeats)
+    same_bits(calls(case, device, kind.trace), repeats, warm=_WARM)
     say(f"the same bits {repeats} times beside other work")
-    same_bits(calls(case, device, kind.trace), repeats, card.Load(device), " beside other work")
+    same_bits(calls(case, device, kind.trace), repeats, card.Load(device), " beside other work", _WARM)
     if kind.cooperates:
         say("two layers on two streams at once")
         card.side_by_side(case, kind, device)

@@ -172,10 +172,14 @@ def _probed(children: Children, device: str) -> dict[str, Any]:
         found = probe(device) if INTERPRETED else next(children.lines({"probe": device}, _PROBING))
     except (Lost, StopIteration) as why:
         raise _Stop(f"{device} does not answer: {why}") from None
+    return _checked(found)
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
     if found["refused"]:
         raise _Stop(str(found["refused"]))
     if found["others"]:
-        raise _Stop(f"{device} is not free, {found['others']}: times would say nothing; try again when it is")
+        raise _Stop(f"{found['device']} is not free, {found['others']}: times would say nothing; try when it is")
     return found
 
 

@@ -1,8 +1,8 @@
 """Compiles what a class runs without running it: from Triton's cache the process that tries it then takes it."""
 
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -28,11 +28,14 @@ def compiling() -> Iterator[None]:
         tensors: Sequence[Tensor | None],
         numbers: Sequence[int],
         together: bool = False,
+        stages: int | None = None,
         **constants: Any,
     ) -> None:
-        kernel = getattr(importlib.import_module(f"{launching.__package__}.kernels.{file}"), name)
+        kernel = getattr(import_module(f"..engines.cuda.kernels.{file}", __package__), name)
         options = {"num_warps": warps, "launch_cooperative_grid": together, **launching.OPTIONS}
-        kernel.warmup(*tensors, *numbers, grid=grid, **constants, **options)
+        options |= {} if stages is None else {"num_stages": stages}
+        if 0 not in grid:
+            kernel.warmup(*tensors, *numbers, grid=grid, **constants, **options)
 
     launch = launching.launch
     launching.launch = compile_only

@@ -63,15 +63,14 @@ def only(kind: Class) -> Iterator[None]:
 @contextmanager
 def products(kind: Class) -> Iterator[None]:
     """Let torch round the operands of an LSTM's float32 products to TF32, or not, as a class is told."""
-    if kind.dtype != "float32" or cuda.tf32_allowed() == kind.tf32:
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = kind.tf32
+    rnn: Any = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    if kind.dtype == "float32":
+        rnn.fp32_precision = "tf32" if kind.tf32 else "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        rnn.fp32_precision = before
 
 
 def case_of(kind: Class, size: Size, steps: int, features: int) -> Case:
@@ -83,7 +82,7 @@ def case_of(kind: Class, size: Size, steps: int, features: int) -> Case:
     dtype: torch.dtype = getattr(torch, kind.dtype)
     case = Case(
         f"T{steps}-B{batch}-I{features}-H{hidden}", steps=steps, batch=batch, input_size=features, hidden_size=hidden,
-        options=options, dtype=dtype, form="unsorted" if kind.ragged else "dense",
+        options=options, dtype=dtype, form="unsorted" if kind.ragged else "dense", **_settings(kind),
     )  # fmt: skip
     # Lengths that happen to be equal make a dense batch.
     while (lengths := draw(case).lengths) is not None and len(set(lengths)) == 1:
@@ -91,19 +90,26 @@ def case_of(kind: Class, size: Size, steps: int, features: int) -> Case:
     return case
 
 
-def parity(kind: Class, size: Size, device: str, shapes: list[Size], poisoned: bool = True) -> None:
+def _settings(kind: Class) -> dict[str, Any]:
+    """What a case has to say of TF32, where cases say it: without a word they forbid it."""
+    return {"tf32": ("rnn",)} if kind.tf32 and "tf32" in Case.__dataclass_fields__ else {}
+
+
+def parity(kind: Class, size: Size, device: str, shapes: list[Size], times: int = 1, poisoned: bool = True) -> None:
     """Raise Wrong unless outputs and all gradients are as exact as nn.LSTM's, with NaN and Inf where it has them.
 
     shapes    T and I
+    times     how often: what is captured at one call is replayed at the next
     poisoned  try NaN and Inf
     """
     for steps, features in shapes:
         case = case_of(kind, size, steps, features)
-        if kind.trace:
-            _traced(case, device)
-        else:
-            _judged(case, device)
-            _inferred(case, device)
+        for _ in range(times):
+            if kind.trace:
+                _traced(case, device)
+            else:
+                _judged(case, device)
+                _inferred(case, device)
     case = case_of(kind, size, *shapes[0])
     for poison in (float("nan"), float("inf")) if poisoned and not kind.trace else ():
         _judged(replace(case, poison=poison, loss=("output",), frozen=("input", "hx")), device)
@@ -186,12 +192,19 @@ def calls(case: Case, device: str, trace: bool) -> Iterator[Observation]:
 
 
 def same_bits(
-    found: Iterator[Observation], repeats: int, before: Callable[[int], None] = lambda _: None, what: str = ""
+    found: Iterator[Observation],
+    repeats: int,
+    before: Callable[[int], None] = lambda _: None,
+    what: str = "",
+    warm: int = 0,
 ) -> None:
     """Raise Wrong unless a call has the same bits every time.
 
     before  called with a call's number before it, as to keep the GPU busy meanwhile
     """
+    # What is compiled, captured or measured once is done.
+    for _ in range(warm):
+        next(found)
     first = next(found)
     for number in range(1, repeats):
         before(number)

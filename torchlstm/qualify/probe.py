@@ -27,9 +27,9 @@ def probe(device: str) -> dict[str, Any]:
     if refused:
         return found
     others, told = _others(place)
-    gpu, tf32 = gpu_of(place.index), cuda.tf32_allowed()
+    gpu = gpu_of(place.index)
     return found | {
-        "identity": identity_of(place.index), "gpu": gpu._asdict(), "tf32": tf32, "others": others, "told": told,
+        "identity": identity_of(place.index), "gpu": gpu._asdict(), "others": others, "told": told,
     }  # fmt: skip
 
 

@@ -91,9 +91,13 @@ class Children:
                 self._running.discard(process)
             _kill(process)
             process.wait()
-            assert process.stdin is not None
             with suppress(OSError):  # what was not written to it is of no use to anybody
                 process.stdin.close()
+            for reader in readers:
+                reader.join(5)
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
 
     def tried(self, job: Job, seconds: float | None = None) -> list[Measured]:
         """What was found of a class at each of its sizes; what ended its process is a reason against it."""

@@ -248,8 +248,13 @@ def _tf32_allowed() -> bool:
     return tf32_allowed()
 
 
+def may_round(problem: Problem) -> bool:
+    """Whether a problem's products may round their operands to TF32."""
+    return problem.dtype == torch.float32 and _tf32_allowed()
+
+
 def _automatic(problem: Problem) -> Problem | str:
-    return qualified.automatic(problem, _tf32_allowed())
+    return qualified.automatic(problem, may_round(problem))
 
 
 ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=_automatic)

@@ -24,7 +24,7 @@ _PLACES = {
     *("TRITON_KERNEL_DUMP", "TRITON_STORE_BINARY_ONLY", "TRITON_ALWAYS_COMPILE", "TRITON_PRINT_AUTOTUNING"),
     *("TRITON_CACHE_AUTOTUNING", "TRITON_DUMP_PTXAS_LOG", "TRITON_DUMP_MIR", "TRITON_REMOTE_CACHE_BACKEND"),
 }
-_COMPILERS = ("PTXAS_OPTIONS", "DISABLE_PTXAS_OPT", "DISABLE_LLVM_OPT")
+_OTHERS = ("PTXAS_OPTIONS", "DISABLE_PTXAS_OPT", "DISABLE_LLVM_OPT", "TORCHLSTM_GRAPHS")
 # Files of this folder that decide what is run, not how.
 _CHOICE = {"classes.py", "identity.py", "records.py", "qualified.py", "told.py"}
 _EDGE = 1 << 16
@@ -67,12 +67,12 @@ def _common() -> Identity:
     settings = {
         name: value
         for name, value in sorted(os.environ.items())
-        if (name.startswith("TRITON_") and name not in _PLACES) or name in _COMPILERS
+        if (name.startswith("TRITON_") and name not in _PLACES) or name in _OTHERS
     }
     return {
         "torch": f"{torch.__version__} {str(torch.version.git_version)[:12]}",
         "Triton": _version("triton", "pytorch-triton"),
-        "Triton's settings": json.dumps(settings),
+        "settings": json.dumps(settings),
         "torchlstm": _version("torchlstm"),
         "sources": _sources(),
     }

@@ -59,7 +59,6 @@ def reload() -> None:
     """Forget what was read: the next call reads records anew."""
     for known in (_standings, _agreed, _tables, _answers, _warned):
         known.clear()
-    identity_of.cache_clear()
 
 
 def automatic(problem: Problem, tf32: bool) -> Problem | str:
