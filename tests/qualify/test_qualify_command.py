@@ -25,7 +25,8 @@ from torchlstm.qualify.run import Children
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["-m", "torchlstm", "qualify", "--quick", "--dtype", "float32"]
+# Of what `--quick` tries in the interpreter a quarter.
+QUICK = ["-m", "torchlstm", "qualify", "--quick", "--dtype", "float32", "--hidden", "16"]
 CLASSES = 4  # fused and steps, dense and ragged
 
 
@@ -110,9 +111,9 @@ def test_a_run_goes_on_where_it_was(stopped: tuple[Path, Any, Any, Any, Any], fi
     assert content["identity"]["gpu"] == "Triton's interpreter"
     assert len(content["classes"]) == CLASSES
     for rows in content["classes"].values():
-        assert [(row["reason"], row["least"], row["speed"]) for row in rows] == [(None, 1, [])] * 4
+        assert [(row["reason"], row["least"], row["speed"]) for row in rows] == [(None, 1, [])] * 2
     found = json.loads((cache / "found.json").read_text())
-    assert len(found["found"]) == CLASSES * 4
+    assert len(found["found"]) == CLASSES * 2
 
 
 CHOICES = """
@@ -162,14 +163,16 @@ def compiled(*shapes, **options):
     return list(kernels)
 assert compiled((3, 2, 5)) == ["cuda"]
 assert compiled((3, 5, 5)) == ["cpu"]
-assert compiled((3, 2, 5), (4, 2, 5), (7, 2, 5)) == ["cuda", "cuda"]
-assert compiled((3, 2, 5), (3, 3, 5), (3, 9, 5)) == ["cuda", "cuda", "cpu"]
+assert set(compiled((3, 2, 5), (4, 2, 5), (7, 2, 5))) == {"cuda"}
+assert set(compiled((3, 2, 5), (3, 3, 5))) == {"cuda"}
+assert set(compiled((3, 2, 5), (3, 3, 5), (3, 9, 5))) == {"cuda", "cpu"}
 assert compiled((3, 4, 5), dynamic=True) == ["cuda"]
 lstm_of = torch.func.vmap(lambda x: lstm(x)[0], in_dims=1)
 loops.clear()
 lstm_of(torch.randn(3, 2, 2, 5))
 kernels.clear()
-torch.compile(lstm_of, fullgraph=True, backend=aot_autograd(fw_compiler=spy))(torch.randn(3, 2, 2, 5))
+with torch.no_grad():
+    torch.compile(lstm_of, fullgraph=True, backend=aot_autograd(fw_compiler=spy))(torch.randn(3, 2, 2, 5))
 assert loops == [], loops
 assert kernels == ["cpu"], kernels
 for strict in (False, True):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any, cast
 
 from ..engines.cuda.records import Measured
 from .wanted import Job
@@ -91,13 +91,11 @@ class Children:
                 self._running.discard(process)
             _kill(process)
             process.wait()
-            with suppress(OSError):  # what was not written to it is of no use to anybody
-                process.stdin.close()
             for reader in readers:
                 reader.join(5)
-            for stream in (process.stdout, process.stderr):
-                assert stream is not None
-                stream.close()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                with suppress(OSError):  # what was not written to it is of no use to anybody
+                    cast(IO[str], stream).close()
 
     def tried(self, job: Job, seconds: float | None = None) -> list[Measured]:
         """What was found of a class at each of its sizes; what ended its process is a reason against it."""
