@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 
 import torchlstm
 from torchlstm.engines.contract import Dense, Problem, Ragged
-from torchlstm.engines.cuda import classes, identity, qualified, records, told
+from torchlstm.engines.cuda import classes, qualified, records, told
 from torchlstm.engines.cuda.classes import Form, Point, class_of, intervals, least_steps
 from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.cuda.records import Measured
@@ -255,68 +253,6 @@ def test_a_users_record_goes_before_one_that_is_shipped(monkeypatch: pytest.Monk
     qualified.reload()
     assert "hangs" in str(loop_of(256))
     assert loop_of(512) == "fused"
-
-
-def test_two_processes_write_one_record() -> None:
-    program = """
-import sys
-from torchlstm.engines.cuda.records import Measured, merge
-batch = int(sys.argv[1])
-for number in range(10):
-    found = {f"class {batch} {number}": [Measured(8, 1, None, 1)], "both": [Measured(8, batch, None, 1)]}
-    merge({"gpu": "x"}, found)
-"""
-    running = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in (1, 2)]
-    assert [process.wait(60) for process in running] == [0, 0]
-    path = records.path_of({"gpu": "x"})
-    found = records.read(path, {"gpu": "x"}).classes
-    assert len(found) == 21
-    assert [row.batch for row in found["both"]] == [1, 2]
-    assert not list(path.parent.glob("*.part"))
-
-
-def test_a_write_that_fails_leaves_the_record_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = record({"a": corners((8, 16), (1, 4))})
-    before = path.read_text()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        record({"b": corners((8, 16), (1, 4))})
-    assert path.read_text() == before
-    assert not list(path.parent.glob("*.part"))
-
-
-def test_the_identity_names_what_could_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "INTERPRETED", False)
-    monkeypatch.setattr(identity, "gpu_of", lambda _: H200)
-    monkeypatch.setattr(identity, "_driver", lambda: "580.65")
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
-
-    def now() -> dict[str, str]:
-        identity.identity_of.cache_clear()
-        return dict(identity.identity_of(0))
-
-    before = now()
-    assert before["multiprocessors"] == "132"
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
-    assert now() == before
-    changes = [
-        lambda: monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee"),
-        lambda: monkeypatch.setattr(identity, "_driver", lambda: "590.1"),
-        lambda: monkeypatch.setattr(identity, "gpu_of", lambda _: H200._replace(name="NVIDIA H200 MIG 1g.18gb")),
-        lambda: monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91100),
-        lambda: monkeypatch.setattr(torch, "__version__", "9.0"),
-        lambda: monkeypatch.setattr(identity, "_CHOICE", {*identity._CHOICE, "plan.py"}),
-    ]
-    seen = [identity.digest(before)]
-    for change in changes:
-        change()
-        seen.append(identity.digest(now()))
-    assert len(set(seen)) == 1 + len(changes)
-    identity.identity_of.cache_clear()
 
 
 def test_nn_where_it_was_faster_is_told_by_plan_swap() -> None:
