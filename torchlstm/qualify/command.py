@@ -81,6 +81,9 @@ def run(arguments: argparse.Namespace, error: Callable[[str], NoReturn], progres
         return _run(arguments, progress)
     except _Stop as why:
         error(str(why))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _run(arguments: argparse.Namespace, progress: Progress[Any]) -> int:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, cast
 
 from ..engines.cuda.records import Measured
 from .wanted import Job
 
 CHILD = (sys.executable, "-m", f"{__package__}.child")
+_ROOT = Path(__file__).parents[2]
 # Seconds for a process to start, and more for each size: a class that needs longer hangs.
 _START, _EACH = 60.0, 60.0
 _COMPILING = 300.0
@@ -53,7 +55,7 @@ class Children:
                 raise Lost("interrupted")
             process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                encoding="utf-8", errors="replace", start_new_session=True,
+                encoding="utf-8", errors="replace", start_new_session=True, env=_environment(),
             )  # fmt: skip
             self._running.add(process)
         said: queue.Queue[str | None] = queue.Queue()
@@ -137,6 +139,12 @@ class Children:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the package that it has found."""
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *([known] if known else [])])}
 
 
 def _read(stream: Any, lines: "queue.Queue[str | None]") -> None:

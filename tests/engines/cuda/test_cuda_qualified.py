@@ -78,6 +78,7 @@ BRACKETS = {
     "below-in-H": (CORNERS, 135, 8, None),
     "above-in-B": (CORNERS, 200, 17, None),
     "three-corners-only": (CORNERS[:3], 200, 7, None),
+    "another-corner-missing": ([CORNERS[0], CORNERS[1], CORNERS[3]], 200, 7, None),
     "on-the-edge-that-is-left": (CORNERS[:2], 136, 7, 16),
     "a-corner-was-slower": ([*CORNERS[:3], Point(256, 16, None)], 200, 7, None),
     "slower-within": ([*CORNERS, Point(200, 8, None)], 190, 7, None),
@@ -258,11 +259,14 @@ def test_a_users_record_goes_before_one_that_is_shipped(monkeypatch: pytest.Monk
 def test_nn_where_it_was_faster_is_told_by_plan_swap() -> None:
     speed = tuple({"steps": steps, "ours": 4.0, "reference": 90.0, "nn": nn, "low": 20.0} for steps, nn in
                   ((16, 2.0), (64, 3.0), (512, 5.0)))  # fmt: skip
-    record({name("fused", 256): [Measured(256, 16, None, 64, speed)]})
+    slow = tuple({**each, "nn": 95.0} for each in speed)
+    record({name("fused", 256): [Measured(256, 16, None, 64, speed)],
+            name("fused", 128): [Measured(128, 16, None, 16, slow)]})  # fmt: skip
     # At T=16 reference is chosen.
     expected = "nn.LSTM was faster at B=16, T=16: 2.0 us a step, ours 90.0"
     assert told.rival(0, form(256)) == expected
     assert told.rival(0, form(264)) is None
+    assert told.rival(0, form(128)) is None  # measured, and ours is faster
     (candidate,) = torchlstm.plan_swap(torch.nn.LSTM(4, 256))
     assert candidate.note is None
     _, module, reason = candidate
