@@ -112,6 +112,7 @@ def test_a_run_goes_on_where_it_was(stopped: tuple[Path, Any, Any, Any, Any], fi
     assert len(content["classes"]) == CLASSES
     for rows in content["classes"].values():
         assert [(row["reason"], row["least"], row["speed"]) for row in rows] == [(None, 1, [])] * 2
+        assert {row["note"] for row in rows} == {"chosen without a measurement of speed"}
     found = json.loads((cache / "found.json").read_text())
     assert len(found["found"]) == CLASSES * 2
 

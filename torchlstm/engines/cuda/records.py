@@ -108,7 +108,10 @@ def _measured(row: Any) -> Measured:
 
 
 def _row(found: Measured) -> dict[str, Any]:
-    return {"H": found.hidden, "B": found.batch, "reason": found.reason, "least": found.least, "speed": found.speed}
+    row = {"H": found.hidden, "B": found.batch, "reason": found.reason, "least": found.least, "speed": found.speed}
+    # For who reads the file.
+    unmeasured = found.least is not None and not found.speed
+    return {**row, "note": "chosen without a measurement of speed"} if unmeasured else row
 
 
 def find(identity: Identity) -> tuple[list[Record], list[str]]:
