@@ -34,7 +34,7 @@ def only(kind: Class) -> Iterator[None]:
         # Chunks have the forms of their parts, and one direction where the problem has two.
         if problem.checkpoint_every is None:
             found = class_of(
-                form_of(problem, cuda.tf32_allowed()), problem.batch, kind.loop, gpu_of(problem.device.index)
+                form_of(problem, cuda.may_round(problem)), problem.batch, kind.loop, gpu_of(problem.device.index)
             )
             if found != kind:
                 raise Wrong(f"a problem of the class {found} was posed in its place")
