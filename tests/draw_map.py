@@ -20,6 +20,7 @@ BEGIN, END = "<!-- map: python tests/draw_map.py -->\n", "<!-- end of the map --
 ROOMS = {
     "Integrations": ["integrations/*"],
     "The command line": ["__main__.py", "command/*"],
+    "Qualification": ["qualify/*"],
     "Parity": ["parity/*"],
     "Public modules": [
         *(

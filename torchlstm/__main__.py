@@ -1,4 +1,4 @@
-"""The command line: `python -m torchlstm info | parity | demo`."""
+"""The command line: `python -m torchlstm info | parity | qualify | demo`."""
 
 import argparse
 import json
@@ -18,9 +18,12 @@ from .command.progress import progress
 from .engines import ENGINES
 from .engines.contract import only_if_asked
 from .engines.cpu.engine import latest_threads
+from .engines.cuda import told
+from .engines.cuda.launch import INTERPRETED
 from .engines.shared.threads import quota
 from .parity import Ratio, Result, Verdict, digits, run_case, select
 from .parity.report import digits_line, line
+from .qualify import command as qualify
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,6 +40,7 @@ def _parser() -> _Parser:
     parity.add_argument("--engine", default="auto", help="an engine of `torchlstm info` (default: automatic)")
     parity.add_argument("--case", metavar="PATTERN", help="only cases whose name contains or matches this")
     parity.add_argument("--json", metavar="FILE", help="write every tensor's error here")
+    qualify.add(commands)
     example = commands.add_parser("demo", help="train a character model on real text with nn.LSTM and with torchlstm")
     example.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     example.add_argument("--steps", type=int, default=demo.STEPS, help="training steps (default: %(default)s)")
@@ -50,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         return _info()
+    if arguments.command == "qualify":
+        return qualify.run(arguments, parser.error, progress)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"no CUDA device: torch {torch.__version__} sees none")
     if arguments.command == "demo":
@@ -75,9 +81,23 @@ def _info() -> int:
         state = "opt-in" if ENGINES[name].automatic is only_if_asked else "available"
         state = f"unavailable: {reason}" if reason else state
         lines.append(f"engine     {name}: {state}")
+    lines += _records()
     lines.append(f"forced     {forced_engine() or 'none: the first engine that does not refuse runs'}")
     print("\n".join(lines))
     return 0
+
+
+def _records() -> list[str]:
+    """What records let automatic choice take of the CUDA engine, on each GPU."""
+    if ENGINES["cuda"].unavailable():
+        return []
+    if INTERPRETED:
+        return [f"record     interpreter: {text}" for text in told.described(None)]
+    return [
+        f"record     cuda:{index}: {text}"
+        for index in range(torch.cuda.device_count())
+        for text in told.described(index)
+    ]
 
 
 def _threads() -> str:

@@ -15,6 +15,8 @@ from .call.segments import Segments
 from .cell import LSTMCell
 from .cells.stack import CellStack
 from .engines.contract import Dense, Problem, problem_of
+from .engines.cuda import told
+from .engines.cuda.engine import may_round
 from .engines.shared.access import access_of
 from .lazy import LazyLSTM
 from .lstm import LSTM
@@ -126,7 +128,11 @@ def _describe(segments: Segments | None, what: str = "lengths and resets") -> st
 
 def _decide(index: int, problem: Problem) -> Decision:
     try:
-        return Decision(index, problem, choose(problem)[0].name, None, support_of(problem))
+        engine, chosen = choose(problem)
+        support = support_of(problem)
+        if chosen.loop is not None and (credit := told.credit(problem, may_round(problem))):
+            support[engine.name] += f", {credit}"
+        return Decision(index, problem, engine.name, None, support)
     except RuntimeError as error:
         return Decision(index, problem, None, str(error), support_of(problem))
 

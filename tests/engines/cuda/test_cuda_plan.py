@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from torchlstm.engines.contract import Dense, Problem, only_if_asked
+from torchlstm.engines.contract import Dense, Problem
 from torchlstm.engines.cuda import device, fused
-from torchlstm.engines.cuda import engine as cuda
 from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.cuda.plan import Rows, Slices, Steps, padded, plan, shared_memory
 from torchlstm.engines.cuda.work import work_of
@@ -104,7 +103,3 @@ def test_precision_of_products(precise: bool, expected: str, monkeypatch: pytest
     assert fused.precision(work) == expected
     monkeypatch.setattr(fused, "INTERPRETED", True)
     assert fused.precision(work) == "ieee"
-
-
-def test_it_is_opt_in() -> None:
-    assert cuda.ENGINE.automatic is only_if_asked

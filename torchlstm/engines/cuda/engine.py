@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ..contract import Engine, Layer, Problem, Weights, only_if_asked
+from ..contract import Engine, Layer, Problem, Weights
 from ..shared.autograd import layer_of
 from ..shared.kernel import Accumulate
-from . import loops, products, toolchain
+from . import loops, products, qualified, toolchain
 from .device import GPU, gpu_of
 from .launch import INTERPRETED
 from .plan import Plan, plan, steps
@@ -228,4 +228,13 @@ def _layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple
     return _LAYERS[problem.loop or "fused", products.exact(problem)](problem, x, h_0, c_0, weights)
 
 
-ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=only_if_asked)
+def may_round(problem: Problem) -> bool:
+    """Whether a problem's products may round their operands to TF32."""
+    return problem.dtype == torch.float32 and not products.exact(problem)
+
+
+def _automatic(problem: Problem) -> Problem | str:
+    return qualified.automatic(problem, may_round(problem))
+
+
+ENGINE = Engine("cuda", _layer, _refuses, _unavailable, automatic=_automatic)
