@@ -159,8 +159,8 @@ def _tell_of_missing_kernel(problem: Problem) -> None:
     _told = True
     warnings.warn(
         f"torchlstm's CPU kernel is not available: {reason}.  LSTMs on the CPU run as a loop in torch operations, "
-        "which is slower, most of all for few sequences; `torchlstm.use_engine('reference')` or TORCHLSTM_ENGINE=reference "
-        "asks for that loop without this warning.",
+        "which is slower, most of all for few sequences; `torchlstm.use_engine('reference')` or "
+        "TORCHLSTM_ENGINE=reference asks for that loop without this warning.",
         RuntimeWarning,
         stacklevel=2,
     )
