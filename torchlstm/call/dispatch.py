@@ -1,6 +1,7 @@
 """Which engine computes a layer: automatic choice, `use_engine`, `engines`."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from itertools import chain
 from threading import get_ident
@@ -17,6 +18,9 @@ _AUTOMATIC = "auto"
 
 # The name of a forced engine, or "auto".  Process-wide, as torch.backends' flags are.
 _forced = os.environ.get("TORCHLSTM_ENGINE") or _AUTOMATIC
+
+# Whether this process has been told that the CPU engine is not available.  Not read where a compiler records the call.
+_told = False
 
 # Who records the layers that a thread runs next, by its id; see `record_layers`.
 _recorders: dict[int, Iterator[Recorder | None]] = {}
@@ -135,12 +139,31 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
     if onnx.exporting(problem):
         return onnx.layer(problem, x, h_0, c_0, weights)
     engine, problem = choose(problem)
+    if engine.name == "reference" and problem.access.direct and not _told:
+        _tell_of_missing_kernel(problem)
     if _recorders and (mine := _recorders.get(get_ident())):
         problem = problem._replace(recorder=next(mine))
     if not torch.autograd.profiler._is_profiler_enabled or torch.compiler.is_compiling():
         return engine.layer(problem, x, h_0, c_0, weights)
     with torch.profiler.record_function(f"torchlstm::layer {engine.name}"):
         return engine.layer(problem, x, h_0, c_0, weights)
+
+
+def _tell_of_missing_kernel(problem: Problem) -> None:
+    """Warn, once in a process, if the CPU engine would run this layer and is not available; not if one is forced."""
+    global _told
+    cpu = ENGINES.get("cpu")
+    reason = cpu.unavailable() if cpu else None
+    if cpu is None or reason is None or forced_engine() or cpu.refuses(problem):
+        return
+    _told = True
+    warnings.warn(
+        f"torchlstm's CPU kernel is not available: {reason}.  LSTMs on the CPU run as a loop in torch operations, "
+        "which is slower, most of all for few sequences; `torchlstm.use_engine('reference')` or "
+        "TORCHLSTM_ENGINE=reference asks for that loop without this warning.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _layer_of_subclasses(

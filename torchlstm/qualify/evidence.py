@@ -17,6 +17,7 @@ from ..engines.cuda.classes import Class, class_of, form_of
 from ..engines.cuda.device import gpu_of
 from ..parity import Case, judge, run_case
 from ..parity.observe import Observation, build, draw, observe
+from ..parity.run import tf32_allowed
 from .wanted import Size
 
 NAME = "qualify"
@@ -110,10 +111,14 @@ def parity(kind: Class, size: Size, device: str, shapes: list[Size], times: int 
         _judged(replace(case, poison=poison, loss=("output",), frozen=("input", "hx")), device)
 
 
+def _rounds(device: str) -> bool:
+    """Whether an LSTM's products may round float32 to TF32."""
+    return device != "cpu" and tf32_allowed("rnn")
+
+
 def _judged(case: Case, device: str) -> None:
-    rnn: Any = torch.backends.cudnn.rnn
-    if device != "cpu" and rnn.fp32_precision == "tf32" and "tf32" in Case.__dataclass_fields__:
-        case = replace(case, tf32=("rnn",))  # type: ignore[call-arg]
+    if _rounds(device):
+        case = replace(case, tf32=("rnn",))
     result = run_case(case, device, NAME)
     if result.skipped:
         raise Wrong(f"{case.name}: {result.skipped}")
@@ -136,7 +141,7 @@ def inferred(case: Case, cls: type[nn.Module], dtype: torch.dtype, device: str) 
 def _inferred(case: Case, device: str) -> None:
     """A call without gradients, which keeps nothing: programs of its own."""
     ours, rival = inferred(case, LSTM, case.dtype, device), inferred(case, nn.LSTM, case.dtype, device)
-    for verdict in judge(ours, rival, inferred(case, nn.LSTM, torch.float64, device), case.dtype):
+    for verdict in judge(ours, rival, inferred(case, nn.LSTM, torch.float64, device), case.dtype, _rounds(device)):
         if verdict.reason:
             raise Wrong(f"{case.name} without gradients: {verdict.name}: {verdict.reason}")
 
@@ -159,7 +164,7 @@ def _traced(case: Case, device: str) -> None:
         return {name: None if each is None else each.detach() for name, each in found.items()}
 
     ours, rival = seen(NAME, case.dtype), seen("reference", case.dtype)
-    for verdict in judge(ours, rival, seen("reference", torch.float64), case.dtype):
+    for verdict in judge(ours, rival, seen("reference", torch.float64), case.dtype, _rounds(device)):
         if verdict.reason:
             raise Wrong(f"trace of {case.name}: {verdict.name}: {verdict.reason}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import sysconfig
 from typing import Any, NewType, Protocol
 
 from torch import Tensor
@@ -166,6 +168,18 @@ def check(extension: Any) -> None:
             raise ImportError(f"it was compiled from other sources, whose {call} differs in {', '.join(differ)}")
 
 
+def _why_not_compiled() -> str:
+    """Why there is no extension, and the way out; setup.py builds it by the same conditions."""
+    if sys.platform == "win32":
+        return "its extension is not built on Windows; under WSL it is"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "its extension is not built for free-threaded Python; for Python with the GIL it is"
+    return (
+        "its extension was not compiled at installation; a wheel has it compiled, and with a C compiler (GCC or Clang) "
+        "`pip install -v --no-cache-dir --force-reinstall --no-deps` of torchlstm compiles it or shows why not"
+    )
+
+
 def load() -> tuple[Any, str | None]:
     """The extension, or None and why it is missing."""
     try:
@@ -174,9 +188,6 @@ def load() -> tuple[Any, str | None]:
         check(extension)
         return extension, None
     except ModuleNotFoundError:
-        return None, (
-            "its extension was not compiled at installation; "
-            "`pip install -v --no-cache-dir --force-reinstall --no-deps` of torchlstm shows why"
-        )
+        return None, _why_not_compiled()
     except ImportError as error:
         return None, f"its extension does not load: {error}"
