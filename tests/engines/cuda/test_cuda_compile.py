@@ -19,10 +19,10 @@ OLDER = tuple(map(int, offline.triton.__version__.split(".")[:2])) < (3, 9)
 # Bytes a thread may spill, by kernel: what Triton 3.9 spills for sm_80 to sm_120, and a little more; 3.6 spills more.
 # One size up from the largest of `plan.py` it is 600 and more.
 SPILLED = {
-    "fused_rows.forward": 224, "fused_rows.backward": 512, "fused_slices.forward": 64, "fused_slices.backward": 424
+    "fused_rows.forward": 224, "fused_rows.backward": 512, "fused_slices.forward": 64, "fused_slices.backward": 192
 }  # fmt: skip
 SPILLED_OLDER = {
-    "fused_rows.forward": 224, "fused_rows.backward": 512, "fused_slices.forward": 320, "fused_slices.backward": 576
+    "fused_rows.forward": 224, "fused_rows.backward": 512, "fused_slices.forward": 320, "fused_slices.backward": 320
 }  # fmt: skip
 # By compute capability, with the shared memory of a program as the CUDA C++ Programming Guide has it ("Technical
 # Specifications").
@@ -45,8 +45,8 @@ def _compile(dtype: torch.dtype, hidden: int, direction: str, batch: int = 16, d
     launch, *_ = offline.launches(problem, gpu, direction, precise=precise)
     found = offline.compile_launch(launch, capability)
     assert found.name.startswith("fused")
-    assert found.shared <= gpu.shared_memory
-    assert found.shared == shared_memory(plan(problem, direction, precise, gpu), problem, direction, precise)
+    need = shared_memory(plan(problem, direction, precise, gpu), problem, direction, precise)
+    assert found.shared <= need <= min(gpu.shared_memory, 2 * found.shared)
     return found
 
 

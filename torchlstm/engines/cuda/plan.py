@@ -62,9 +62,13 @@ _SLICES_UNITS = {
     ("float32", "forward"): ((8, 512), (16, 256)),
     ("float32", "backward"): ((8, 512), (16, 256)),
 }
-# The inner axis that a product takes at a time: what is read of it stays in registers until it is multiplied.  The
-# first for which there is shared memory enough; every further product waits for memory once more.
-_INNER = {"half": (2048, 1024), "tf32": (1024, 512), "float32": (1024, 512)}
+# The inner axis that a product takes at a time, by kind and units of a slice: what is read of it stays in registers
+# until it is multiplied, beside the weights.  The first for which there is shared memory enough; every further product
+# waits for memory once more.
+_INNER = {
+    ("half", 8): (2048, 1024), ("half", 16): (1024,), ("tf32", 8): (1024, 512), ("tf32", 16): (1024, 512),
+    ("float32", 8): (1024, 512), ("float32", 16): (1024, 512),
+}  # fmt: skip
 # Sequences of a program of a slice, at most: one product after another, each as long as the first.  An estimate, not a
 # measurement: four products of 1024 units take no longer than a step that launches its product and its cell alone.
 _TILE = 64
@@ -96,7 +100,7 @@ def plan(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
         room = gpu.multiprocessors // (-(-hidden // units) * problem.directions)
         if hidden > most or not room or problem.batch > room * _TILE:
             continue
-        for inner in _INNER[kind]:
+        for inner in _INNER[kind, units]:
             slices = _slices(problem, direction, units, inner, room)
             if shared_memory(slices, problem, direction, precise) <= gpu.shared_memory:
                 return slices
