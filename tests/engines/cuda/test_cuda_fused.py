@@ -12,7 +12,7 @@ from torch import multiprocessing
 
 from torchlstm.engines.contract import Dense, Problem, Ragged
 from torchlstm.engines.cuda import engine as cuda
-from torchlstm.engines.cuda import fused
+from torchlstm.engines.cuda import fused, steps
 from torchlstm.engines.cuda import launch as launching
 from torchlstm.engines.cuda import loops as cuda_loops
 from torchlstm.engines.cuda.device import GPU
@@ -268,12 +268,11 @@ def test_rounding_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_products_of_tf32_have_rounded_operands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the loop of steps with products that round theirs; exact ones, or cut ones, differ by more than 1e-4."""
     work, gates, h_0, c_0, w_hh, *cotangents = _tensors(FLOAT32, ragged=True)
-    mm, addmm = torch.mm, torch.addmm
     results = {}
     for kind, operand in (("rounded", _tf32), ("exact", lambda x: x)):
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "mm", lambda a, b, out, f=operand: mm(f(a), f(b), out=out))
-            patch.setattr(torch, "addmm", lambda c, a, b, out, f=operand: addmm(c, f(a), f(b), out=out))
+            patch.setattr(steps, "_adding", lambda _, f=operand: lambda out, a, b: out.addmm_(f(a), f(b)))
+            patch.setattr(steps, "_writing", lambda _, f=operand: lambda out, a, b: torch.mm(f(a), f(b), out=out))
             own = gates.clone()
             y, *_, cells = cuda_loops.forward(Steps(256, 4), work, own, h_0, c_0, w_hh, True)
             if kind == "rounded":
