@@ -92,7 +92,7 @@ def test_the_evidence_of_a_class(
     kind: Class, size: tuple[int, int], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    times = {16: 1.0, 64: 1.2, 512: 1.3}
+    times = {1: 1.1, 16: 1.0, 64: 1.2, 512: 1.3}
     monkeypatch.setattr(child, "INTERPRETED", False)
     monkeypatch.setattr(child, "parity", lambda *_, **__: None)
     monkeypatch.setattr(child, "same_bits", lambda *_, **__: None)
@@ -101,9 +101,18 @@ def test_the_evidence_of_a_class(
     monkeypatch.setattr(card, "Load", lambda _: None)
     monkeypatch.setattr(card, "timed", lambda case, *_: {"steps": case.steps, "low": times[case.steps]})
     found = child.evidence(Job(kind, (size,), "cpu", False), size, said.append)
-    timing = [f"the time of {steps} steps" for steps in times]
+    # A step alone, as a cell's, is a program of the loop of steps.
+    timed = list(times)[0 if kind.loop == "steps" and not kind.trace else 1 :]
+    timing = [f"the time of {steps} steps" for steps in timed]
     assert said == ["parity with torch.nn.LSTM", *expected, *timing]
-    assert (found.reason, found.least, len(found.speed)) == (None, 64, 3)
+    assert (found.reason, found.least, len(found.speed)) == (None, 64, len(timed))
+
+
+def test_a_single_step_is_timed_where_a_cell_could_be_chosen() -> None:
+    assert child.numbers_of_steps(kind_of(), quick=False) == (1, 16, 64, 512)
+    assert child.numbers_of_steps(kind_of(), quick=True) == (1, 64)
+    for other in (kind_of("fused", 256), kind_of(ragged=True), kind_of(trace=True), kind_of(reverse=True)):
+        assert child.numbers_of_steps(other, quick=True) == (64,)
 
 
 def test_the_first_size_that_is_wrong_ends_a_class(monkeypatch: pytest.MonkeyPatch) -> None:

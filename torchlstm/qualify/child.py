@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..engines.cuda.classes import Class
 from ..engines.cuda.launch import INTERPRETED
 from ..engines.cuda.records import Measured
 from . import card, compiled, probe
@@ -58,10 +59,16 @@ def evidence(job: Job, size: Size, say: Say) -> Measured:
         say("a CUDA graph")
         card.replayed(case_of(kind, size, 32, size[0]), device)
     rows = []
-    for steps in _STEPS[1:2] if quick else _STEPS:
+    for steps in numbers_of_steps(kind, quick):
         say(f"the time of {steps} steps")
         rows.append(card.timed(case_of(kind, size, steps, size[0]), kind, device, quick))
     return Measured(*size, None, least_of(rows), tuple(rows))
+
+
+def numbers_of_steps(kind: Class, quick: bool) -> tuple[int, ...]:
+    """The T that are timed: a single one too where a cell's step is of this class."""
+    single = kind.loop == "steps" and not (kind.ragged or kind.reverse or kind.trace)
+    return (*((1,) if single else ()), *(_STEPS[1:2] if quick else _STEPS))
 
 
 def work(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:

@@ -120,6 +120,12 @@ def test_fused_where_it_qualified_else_steps_else_why_not() -> None:
     assert "not measured" in str(loop_of(256, 16, 64, rows=Ragged(torch.tensor([16, 3]))))
 
 
+def test_a_single_step_is_chosen_where_it_was_faster() -> None:
+    record({name("steps", 256): corners((64, 512), (1, 64), 1), name("steps", 250): corners((66, 510), (1, 64), 16)})
+    assert loop_of(256, 16, 1) == "steps"
+    assert "T=1 is below the fewest steps at which it was faster, 16" in str(loop_of(250, 16, 1))
+
+
 def test_what_was_wrong_anywhere_is_chosen_nowhere() -> None:
     wrong = Measured(256, 16, "wrong: grad input: error 1e-2 exceeds 1e-6", None)
     record({name("fused", 256): [*corners((136, 200), (1, 16)), wrong]})
