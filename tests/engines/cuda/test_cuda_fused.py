@@ -60,7 +60,7 @@ def _one_slice(chunks: int, tile: int) -> Any:
 @pytest.mark.parametrize("name", FUSED)
 def test_slices_against_nn(name: str, chunks: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "plan", _one_slice(chunks, tile))
-    case = replace(CASES[name], batch=20)  # more than one product of 16 rows
+    case = replace(CASES[name], batch=20, steps=4)  # more than one product of 16 rows
     result = run_case(case, engine="cuda")
     assert result.passed, [verdict for verdict in result.verdicts if verdict.reason]
 
