@@ -12,7 +12,7 @@ import torchlstm
 from torchlstm import cells
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # Inductor scripts rules of its own
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),  # Inductor scripts rules of its own
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # Dynamo looks at a cell's state, no leaf
     pytest.mark.usefixtures("one_thread"),
 ]

@@ -226,7 +226,7 @@ def test_strides_and_changes_in_place(number: int, one_thread: None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths", "cell", "compiled"])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor scripts rules of its own
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # Inductor scripts rules of its own
 def test_one_feature_in_a_transposed_series(form: str, dtype: torch.dtype) -> None:
     """An axis of length 1 has any stride, and `contiguous` leaves it as it is."""
     transposed = torch.randn(1, 2, dtype=dtype).t()
@@ -314,7 +314,7 @@ def test_nn_lstm_refuses_such_a_change() -> None:
         output.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 @pytest.mark.parametrize(
     "shape", [(5, 1, 3), (1, 2, 3), (5, 3), (2, 3)], ids=["one sequence", "one step", "unbatched", "cell"]
 )

@@ -17,7 +17,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor scripts rules of its own
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # Inductor scripts rules of its own
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_two_thousand_steps_leak_nothing(compiled: bool) -> None:
     module = torchlstm.LSTM(32, 64, 2, dropout=0.1, bidirectional=True)

@@ -229,7 +229,7 @@ def test_final_states_own_their_storage() -> None:
     assert torch.equal(output, before)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 def test_per_sample_gradients() -> None:
     stack = stack_cells(Split, 3, 4, bidirectional=True)
     weights = dict(stack.named_parameters())

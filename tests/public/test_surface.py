@@ -197,7 +197,7 @@ def test_flatten_parameters_does_nothing_and_stays_callable() -> None:
     assert [parameter.data_ptr() for parameter in ours.parameters()] == before
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_jit_trace_keeps_time_and_batch_open(options: dict[str, Any]) -> None:
     theirs, ours = pair(**options)

@@ -157,9 +157,7 @@ def test_restore_leaves_subclasses_of_ours_alone() -> None:
     assert type(torchlstm.restore(model)) is Ours
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:torch", "ignore:.*torch.jit:DeprecationWarning", "ignore:.*quantiz"
-)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:.*torch.jit", "ignore:.*quantiz")
 def test_script_and_quantize_after_restoring_a_copy() -> None:
     """What wants nn.LSTM itself gets it: the way that the README gives."""
     model: Any = torchlstm.swap(nn.Sequential(nn.LSTM(4, 6))).eval()

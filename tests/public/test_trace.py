@@ -327,7 +327,7 @@ def test_gradients_under_vmap(members: bool, engine: str) -> None:
         torch.testing.assert_close({name: value[k] for name, value in found.items()}, alone)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # Inductor scripts its own rules
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_compiled(packed: bool) -> None:
     torch._dynamo.reset()
@@ -345,7 +345,7 @@ def test_compiled(packed: bool) -> None:
     torch.testing.assert_close(everything(torch.compile(lstm.trace, fullgraph=True)), everything(lstm.trace))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 def test_forward_mode() -> None:
     call, arguments = function(build("dense", bidirectional=True))
     primals = tuple(argument.detach() for argument in arguments)
@@ -358,7 +358,7 @@ def test_forward_mode() -> None:
     torch.testing.assert_close(there, back, rtol=0, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 def test_traced_by_jit_for_any_length() -> None:
     tracer = Tracer(torchlstm.LSTM(2, 3, bidirectional=True))
     script = torch.jit.trace(tracer, torch.randn(4, 2, 2), check_trace=False)

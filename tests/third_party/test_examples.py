@@ -20,7 +20,7 @@ def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("with_lightning", capsys) < 0.05
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of what skorch imports
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of what skorch imports
 def test_skorch(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("with_skorch", capsys) > 0.8
 

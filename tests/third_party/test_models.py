@@ -27,7 +27,7 @@ from torchlstm.parity import check
 
 with warnings.catch_warnings():
     # At its import, torch_geometric scripts two functions.
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     from torch_geometric.nn import JumpingKnowledge, LSTMAggregation, Set2Set
 
 LSTM, CELL = torchlstm.LSTM, torchlstm.LSTMCell

@@ -1,6 +1,5 @@
 """The time loop over a cell as TorchScript: `torch.jit.trace` records it, so that a stack stays a loop."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.reference.loop import Loop, Step, time_loop
+from ..engines.reference.loop import Loop, Step, time_loop, undeprecated
 
 
 def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -> tuple[Loop, list[Tensor]]:
@@ -28,9 +27,7 @@ def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -
         with _replaced(places, given):
             return step(x, state, given)
 
-    with _untraced(), warnings.catch_warnings():
-        # torch.jit is deprecated; whoever traces has been told.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _untraced(), undeprecated():
         example = (x.detach(), *([tensor.detach() for tensor in tensors] for tensors in (state, weights)))
         traced: Any = torch.jit.trace(pure, example, check_trace=False, strict=False)
         return torch.jit.script(time_loop(traced)), weights

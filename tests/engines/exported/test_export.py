@@ -18,7 +18,7 @@ if reason := torchlstm.engines()["cpu"]:
 # torch.export's own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
     pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
 ]
 

@@ -262,7 +262,7 @@ def test_transforms_of_transforms(kernel: PythonKernel) -> None:
         torch.testing.assert_close(total[name], expected.sum((0, 1)))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 def test_second_derivatives_by_torch_func(kernel: PythonKernel) -> None:
     module, x = torchlstm.LSTM(2, 3, dtype=torch.float64), torch.randn(3, 1, 2, dtype=torch.float64)
 
@@ -361,7 +361,7 @@ class Wrapper(Tensor):
         return tree_map_only(Tensor, Wrapper, func(*args, **kwargs))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 def test_tensors_that_are_not_plain_memory(kernel: PythonKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their addresses would be null, or another number's: the kernel sees memory, as an operator, or nothing."""
     module, x = torchlstm.LSTM(2, 3), torch.randn(4, 2, 2)

@@ -199,7 +199,7 @@ def test_gradients_under_vmap(packed: bool, engine: str) -> None:
         torch.testing.assert_close({name: value[index] for name, value in together.items()}, alone)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 def test_a_batch_of_cotangents_and_forward_mode(engine: str) -> None:
     call, arguments = function(pair(2, bidirectional=True, dtype=torch.float64)[1])
     values = call(*arguments)
@@ -217,7 +217,7 @@ def test_a_batch_of_cotangents_and_forward_mode(engine: str) -> None:
     torch.testing.assert_close(there, back, rtol=0, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # Inductor scripts its own rules
 def test_compiled(engine: str) -> None:
     torch._dynamo.reset()
     whole, part = pair(3, bidirectional=True, num_layers=2)

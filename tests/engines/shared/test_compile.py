@@ -18,7 +18,7 @@ if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no engine with operators: {reason}", allow_module_level=True)
 
 # Inductor, export and torch.func script rules of their own.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def test_vmap_over_inputs_and_over_an_ensemble() -> None:
     torch.testing.assert_close(output, torch.stack([member(x[0])[0] for member in members]))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func scripts its own rules
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.func scripts its own rules
 def test_forward_mode_agrees_with_reverse_mode() -> None:
     module, x = double(), torch.randn(3, 1, 2, dtype=torch.float64)
 

@@ -43,7 +43,7 @@ def test_an_eager_call_asks_little_for_transforms() -> None:
 
 
 @pytest.mark.skipif(not KERNEL, reason="the reference engine is unrolled")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor scripts rules of its own
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # Inductor scripts rules of its own
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_compiling_does_not_take_longer_for_more_steps() -> None:
     def compiled(steps: int) -> None:

@@ -13,7 +13,7 @@ import torchlstm
 from torchlstm import cells
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     # Of torch's own pack and pad, which a trace hands tensors in the place of sizes.
     pytest.mark.filterwarnings("ignore:.*pack_padded_sequence has been called:UserWarning"),

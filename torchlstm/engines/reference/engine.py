@@ -4,7 +4,6 @@ On plain real tensors, outside of all transforms, `direct.py` computes the same 
 gradients are the loop's again.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, cast
@@ -21,7 +20,7 @@ from ..shared.access import DIRECT, access_of
 from ..shared.kernel import flatten, unflatten
 from ..shared.unread import completed, read_by_backward, separate
 from . import direct
-from .loop import time_loop
+from .loop import time_loop, undeprecated
 
 
 def _step(gates_x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -41,9 +40,7 @@ recurrence = time_loop(_step)
 @cache
 def _scripted() -> Callable[..., Any]:
     """The time loop as TorchScript."""
-    with warnings.catch_warnings():
-        # torch.jit is deprecated; whoever traces has been told.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with undeprecated():
         return torch.jit.script(recurrence)
 
 

@@ -1,6 +1,8 @@
 """The time loop of one direction over any cell, dense or ragged, forwards or backwards."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from torch import Tensor, cat, jit
@@ -11,6 +13,18 @@ from torch import Tensor, cat, jit
 #   weights  whatever the loop was given, the same at every step
 Step: TypeAlias = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
 Loop: TypeAlias = Callable[..., tuple[list[Tensor], list[Tensor]]]
+
+
+@contextmanager
+def undeprecated() -> Iterator[None]:
+    """Within, torch.jit does not say that it is deprecated: whoever traces has been told.
+
+    It says so by a DeprecationWarning, from torch 2.14 on by a FutureWarning.
+    """
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def time_loop(step: Step) -> Loop:
