@@ -36,6 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield waits
 
 
+@pytest.mark.long
 @pytest.mark.skipif("TORCHLSTM_TEST_DRY_RUN" not in os.environ, reason="a minute: only with TORCHLSTM_TEST_DRY_RUN=1")
 def test_dry_run(tmp_path: Path) -> None:
     """Every step starts, does a little of what it is for, and ends well."""

@@ -38,6 +38,7 @@ def losses(processes: int, *arguments: str) -> list[float]:
     return [float(loss) for loss in line.split()]
 
 
+@pytest.mark.long
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     alone = losses(1, "--updates", "12")
     assert alone[-1] < 0.8 * alone[0]

@@ -33,6 +33,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
