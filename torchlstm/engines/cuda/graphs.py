@@ -8,7 +8,9 @@ runs as without graphs.  Ragged batches run so throughout: the sizes of their st
 come back.
 
 Everything that a graph holds fixed is in its key, the stream too: on one stream calls follow one another, so that
-buffers, memory pool and cuBLAS's workspace need no guard of their own.  A first call runs without graphs, a second one
+buffers, memory pool and cuBLAS's workspace need no guard of their own.  (Two threads of the host on one stream are the
+exception: cuBLAS's workspaces are cleared around a capture, and another thread's product may be about to use one, as
+around the captures of torch's compiler.)  A first call runs without graphs, a second one
 captures.  Bits may differ between the two where cuBLAS chooses by the alignment of addresses; hence no graphs while
 torch is to be deterministic.
 """
