@@ -4,7 +4,6 @@ Run on a GPU: `python -m benchmarks.gpu_compile`.  Prints a line a module: how l
 """
 
 import argparse
-import importlib
 import multiprocessing
 import os
 import sys
@@ -12,15 +11,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from torchlstm import EngineRefusal, use_engine
+from torchlstm.engines.cuda.launch import compiling
 from torchlstm.parity import CASES
 
 from .calls import call_of, module_of
-from .gpu_device import INTERPRETED, device_of
+from .gpu_device import device_of
 from .gpu_stress import cases as stress_cases
 from .workloads import MODES, Workload, select
 
@@ -49,19 +49,7 @@ def modules(dry_run: bool) -> list[Workload]:
 
 
 def _begin() -> None:
-    """Let this process compile kernels and launch none."""
     torch.set_num_threads(1)
-    if INTERPRETED:
-        return
-    function: Any = importlib.import_module("triton.runtime.jit").JITFunction
-    kernel: Any = importlib.import_module("triton.compiler.compiler").CompiledKernel
-    compile_or_launch = function.run
-
-    def only_compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        return compile_or_launch(self, *args, grid=grid, warmup=True, **kwargs)
-
-    function.run = only_compile
-    kernel.__getitem__ = lambda *_: lambda *args, **kwargs: None
 
 
 def compile_one(workload: Workload) -> Compiled:
@@ -69,7 +57,7 @@ def compile_one(workload: Workload) -> Compiled:
     device, start, error = device_of(), time.perf_counter(), None
     try:
         inputs = workload.inputs().to(device, workload.case.dtype)
-        with use_engine("cuda"):
+        with use_engine("cuda"), compiling():
             for mode in MODES:
                 with torch.set_grad_enabled(mode == "training"):
                     call_of(mode, module_of(workload, True, str(device)), inputs)()

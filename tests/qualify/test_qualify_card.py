@@ -10,6 +10,8 @@ from torch import Tensor
 
 from torchlstm.engines.contract import Engine, Problem
 from torchlstm.engines.cuda import engine as cuda
+from torchlstm.engines.cuda import launch as launching
+from torchlstm.engines.cuda import loops
 from torchlstm.engines.cuda.classes import Class, Form, class_of
 from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.reference import engine as reference
@@ -131,6 +133,19 @@ def test_the_first_size_that_is_wrong_ends_a_class(monkeypatch: pytest.MonkeyPat
     assert lines[1]["found"]["reason"] == "wrong: off"
 
 
+def test_a_class_whose_launch_is_refused_does_not_qualify_by_the_loop_that_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tried(*_: Any) -> Any:
+        loops._without_room(launching.NoRoom("too many blocks in cooperative launch"))
+
+    monkeypatch.setattr(child, "evidence", tried)
+    monkeypatch.setattr(loops, "_said", [])
+    lines: list[dict[str, Any]] = []
+    child.work(Job(kind_of("fused", 256), ((256, 3),), "cpu", False), lines.append)
+    assert lines[0]["found"]["reason"].startswith("failed: RuntimeWarning: torchlstm: a GPU refused the kernel")
+
+
 COMPILED = {
     "steps": (kind_of(), (8, 3), "pointwise"),
     "rows": (kind_of("fused", 32, torch.bfloat16, ragged=True), (32, 3), "fused_rows"),
@@ -156,11 +171,7 @@ def test_all_that_a_class_runs_is_compiled_and_nothing_is_run(
             assert launch_cooperative_grid == kind.cooperates
             seen.add((self.file, self.name, constants.get("SAVE")))
 
-    def module(name: str, _: Any) -> Any:
-        file = name.split(".")[-1]
-        return SimpleNamespace(forward=Kernel(file, "forward"), backward=Kernel(file, "backward"))
-
-    monkeypatch.setattr(compiled, "import_module", module)
+    monkeypatch.setattr(launching, "kernel_of", Kernel)
     compiled.compile_all(Job(kind, (size,), "cpu", False))
     assert seen == {(file, "forward", True), (file, "forward", False), (file, "backward", None)}
 

@@ -6,6 +6,7 @@ for each size.  It ends where its standard input does, so that it does not outli
 
 import json
 import os
+import re
 import sys
 import threading
 import warnings
@@ -16,6 +17,7 @@ import torch
 
 from ..engines.cuda.classes import Class
 from ..engines.cuda.launch import INTERPRETED
+from ..engines.cuda.loops import REFUSED
 from ..engines.cuda.records import Measured
 from . import card, compiled, probe
 from .evidence import Wrong, calls, case_of, only, parity, products, same_bits
@@ -73,7 +75,9 @@ def numbers_of_steps(kind: Class, quick: bool) -> tuple[int, ...]:
 
 def work(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
     """Try a class at all its sizes; the first that is wrong ends it, since a GPU's context may be lost by it."""
-    with products(job.kind), only(job.kind):
+    with products(job.kind), only(job.kind), warnings.catch_warnings():
+        # What ran then were other programs than this class's.
+        warnings.filterwarnings("error", re.escape(REFUSED))
         for size in job.sizes:
 
             def say(what: str, size: Size = size) -> None:

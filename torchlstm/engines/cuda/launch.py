@@ -2,7 +2,8 @@
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,12 +25,29 @@ _NOT_TOGETHER = "operation not supported"
 # A number that Triton passes in 32 bits is below this; a larger one is an argument of another type.
 _NARROW = 1 << 31
 
+# Whether kernels are compiled and not launched: see `compiling`.
+_only_compile = False
+
 # Compiled kernels, by all that Triton's dispatcher would look at; see `Repeated`.
 _compiled: dict[Any, Any] = {}
 
 
 class NoRoom(RuntimeError):
     """The GPU, or the part of it that this process may use, has no room for a launch: the kernel has not run."""
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile every kernel, into Triton's cache, instead of launching it; the interpreter compiles nothing, and runs.
+
+    What a kernel would have computed is left as it is.
+    """
+    global _only_compile
+    before, _only_compile = _only_compile, True
+    try:
+        yield
+    finally:
+        _only_compile = before
 
 
 def kernel_of(file: str, name: str) -> Any:
@@ -48,7 +66,7 @@ def launch(
     stages: int | None = None,
     **constants: Any,
 ) -> Any:
-    """Launch a kernel on the current stream; returns the compiled kernel, None in the interpreter.
+    """Launch a kernel on the current stream; returns the compiled kernel, None if nothing was.
 
     together  refuse to unless all its programs can run at once
     Raises NoRoom, before anything has run, if the GPU has no room for it.
@@ -59,8 +77,12 @@ def launch(
     if not INTERPRETED:
         options = {"num_warps": warps, "launch_cooperative_grid": together, **OPTIONS}
         options |= {} if stages is None else {"num_stages": stages}
+    kernel = kernel_of(file, name)
+    if _only_compile and not INTERPRETED:
+        kernel.warmup(*tensors, *numbers, grid=grid, **constants, **options)
+        return None
     try:
-        return kernel_of(file, name)[grid](*tensors, *numbers, **constants, **options)
+        return kernel[grid](*tensors, *numbers, **constants, **options)
     except Exception as error:
         if reason := _no_room(error, together):
             raise NoRoom(reason) from error

@@ -10,7 +10,8 @@ from .launch import NoRoom
 from .plan import Plan, Steps
 from .work import Work
 
-# Whether it was said that a fused loop has found no room.
+# How the warning begins that a fused loop has found no room, and whether it was given.
+REFUSED = "torchlstm: a GPU refused the kernel that computes all steps of an LSTM at once"
 _said: list[str] = []
 
 
@@ -65,8 +66,8 @@ def _without_room(error: NoRoom) -> Steps:
     if not _said:
         _said.append(str(error))
         warnings.warn(
-            f"torchlstm: a GPU refused the kernel that computes all steps of an LSTM at once ({error}); such layers "
-            "run step by step. Less room than the whole GPU is granted by MPS, by green contexts and to a MIG slice",
+            f"{REFUSED} ({error}); such layers run step by step. Less room than the whole GPU is granted by MPS, by green "
+            "contexts and to a MIG slice",
             RuntimeWarning,
             stacklevel=3,
         )
