@@ -33,6 +33,14 @@ def unwritten_memory_shows() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_record_of_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the records of whoever runs the tests out of them, and of their children."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHLSTM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def engine_is_automatic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave no forced engine behind."""

@@ -1,9 +1,6 @@
 """The CUDA engine without a GPU: its kernels in Triton's interpreter, in another process of pytest on this file."""
 
-import os
-import subprocess
-import sys
-
+import in_the_interpreter
 import pytest
 import torch
 
@@ -36,11 +33,7 @@ NAMES = [
 @pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert int(done.stdout.splitlines()[-1].split(" passed")[0].split()[-1]) > len(NAMES)
+    assert in_the_interpreter.run(__file__) > len(NAMES)
 
 
 @interpreted

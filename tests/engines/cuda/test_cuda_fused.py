@@ -1,11 +1,9 @@
 """The CUDA engine's fused loops without a GPU: in Triton's interpreter, in another process of pytest on this file."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
+import in_the_interpreter
 import pytest
 import torch
 from torch import multiprocessing
@@ -34,11 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 @pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert int(done.stdout.splitlines()[-1].split(" passed")[0].split()[-1]) > 2 * len(FUSED)
+    assert in_the_interpreter.run(__file__) > 2 * len(FUSED)
 
 
 FUSED = ["float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "float16-everything-dense"]

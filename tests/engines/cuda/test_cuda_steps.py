@@ -1,14 +1,12 @@
 """The step loop: in Triton's interpreter, in another process of pytest on this file, and what surrounds a loop."""
 
 import importlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import in_the_interpreter
 import pytest
 import torch
 from fake_graphs import FakeGraphs
@@ -45,11 +43,7 @@ NAMES = [
 
 @compiled
 def test_in_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert int(done.stdout.splitlines()[-1].split(" passed")[0].split()[-1]) > len(NAMES)
+    assert in_the_interpreter.run(__file__) > len(NAMES)
 
 
 def _by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +56,7 @@ def _by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @interpreted
 @pytest.mark.parametrize("name", NAMES)
 def test_case(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All other cases run by it if TORCHLSTM_LOOP..."""
+    """Cases that the engine alone would run by a fused loop."""
     _by_steps(monkeypatch)
     result = run_case(CASES[name], engine="cuda")
     assert result.skipped is None

@@ -88,6 +88,10 @@ def _version(*names: str) -> str:
     return "unknown"
 
 
+# Where MPS has its pipes unless it is told otherwise (NVIDIA, "Multi-Process Service"); where it is not, nobody shares.
+_MPS_PIPES = "/tmp/nvidia-mps"
+
+
 def _sources() -> str:
     """A digest of the texts that the programs, their plan and their launches are made of."""
     here, found = Path(__file__).parent, hashlib.sha256()
@@ -111,7 +115,7 @@ def _asked_for_mig() -> bool:
 
 def _mps() -> str:
     """Whether several processes share the GPU by MPS, and how much of it they get."""
-    pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+    pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _MPS_PIPES)
     if not os.path.exists(os.path.join(pipe, "control")):
         return "no"
     shares = ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_ENABLE_PER_CTX_DEVICE_MULTIPROCESSOR_PARTITIONING")

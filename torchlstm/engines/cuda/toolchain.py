@@ -56,9 +56,8 @@ def _built() -> bool:
     That of Triton 3.6 does not: there each signature of a kernel has a launcher of its own, to be built in turn.
     """
     try:
-        utils = import_module(
-            "triton.runtime"
-        ).driver.active.utils  # raises, since nothing can be built, if it is not in Triton's cache
+        # Raises, since nothing can be built, if it is not in Triton's cache.
+        utils = import_module("triton.runtime").driver.active.utils
     except Exception:
         return False
     return hasattr(utils, "launch")
