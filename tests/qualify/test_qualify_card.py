@@ -1,5 +1,6 @@
 """What a GPU is asked for, with nothing in its place: the order of the evidence, and that none of it passes unseen."""
 
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from torchlstm.engines.cuda import loops
 from torchlstm.engines.cuda.classes import Class, Form, class_of
 from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.reference import engine as reference
+from torchlstm.parity.run import tf32
 from torchlstm.qualify import card, child, compiled, evidence, probe
 from torchlstm.qualify.evidence import Wrong
 from torchlstm.qualify.wanted import Job
@@ -142,8 +144,23 @@ def test_a_class_whose_launch_is_refused_does_not_qualify_by_the_loop_that_takes
     monkeypatch.setattr(child, "evidence", tried)
     monkeypatch.setattr(loops, "_said", [])
     lines: list[dict[str, Any]] = []
-    child.work(Job(kind_of("fused", 256), ((256, 3),), "cpu", False), lines.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in the process of a class
+        child.work(Job(kind_of("fused", 256), ((256, 3),), "cpu", False), lines.append)
     assert lines[0]["found"]["reason"].startswith("failed: RuntimeWarning: torchlstm: a GPU refused the kernel")
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_calls_without_gradients_are_judged_by_the_precision_of_the_class(
+    device: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[bool] = []
+    monkeypatch.setattr(evidence, "judge", lambda *args: judged.append(args[4]) or [])
+    case = evidence.case_of(kind_of(), (8, 3), 3, 5)
+    monkeypatch.setattr(evidence, "inferred", lambda *_: {})
+    with tf32(("rnn",) if allowed else ()):
+        evidence._inferred(case, device)
+    assert judged == [device == "cuda" and allowed]
 
 
 COMPILED = {

@@ -66,8 +66,8 @@ def _without_room(error: NoRoom) -> Steps:
     if not _said:
         _said.append(str(error))
         warnings.warn(
-            f"{REFUSED} ({error}); such layers run step by step. Less room than the whole GPU is granted by MPS, by green "
-            "contexts and to a MIG slice",
+            f"{REFUSED} ({error}); such layers run step by step. Less room than the whole GPU is granted by MPS, by "
+            "green contexts and to a MIG slice",
             RuntimeWarning,
             stacklevel=3,
         )
