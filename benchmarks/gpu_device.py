@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import re
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+from torchlstm.engines.cuda.loops import REFUSED
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -21,6 +25,8 @@ def device_of(parser: argparse.ArgumentParser | None = None, dry_run: bool = INT
     elif not torch.cuda.is_available():
         problem = f"no CUDA device: torch {torch.__version__} sees none"
     if problem is None:
+        # What ran then was the step loop, and what was to be tried was not.
+        warnings.filterwarnings("error", re.escape(REFUSED))
         return torch.device("cuda", torch.cuda.current_device())
     if parser is None:
         raise RuntimeError(problem)

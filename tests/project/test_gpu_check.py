@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from benchmarks.environment import environment
 from benchmarks.gate import judge_workload
 from benchmarks.workloads import WORKLOADS, select
 from torchlstm.engines.contract import Engine
+from torchlstm.engines.cuda import loops
+from torchlstm.engines.cuda.launch import NoRoom
 from torchlstm.engines.reference import engine as reference
 from torchlstm.parity import CASES
 from torchlstm.parity.run import tf32, tf32_allowed
@@ -199,6 +202,15 @@ def test_slopes_and_kernels_on_a_gpu_that_is_none(cuda: list[str], monkeypatch: 
     assert cuda
     x = torch.randn(3, 2, 4, requires_grad=True)
     assert gpu_kernels.kernels(torch.nn.LSTM(4, 4), x, gpu_stress.use_engine("cuda"))
+
+
+def test_a_kernel_that_is_refused_fails_what_was_to_try_it(cuda: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_said", [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gpu_device.device_of()
+        with pytest.raises(RuntimeWarning, match="a GPU refused the kernel"):
+            loops._without_room(NoRoom("too many blocks in cooperative launch"))
 
 
 def test_everything_is_compiled_before() -> None:

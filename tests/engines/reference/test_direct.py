@@ -214,6 +214,7 @@ WAYS: dict[str, tuple[Callable[[LSTM, Tensor], None], list[str]]] = {
     "dispatch-mode": (_counted, ["loop"]),
     "trace": (lambda lstm, x: lstm.trace(x), ["loop"]),  # type: ignore[dict-item,return-value]
     "complex": (_complex, ["loop"]),
+    "another-device": (lambda lstm, x: _plain(lstm.to("meta"), x.to("meta")), ["loop"]),
 }
 
 

@@ -16,6 +16,9 @@ from ..contract import Problem, Ragged, Weights
 
 _aten = torch.ops.aten
 
+# Others may lack operations that write into a given tensor; there the loop runs.
+DEVICES = ("cpu", "cuda")
+
 # Of fewer steps the loop over `lstm_step` is as fast or faster on the CPU: 43 operations of a training step are of
 # the call, not of its steps (H=64, B=1, one thread of a Zen 4: 5 % slower at 6 steps, 5 % faster at 8).
 LEAST = 7

@@ -60,7 +60,7 @@ def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weight
     tensors = (x, h, c, *flatten([weights]))
     # Not the access of the problem: a gradient of a gradient differentiates a layer that was posed before.
     few = not problem.trace and x.dtype.is_floating_point and access_of(tensors) is DIRECT
-    if not few or problem.rows.steps < direct.LEAST:
+    if not few or x.device.type not in direct.DEVICES or problem.rows.steps < direct.LEAST:
         return _looped(problem, d, x, h, c, weights)
     steps = direct.steps_of(problem, d)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
