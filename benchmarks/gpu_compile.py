@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 
-from torchlstm import EngineRefusal, use_engine
+from torchlstm import LSTM, EngineRefusal, LSTMCell, use_engine
 from torchlstm.engines.cuda.launch import compiling
 from torchlstm.parity import CASES
+from torchlstm.parity.observe import build, draw, observe
 
 from .calls import call_of, module_of
 from .gpu_device import device_of
@@ -37,7 +38,10 @@ class Compiled(NamedTuple):
 
 
 def modules(dry_run: bool) -> list[Workload]:
-    """Whatever is called later: the parity table, the stress test, the workloads; the slowest to compile first."""
+    """Whatever is called later: the parity table, the stress test, the workloads; the slowest to compile first.
+
+    Cases of parity and stress have no group.
+    """
     if dry_run:
         return [Workload(name, "", CASES[name]) for name in ("cell-float32",)]
     table = [Workload(case.name, "", case) for case in CASES.values() if not case.dtype.is_complex]
@@ -56,9 +60,12 @@ def compile_one(workload: Workload) -> Compiled:
     """Call a module in inference and in training, which compiles what it would launch; the results are garbage."""
     device, start, error = device_of(), time.perf_counter(), None
     try:
-        inputs = workload.inputs().to(device, workload.case.dtype)
+        case = workload.case
+        inputs = (workload.inputs() if workload.group else draw(case)).to(device, case.dtype)
         with use_engine("cuda"), compiling():
-            for mode in MODES:
+            if not workload.group:
+                observe(build(case, LSTM, LSTMCell, case.dtype).to(device), case, inputs)
+            for mode in MODES if workload.group else ():
                 with torch.set_grad_enabled(mode == "training"):
                     call_of(mode, module_of(workload, True, str(device)), inputs)()
     except EngineRefusal:

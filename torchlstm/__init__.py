@@ -10,7 +10,7 @@ from .lstm import LSTM
 from .stream import Stream
 from .swap import plan_swap, restore, swap
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LSTM",

@@ -1,7 +1,7 @@
 """Run parity cases on an engine: nn.LSTM in float64, nn.LSTM, ours, and the verdicts."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
@@ -90,26 +90,56 @@ def _run_case(case: Case, device: str, engine: str) -> Result:
     inputs = draw(case)
     wide = torch.complex128 if case.dtype.is_complex else torch.float64
 
-    def run(lstm: type[nn.Module], cell: type[nn.Module], this: Case, dtype: torch.dtype) -> Observation:
-        module = build(this, lstm, cell, dtype).to(place)
-        return observe(module, this, inputs.to(place, dtype))
+    def run(lstm: type[nn.Module], cell: type[nn.Module], this: Case, dtype: torch.dtype, on: str) -> Observation:
+        module = build(this, lstm, cell, dtype).to(on)
+        seen = observe(module, this, inputs.to(torch.device(on), dtype))
+        return {name: None if tensor is None else tensor.to(place) for name, tensor in seen.items()}
 
     with use_engine(engine):
         try:
-            ours = run(LSTM, LSTMCell, case, case.dtype)
+            ours = run(LSTM, LSTMCell, case, case.dtype, device)
         except EngineRefusal as refusal:
             return Result(case, [], str(refusal))
-    truth = run(nn.LSTM, nn.LSTMCell, replace(case, autocast=None), wide)
-    rival, note = None, None
-    try:
-        rival = run(nn.LSTM, nn.LSTMCell, case, case.dtype)
-    except RuntimeError as error:
-        # oneDNN has no autocast arithmetic on processors without instructions for it.
-        if case.autocast is None:
-            raise
-        note = f"nn.LSTM cannot run this here ({str(error)[:60]}...): judged against float64 alone"
+
+    def theirs(this: Case, dtype: torch.dtype) -> tuple[Observation | None, str | None]:
+        return _first_that_runs(lambda on: run(nn.LSTM, nn.LSTMCell, this, dtype, on), device, this.autocast)
+
+    truth, _ = theirs(replace(case, autocast=None), wide)
+    assert truth is not None
+    rival, note = theirs(case, case.dtype)
     verdicts = judge(ours, rival, truth, case.autocast or case.dtype, device != "cpu" and case.rounds_to_tf32)
     return Result(case, verdicts, None, note)
+
+
+def _first_that_runs(
+    run: Callable[[str], Observation], device: str, autocast: torch.dtype | None
+) -> tuple[Observation | None, str | None]:
+    """What nn.LSTM computes, and a note where it does so by a detour: without cuDNN, or on the CPU.
+
+    cuDNN refuses some of what nn.LSTM can do elsewhere, as gradients in eval mode, and computes in float16 whatever
+    dtype autocast is asked for.  None if nothing is left to compare with, which only an autocast's case may be.
+    """
+    ways: list[tuple[str, str, AbstractContextManager[Any]]] = [("", device, nullcontext())]
+    if device != "cpu":
+        ways.append((": compared with torch's own CUDA kernels", device, torch.backends.cudnn.flags(enabled=False)))
+        ways += [] if autocast else [(": compared with the CPU", "cpu", nullcontext())]
+    why: Exception | None = None
+    for told, on, context in ways:
+        try:
+            with context:
+                seen = run(on)
+        except RuntimeError as error:
+            why = why or error
+            continue
+        output = seen.get("output")
+        if autocast is None or output is None or output.dtype == autocast:
+            return seen, None if why is None else f"nn.LSTM cannot run this here ({str(why)[:60]}...){told}"
+        why = why or RuntimeError(f"its output is {output.dtype}, asked for {autocast}")
+    # On a CPU too: oneDNN has no autocast arithmetic on processors without instructions for it.
+    assert why is not None
+    if autocast is None:
+        raise why
+    return None, f"nn.LSTM cannot run this here ({str(why)[:60]}...): judged against float64 alone"
 
 
 def select(pattern: str | None) -> list[Case]:

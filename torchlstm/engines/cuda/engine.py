@@ -134,15 +134,15 @@ class _CUDA:
             path = self._plan(work, "backward")
             if not problem.proj_size:
                 args = (acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)
-                dgates, dh_0, dc_0 = loops.backward(path, work, *args)
+                dgates, dh_0, dc_0 = loops.backward(path, work, *args, needs_h_0)
             else:
                 dy = acts.new_zeros(count, directions * size) if dy is None else dy
                 dh_n = torch.zeros_like(h_0) if dh_n is None else dh_n
                 w_hr = _stack([w_hr for *_, w_hr in weights])
                 fused, (draw, draw_n) = _exact_product(w_hh, w_hr), _before_projection(work, w_hr, dy, dh_n)
                 args = (acts, cells, c_0, fused, draw, draw_n, dc_n, dacts, dcells)
-                dgates, _, dc_0 = loops.backward(path, work, *args)
-                dh_0 = first_products(work, dgates, w_hh, dh_n)
+                dgates, _, dc_0 = loops.backward(path, work, *args, needs_h_0=False)
+                dh_0 = first_products(work, dgates, w_hh, h_0, dh_n)
             for d in range(directions):
                 own, back, o = slice(d * size, (d + 1) * size), turned(work, d), acts[d, :, 3 * hidden :]
                 if dy is None or dh_n is None or not problem.proj_size:

@@ -25,26 +25,27 @@ def forward(
     h_0, c_0, w_hh = _aligned(h_0, c_0, w_hh)
     if isinstance(plan, Rows):
         h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
-        launching.launch(
+        launching.launch_again(
             "fused_rows", "forward", (-(-batch // plan.tile), directions), plan.warps,
             (gates, w_hh, y, cells, h_0, c_0, h_n, c_n, *_index(work)), (work.problem.rows.steps, batch, work.rows),
             H=hidden, D=directions, HP=plan.units, BB=plan.tile, SAVE=save, **_compiled(work),
         )  # fmt: skip
         return y, h_n, c_n, cells
     pad = padded(hidden)
-    c = c_0.to(wide(c_0.dtype), copy=True)
-    h_n = h_0.clone()
-    exchange = y if pad == hidden else y.new_empty(work.rows, directions * pad)
-    words, bits = _empty(exchange)
+    c_n = _states(plan, c_0, c_0)
+    # Sequences without a step keep what they began with.
+    h_n = torch.empty_like(h_0) if work.sizes[0] == batch else h_0.clone()
+    exchange = y.new_empty(work.rows, directions * pad) if _apart(work, y) else y
+    words = _empty(exchange)
     if pad > hidden:
         h_0 = torch.nn.functional.pad(h_0, (0, pad - hidden))
-    launching.launch(
+    launching.launch_again(
         "fused_slices", "forward", (directions * plan.tiles * plan.slices,), plan.warps,
-        (gates, w_hh, words, bits, y, cells, h_0.view(bits.dtype), h_n, c, *_index(work)),
+        (gates, w_hh, words, y, cells, h_0.view(torch.int32), c_0, h_n, c_n, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
         H=hidden, PAD=pad, D=directions, SAVE=save, together=True, **_cut(plan), **_compiled(work),
     )  # fmt: skip
-    return y, h_n, c.to(c_0.dtype), cells
+    return y, h_n, c_n.to(c_0.dtype), cells
 
 
 def backward(
@@ -55,10 +56,11 @@ def backward(
     c_0: Tensor,
     w_hh: Tensor,
     dy: Tensor,
-    dh_n: Tensor,
-    dc_n: Tensor,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
     dacts: Tensor | None,
     dcells: Tensor | None,
+    needs_h_0: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `loops.backward`."""
     directions, batch, hidden = c_0.shape
@@ -67,8 +69,8 @@ def backward(
     acts, cells, c_0, w_hh, dy = _aligned(acts, cells, c_0, w_hh, dy)
     dh_n, dc_n, dacts, dcells = _aligned(dh_n, dc_n, dacts, dcells)
     if isinstance(plan, Rows):
-        dh_0, dc_0 = torch.empty_like(dh_n), torch.empty_like(dc_n)
-        launching.launch(
+        dh_0, dc_0 = torch.empty_like(c_0), torch.empty_like(c_0)
+        launching.launch_again(
             "fused_rows", "backward", (-(-batch // plan.tile), directions), plan.warps,
             (acts, w_hh, cells, c_0, dy, dh_n, dc_n, dacts, dcells, dgates, dh_0, dc_0, *_index(work)),
             (work.problem.rows.steps, batch, work.rows),
@@ -76,17 +78,29 @@ def backward(
         )  # fmt: skip
         return dgates, dh_0, dc_0
     pad = padded(hidden)
-    dc = dc_n.to(wide(dc_n.dtype), copy=True)
-    exchange = dgates if pad == hidden else dgates.new_empty(directions, work.rows, 4 * pad)
-    words, bits = _empty(exchange)
-    launching.launch(
+    dc_0 = _states(plan, c_0, dc_n)
+    exchange = dgates.new_empty(directions, work.rows, 4 * pad) if _apart(work, dgates) else dgates
+    words = _empty(exchange)
+    launching.launch_again(
         "fused_slices", "backward", (directions * plan.tiles * plan.slices,), plan.warps,
-        (acts, w_hh, words, bits, cells, c_0, dy, dh_n, dc, dacts, dcells, dgates, *_index(work)),
+        (acts, w_hh, words, cells, c_0, dy, dh_n, dc_n, dc_0, dacts, dcells, dgates, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
-        H=hidden, PAD=pad, D=directions, TRACE=trace, SLICES_UP=power_of_two(plan.slices), together=True,
-        **_cut(plan), **_compiled(work),
+        H=hidden, PAD=pad, D=directions, TRACE=trace, together=True, **_cut(plan), **_compiled(work),
     )  # fmt: skip
-    return dgates, first_products(work, dgates, w_hh, dh_n), dc.to(c_0.dtype)
+    dh_0 = first_products(work, dgates, w_hh, c_0, dh_n) if needs_h_0 else dgates
+    return dgates, dh_0, dc_0.to(c_0.dtype)
+
+
+def _states(plan: Slices, like: Tensor, first: Tensor | None = None) -> Tensor:
+    """Where a kernel leaves the last c, or the first's gradient (D, B, H).
+
+    A program with several products a step keeps it there from step to step, so that it is float32 and begins as `first`,
+    None for zero.
+    """
+    if plan.tile == plan.rows:
+        return torch.empty_like(like)
+    kind = wide(like.dtype)
+    return torch.zeros_like(like, dtype=kind) if first is None else first.to(kind, copy=True)
 
 
 def _index(work: Work) -> tuple[Tensor | None, Tensor | None]:
@@ -104,11 +118,13 @@ def _cut(plan: Slices) -> dict[str, int]:
     return {
         "HS": plan.units,
         "SLICES": plan.slices,
+        "SLICES_UP": power_of_two(plan.slices),
         "CHUNKS": plan.chunks,
         "KS": plan.parts,
         "KC": plan.part,
         "BB": plan.rows,
         "TILE": plan.tile,
+        "PEEK": plan.peek,
     }
 
 
@@ -126,7 +142,12 @@ def _aligned(*tensors: Tensor | None) -> list[Any]:
     return [t.clone() if t is not None and t.data_ptr() % 16 else t for t in tensors]
 
 
-def _empty(exchange: Tensor) -> tuple[Tensor, Tensor]:
-    """The memory of an exchange as words and as the bits of its elements, all of them what no result is."""
-    words = exchange.view(torch.int32)
-    return words.fill_(-1), exchange.view(torch.int16 if exchange.itemsize == 2 else torch.int32)
+def _apart(work: Work, results: Tensor) -> bool:
+    """Whether what is exchanged is other than the results: in rows of another length, or rounded to TF32."""
+    hidden = work.problem.hidden_size
+    return padded(hidden) > hidden or (results.dtype == torch.float32 and precision(work) == "tf32")
+
+
+def _empty(exchange: Tensor) -> Tensor:
+    """The memory of an exchange as words, all of them what no result is."""
+    return exchange.view(torch.int32).fill_(-1)

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,9 +74,15 @@ def _common() -> Identity:
         "torch": f"{torch.__version__} {str(torch.version.git_version)[:12]}",
         "Triton": _version("triton", "pytorch-triton"),
         "settings": json.dumps(settings),
-        "torchlstm": _version("torchlstm"),
+        "torchlstm": _own_version(),
         "sources": _sources(),
     }
+
+
+def _own_version() -> str:
+    """The version of this package, also where it is not installed."""
+    package = __package__.split(".")[0]
+    return str(import_module(package).__version__)
 
 
 def _version(*names: str) -> str:

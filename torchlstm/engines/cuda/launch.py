@@ -89,6 +89,55 @@ def launch(
         raise
 
 
+def launch_again(
+    file: str,
+    name: str,
+    grid: tuple[int, ...],
+    warps: int,
+    tensors: Sequence[Tensor | None],
+    numbers: Sequence[int],
+    together: bool = False,
+    **constants: Any,
+) -> None:
+    """As `launch`, of a kernel that is specialised on no number: past Triton's dispatcher if it was launched before.
+
+    Raises NoRoom too.
+    """
+    device = next(tensor for tensor in tensors if tensor is not None).device
+    if device.type != "cuda" or _only_compile or max(numbers) >= _NARROW or _hooked():
+        launch(file, name, grid, warps, tensors, numbers, together=together, **constants)
+        return
+    key = (file, name, warps, together, device, _classes(tensors), *constants.items())
+    if (known := _compiled.get(key)) is None:
+        _compiled[key] = launch(file, name, grid, warps, tensors, numbers, together=together, **constants)
+        return
+    stream = torch.cuda.current_stream(device).cuda_stream
+    last = _last(kernel_of(file, name), constants)
+    try:
+        known.run(*grid, *(1,) * (3 - len(grid)), *_before(known, stream), *tensors, *numbers, *last)
+    except Exception as error:
+        if reason := _no_room(error, together):
+            raise NoRoom(reason) from error
+        raise
+
+
+# A compiled kernel takes every parameter by its place, constants as well; before them what Triton's dispatcher has
+# here: the stream, the function, metadata of the kernel and of the launch, and two hooks.
+
+
+def _before(known: Any, stream: int) -> tuple[Any, ...]:
+    return stream, known.function, known.packed_metadata, None, None, None
+
+
+def _last(kernel: Any, constants: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(constants[name] for name in kernel.arg_names[-len(constants) :])
+
+
+def _classes(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """What Triton's dispatcher looks at: the type, and whether the address is a multiple of 16."""
+    return tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+
+
 def _no_room(error: Exception, together: bool) -> str | None:
     """What an error of a launch says about room, None if it is about anything else."""
     text = str(error)
@@ -122,19 +171,15 @@ class Repeated:
         self._key: Any = None
         self._run: Callable[..., None] | None = None
         if self._device.type == "cuda" and most < _NARROW and not _hooked():
-            classes = tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
-            self._key = (file, name, warps, self._device, classes, *constants.items())
+            self._key = (file, name, warps, self._device, _classes(tensors), *constants.items())
             if (known := _compiled.get(self._key)) is not None:
                 self._prepare(known)
 
     def _prepare(self, known: Any) -> None:
-        # A compiled kernel takes every parameter by its place, constants as well; before them what Triton's dispatcher
-        # has here: the stream, the function, metadata of the kernel and of the launch, and two hooks.
-        names = kernel_of(self._file, self._name).arg_names[-len(self._constants) :]
-        self._last = tuple(self._constants[name] for name in names)
+        self._last = _last(kernel_of(self._file, self._name), self._constants)
         stream = torch.cuda.current_stream(self._device).cuda_stream
         self._run = known.run
-        self._first = (stream, known.function, known.packed_metadata, None, None, None, *self._tensors)
+        self._first = (*_before(known, stream), *self._tensors)
 
     def __call__(self, grid: tuple[int, int], *numbers: int) -> None:
         """Launch it on the stream that was current at the first launch, or when this was made."""

@@ -2,7 +2,6 @@
 
 import warnings
 
-import torch
 from torch import Tensor
 
 from . import fused, plan, steps
@@ -45,17 +44,17 @@ def backward(
     dc_n: Tensor | None,
     dacts: Tensor | None,
     dcells: Tensor | None,
+    needs_h_0: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The time loop backward; shapes as in `forward`, dacts (D, P, 4H) and dcells (D, P, H) both given or both None.
 
     dy, dh_n, dc_n  None for zero
-    returns         dgates (D, P, 4H), dh_0 and dc_0 (D, B, H)
+    returns         dgates (D, P, 4H), dh_0, which may be anything unless `needs_h_0`, and dc_0 (D, B, H)
     """
     if not isinstance(path, Steps):
         whole = acts.new_zeros(work.rows, c_0.shape[0] * c_0.shape[2]) if dy is None else dy
-        dh, dc = (torch.zeros_like(c_0) if end is None else end for end in (dh_n, dc_n))
         try:
-            return fused.backward(path, work, acts, cells, c_0, w_hh, whole, dh, dc, dacts, dcells)
+            return fused.backward(path, work, acts, cells, c_0, w_hh, whole, dh_n, dc_n, dacts, dcells, needs_h_0)
         except NoRoom as error:
             path = _without_room(error)
     return steps.backward(path, work, acts, cells, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells)

@@ -1,11 +1,10 @@
 """Which of the CUDA engine's loops runs a problem, and how it is cut up: a rule in numbers, no trial runs.
 
-No figure here was measured on a GPU.  They come from the machine code that Triton 3.6 and 3.9 write for sm_80 to sm_120
-(registers, spills, shared memory: `tests/engines/cuda/test_cuda_compile.py` holds the bounds), and from the number of
-multiprocessors.
+The order of the cuts is that of their times on an H200 (Triton 3.6; `benchmarks/README.md`, "On a GPU"); what fits at
+all follows from shared memory and the number of multiprocessors.  Products of float32 that are exact were not timed.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -22,7 +21,10 @@ class Rows(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """`engines/cuda/kernels/fused_slices.py`: a program owns a slice of hidden units."""
+    """`engines/cuda/kernels/fused_slices.py`: a program owns a slice of hidden units.
+
+    peek  look at one word of each slice before all are read
+    """
 
     units: int  # of a slice
     slices: int
@@ -33,6 +35,7 @@ class Slices(NamedTuple):
     tile: int  # sequences of a program
     tiles: int
     warps: int
+    peek: bool = False
 
 
 class Steps(NamedTuple):
@@ -46,22 +49,25 @@ Plan: TypeAlias = Rows | Slices | Steps
 
 # A product on tensor cores has 16 rows at least: smaller batches are filled up.
 _ROWS = 16
-# 16 and 32 warps were slower to compile and spilled more at every size.
 _WARPS = 8
 # The most hidden units for which W_hh stays in registers, by kind of product.  One size up, hundreds of bytes a thread
 # are spilled.
 _ROWS_UNITS = {"half": 128, "tf32": 64, "float32": 32}
-# The same for slices of W_hh: (units of a slice, most hidden units), the first that fits is taken.  A slice of 16 units
-# reads as much as one of 8, so that there is half as much to read in all; it spills earlier, except of the forward in
-# half precision.
-_SLICES_UNITS = {
-    ("half", "forward"): ((8, 512), (16, 1024), (8, 1024)),
-    ("half", "backward"): ((8, 1024), (16, 1024)),
-    ("tf32", "forward"): ((8, 1024), (16, 512)),
-    ("tf32", "backward"): ((8, 1024), (16, 512)),
-    ("float32", "forward"): ((8, 512), (16, 256)),
-    ("float32", "backward"): ((8, 512), (16, 256)),
+# Up to so many units, one program that has them all is as fast as slices that wait for each other.
+_FEW_UNITS = 32
+# The cuts into slices by preference: units of a slice, warps, the most hidden units.  Fewer warps have fewer sums to
+# fold; twice the units halve what all programs read, and their number.
+_SLICES = {
+    ("half", "forward"): ((8, 4, 512), (16, 8, 1024), (8, 8, 1024)),
+    ("half", "backward"): ((8, 4, 64), (16, 8, 1024), (8, 8, 1024)),
+    ("tf32", "forward"): ((8, 4, 256), (16, 8, 512), (8, 8, 1024), (16, 8, 1024)),
+    ("tf32", "backward"): ((8, 4, 64), (16, 8, 1024), (8, 8, 1024)),
+    ("float32", "forward"): ((8, 8, 512), (16, 8, 256)),
+    ("float32", "backward"): ((8, 8, 512), (16, 8, 256)),
 }
+# Hidden units, from and to, between which a forward looks before it reads; a program with several products a step, and
+# a backward, do not gain.
+_PEEK = (129, 512)
 # The inner axis that a product takes at a time, by kind and units of a slice: what is read of it stays in registers
 # until it is multiplied, beside the weights.  The first for which there is shared memory enough; every further product
 # waits for memory once more.
@@ -69,10 +75,14 @@ _INNER = {
     ("half", 8): (2048, 1024), ("half", 16): (1024,), ("tf32", 8): (1024, 512), ("tf32", 16): (1024, 512),
     ("float32", 8): (1024, 512), ("float32", 16): (1024, 512),
 }  # fmt: skip
-# Sequences of a program of a slice, at most: one product after another, each as long as the first.  An estimate, not a
-# measurement: four products of 1024 units take no longer than a step that launches its product and its cell alone.
-_TILE = 64
+# Sequences of a program of a slice, at most: one product of 16 after another, each as long as the first.  Beyond, steps
+# are faster: in half precision, of 1024 units, four products take 11 us and a step 8 (forward); of TF32 21 and 29.
+_TILE = {"half": 32, "tf32": 64, "float32": 64}
 _BLOCK = 256
+
+# Plans that were asked for, by all that the rule looks at.
+_known: dict[tuple[Any, ...], Plan] = {}
+_MOST = 4096
 
 
 def steps() -> Steps:
@@ -87,36 +97,61 @@ def plan(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
     precise    products of float32 are exact to float32, not to TF32
     gpu        what it has of shared memory, and multiprocessors: the programs of `Slices` must all be on it at once
     """
+    single = problem.rows.steps == 1
+    key = (problem.hidden_size, problem.batch, problem.directions, problem.dtype, single, direction, precise, gpu)
+    if (known := _known.get(key)) is None:
+        if len(_known) >= _MOST:
+            _known.clear()
+        known = _known[key] = _chosen(problem, direction, precise, gpu)
+    return known
+
+
+def _chosen(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
     hidden, dtype = problem.hidden_size, problem.dtype
     if dtype == torch.float64 or problem.rows.steps == 1:
         return steps()
     kind = "half" if dtype.itemsize == 2 else "float32" if precise else "tf32"
-    if hidden <= _ROWS_UNITS[kind]:
-        units = max(16, power_of_two(hidden))
-        rows = Rows(units, _ROWS, 4 if units <= 32 else _WARPS)
-        return rows if shared_memory(rows, problem, direction, precise) <= gpu.shared_memory else steps()
-    for units, most in _SLICES_UNITS[kind, direction]:
+    rows = _rows(problem, direction, kind, gpu)
+    if rows is not None and hidden <= _FEW_UNITS:
+        return rows
+    found: list[Slices] = []
+    for units, warps, most in _SLICES[kind, direction]:
         # The GPU has to have room for all slices at once.
         room = gpu.multiprocessors // (-(-hidden // units) * problem.directions)
-        if hidden > most or not room or problem.batch > room * _TILE:
+        if hidden > most or not room or problem.batch > room * _TILE[kind]:
             continue
         for inner in _INNER[kind, units]:
-            slices = _slices(problem, direction, units, inner, room)
+            slices = _slices(problem, direction, units, warps, inner, room)
             if shared_memory(slices, problem, direction, precise) <= gpu.shared_memory:
-                return slices
-    return steps()
+                found.append(slices)
+                break
+    # The fewest products one after another, then by preference.
+    best = min(found, key=lambda slices: slices.tile, default=None)
+    if best is None or (rows is not None and best.tile > best.rows):
+        return rows or steps()
+    return best
 
 
-def _slices(problem: Problem, direction: str, units: int, most: int, room: int) -> Slices:
+def _rows(problem: Problem, direction: str, kind: str, gpu: GPU) -> Rows | None:
+    """The cut into tiles of sequences, None where it does not fit."""
+    if problem.hidden_size > _ROWS_UNITS[kind]:
+        return None
+    units = max(16, power_of_two(problem.hidden_size))
+    rows = Rows(units, _ROWS, 4 if units <= _FEW_UNITS else _WARPS)
+    return rows if shared_memory(rows, problem, direction, kind == "float32") <= gpu.shared_memory else None
+
+
+def _slices(problem: Problem, direction: str, units: int, warps: int, most: int, room: int) -> Slices:
     """The cut into slices of so many units and products of at most so many terms, for so many tiles of sequences."""
-    inner = padded(problem.hidden_size) * (1 if direction == "forward" else 4)
+    hidden = problem.hidden_size
+    inner = padded(hidden) * (1 if direction == "forward" else 4)
     groups = -(-problem.batch // _ROWS)
     each = -(-groups // min(groups, room))
     chunks = -(-inner // most)
-    part = max(16, power_of_two(-(-inner // (chunks * _WARPS))))
+    part = max(16, power_of_two(-(-inner // (chunks * warps))))
     parts = power_of_two(-(-inner // (chunks * part)))
-    slices = -(-problem.hidden_size // units)
-    return Slices(units, slices, chunks, parts, part, _ROWS, each * _ROWS, -(-groups // each), _WARPS)
+    peek = direction == "forward" and each == 1 and _PEEK[0] <= hidden <= _PEEK[1]
+    return Slices(units, -(-hidden // units), chunks, parts, part, _ROWS, each * _ROWS, -(-groups // each), warps, peek)
 
 
 def shared_memory(plan: Rows | Slices, problem: Problem, direction: str, precise: bool) -> int:

@@ -3,10 +3,11 @@
 torch's own products of float32 follow a setting of the process, `torch.backends.cuda.matmul.fp32_precision`, which
 other threads read meanwhile; it is never switched here.  Where it grants what a call wants, the product is torch's, by
 cuBLAS; where it does not, a kernel of ours: with exact products under a setting of TF32, or in TF32 under one of exact
-products, if there is enough to gain.
+products, if there is enough to gain.  The latter takes a rounded copy of both operands.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +15,24 @@ from torch import Tensor
 from ..contract import Problem
 from . import launch as launching
 
-# A tile of the kernel, and its warps: the shared memory of two stages fits on every GPU from 8.0 on.
-_ROWS, _COLUMNS, _INNER, _WARPS = 128, 64, 32, 4
+
+class _Tile(NamedTuple):
+    """How the kernel is cut: rows, columns and inner axis of a tile, warps, and tiles on their way at once."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+
+# What they take of shared memory is there on every GPU from 8.0 on.
+_EXACT, _TF32 = _Tile(128, 64, 32, 4, 2), _Tile(128, 128, 32, 4, 3)
+# Of what rounds an operand: rows and columns.
+_PATCH = 64
 # From so many multiplications on, and of so many tiles, a product that may be in TF32 leaves cuBLAS's exact one for the
-# kernel.  Estimates: below, the exact product takes no longer than the launch; few tiles leave most of a GPU idle.
-_LARGE, _MANY = 1 << 27, 64
+# kernel: below, the exact one is as soon done (H200: 0.09 ms at the bound), and few tiles leave most of a GPU idle.
+_LARGE, _MANY = 1 << 31, 64
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -80,18 +94,35 @@ def affine(out: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, exact:
 
 def own(out: Tensor, left: Tensor, right: Tensor, exact: bool, add: bool = False) -> Tensor:
     """As `multiply`, by the kernel: in float32, or with operands rounded to TF32."""
+    tile = _EXACT if exact else _TF32
+    if not exact:
+        left, right = _rounded(left), _rounded(right.t()).t()
     (rows, inner), columns = left.shape, right.shape[1]
     # In the interpreter every product is one of float32, and TF32's rounding is all that is left of it.
     precision = "ieee" if exact or launching.INTERPRETED else "tf32"
     launching.launch(
-        "product", "product", (-(-rows // _ROWS), -(-columns // _COLUMNS)), _WARPS,
+        "product", "product", _tiles(rows, columns, tile), tile.warps,
         (left, right, out),
         (rows, columns, inner, *left.stride(), *right.stride(), *out.stride()),
-        stages=2, ADD=add, PRECISION=precision, ROUND=not exact, BM=_ROWS, BN=_COLUMNS, BK=_INNER,
+        stages=tile.stages, ADD=add, PRECISION=precision, BM=tile.rows, BN=tile.columns, BK=tile.inner,
     )  # fmt: skip
     return out
 
 
+def _rounded(matrix: Tensor) -> Tensor:
+    """A matrix (R, C) of any strides, rounded to TF32: contiguous, and of its own."""
+    out = matrix.new_empty(matrix.shape)
+    launching.launch(
+        "product", "rounded", (-(-out.shape[0] // _PATCH), -(-out.shape[1] // _PATCH)), _TF32.warps,
+        (matrix, out), (*out.shape, *matrix.stride()), BR=_PATCH, BC=_PATCH,
+    )  # fmt: skip
+    return out
+
+
+def _tiles(rows: int, columns: int, tile: _Tile) -> tuple[int, int]:
+    return -(-rows // tile.rows), -(-columns // tile.columns)
+
+
 def _pays(out: Tensor, left: Tensor) -> bool:
     (rows, columns), inner = out.shape, left.shape[1]
-    return rows * columns * inner >= _LARGE and -(-rows // _ROWS) * -(-columns // _COLUMNS) >= _MANY
+    return rows * columns * inner >= _LARGE and math.prod(_tiles(rows, columns, _TF32)) >= _MANY

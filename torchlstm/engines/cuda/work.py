@@ -145,11 +145,15 @@ def first_rows(work: Work, direction: int) -> Tensor | slice:
     return work.device_starts[work.lengths[:alive] - 1] + torch.arange(alive, device=work.places.device)
 
 
-def first_products(work: Work, dgates: Tensor, w_hh: Tensor, dh_n: Tensor) -> Tensor:
-    """dh_0 (D, B, R) from dgates (D, P, 4H) and w_hh (D, 4H, R); sequences without a step pass dh_n on."""
+def first_products(work: Work, dgates: Tensor, w_hh: Tensor, h_0: Tensor, dh_n: Tensor | None) -> Tensor:
+    """dh_0, as h_0 (D, B, R), from dgates (D, P, 4H) and w_hh (D, 4H, R); sequences without a step pass dh_n on."""
     alive = work.sizes[0]
-    # Where all sequences have a step, every element is written.
-    dh_0 = torch.empty_like(dh_n) if alive == dh_n.shape[1] else dh_n.clone()
+    if alive == h_0.shape[1]:  # every element is written
+        dh_0 = torch.empty_like(h_0)
+    elif dh_n is None:
+        dh_0 = torch.zeros_like(h_0)
+    else:
+        dh_0 = dh_n.clone()
     for d in range(len(dh_0)):
         products.multiply(dh_0[d, :alive], dgates[d, first_rows(work, d)], w_hh[d], work.precise)
     return dh_0

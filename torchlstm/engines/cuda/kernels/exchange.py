@@ -69,16 +69,48 @@ def _count(tries, LIMIT, ASM: tl.constexpr):
 
 
 @triton.jit
-def await_all(p_bits, mask, awaited, LIMIT, SIZE: tl.constexpr, ASM: tl.constexpr):
-    """Read bits, 0 where masked, until none that is awaited is `EMPTY`."""
-    bits = tl.load(p_bits, mask=mask, other=0, volatile=True)
-    missing = tl.max(((bits == EMPTY) & awaited).to(tl.int32).reshape(SIZE), 0)
+def _missing(words, awaited, ROWWISE: tl.constexpr, SIZE: tl.constexpr):
+    """Whether a word that is awaited is `EMPTY`: as an unsigned number the largest, so that one maximum tells."""
+    if ROWWISE:
+        words = tl.where(awaited, words, 0)
+    most = tl.max(words.to(tl.uint32, bitcast=True).reshape(SIZE), 0).to(tl.int32, bitcast=True) == EMPTY
+    if ROWWISE:
+        return most
+    else:
+        return most & awaited
+
+
+@triton.jit
+def _read(p_words, mask):
+    if mask is None:
+        return tl.load(p_words, volatile=True)
+    else:
+        return tl.load(p_words, mask=mask, other=0, volatile=True)
+
+
+@triton.jit
+def await_all(p_words, mask, awaited, ROWWISE: tl.constexpr, LIMIT, SIZE: tl.constexpr, ASM: tl.constexpr):
+    """Read words, 0 where masked, until none that is awaited is `EMPTY`.
+
+    awaited  which words, of their shape, if ROWWISE; else whether any
+    """
+    words = _read(p_words, mask)
     tries = 0
-    while missing > 0:
+    while _missing(words, awaited, ROWWISE, SIZE):
         tries = _count(tries, LIMIT, ASM)
-        bits = tl.load(p_bits, mask=mask, other=0, volatile=True)
-        missing = tl.max(((bits == EMPTY) & awaited).to(tl.int32).reshape(SIZE), 0)
-    return bits
+        words = _read(p_words, mask)
+    return words
+
+
+@triton.jit
+def elements(words, like: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """Words (PARTS, ROWS, .) as (PARTS, ROWS, UNITS) elements of a type of 16 or 32 bits."""
+    if like.primitive_bitwidth == 16:
+        low = (words & 0xFFFF).to(tl.int16)
+        high = (words >> 16).to(tl.int16)
+        return tl.reshape(tl.join(low, high), (PARTS, ROWS, UNITS)).to(like, bitcast=True)
+    else:
+        return words.to(like, bitcast=True)
 
 
 @triton.jit

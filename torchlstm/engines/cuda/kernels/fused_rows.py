@@ -7,7 +7,7 @@ W_hh stays in registers, h and c never leave the program, and no program waits f
     cells     (D, P, H)   c of every row
     w_hh      (D, 4H, H)
     y, dy     (P, D*H)
-    h_0, ...  (D, B, H)
+    h_0, ...  (D, B, H); dh_n and dc_n may be None, for zero
     dgates    (D, P, 4H)  gradient of the gates before activation; dacts (D, P, 4H), dcells (D, P, H) as in `kernel.py`
     REVERSE   1 if the only direction runs the rows backwards, else 0
     starts    (T + 1,) int64, the first row of every step; lengths (B,) int64; of a ragged batch only
@@ -175,8 +175,12 @@ def backward(
         steps = tl.max(length, 0).to(tl.int32)
     else:
         steps = T
-    dh = tl.load(p_dh_n + o_state, mask=mask, other=0.0).to(tl.float32)
-    dc = tl.load(p_dc_n + o_state, mask=mask, other=0.0).to(tl.float32)
+    dh = tl.zeros(mask.shape, tl.float32)
+    dc = dh
+    if p_dh_n is not None:
+        dh = tl.load(p_dh_n + o_state, mask=mask, other=0.0).to(tl.float32)
+    if p_dc_n is not None:
+        dc = tl.load(p_dc_n + o_state, mask=mask, other=0.0).to(tl.float32)
     if not RAGGED:
         length = b * 0 + T
     onwards = i_d + REVERSE == 0

@@ -6,10 +6,11 @@ guarantees.
 
 grid: D * tiles * slices programs.  Names and shapes as in `fused_rows.py`, and
 
-    words, bits   the exchange as int32, and as integers of the size of its elements: (P, D, PAD) forward,
-                  (D, P, 4, PAD) backward; where PAD is H, the same memory as y and dgates
-    h_0_bits      (D, B, PAD) h_0 as such integers
-    c, dc         (D, B, H) float32: c_0 in, c_n out; dc_n in, dc_0 out
+    words         the exchange as int32: of elements (P, D, PAD) forward, (D, P, 4, PAD) backward; where PAD is H, the
+                  same memory as y and dgates
+    h_0_words     h_0 (D, B, PAD) as int32
+    c_0, dc_n     (D, B, H) the first states, read where a program holds them; dh_n and dc_n may be None, for zero
+    c, dc         (D, B, H) c_n and dc_0; where a program has several products a step, float32, c_0 and dc_n before
     LIMIT         how often to read in vain
     OFFSET        added to the program's index; tests run every program in a process of its own
     HS, SLICES    units of a slice, slices of a direction
@@ -33,7 +34,7 @@ from .common import (
     row_of,
     store_like,
 )
-from .exchange import await_all, await_one_each, fold, publish
+from .exchange import await_all, await_one_each, elements, fold, publish
 
 CHANGING = ["T", "B", "P", "TILES", "LIMIT", "OFFSET"]
 
@@ -45,19 +46,35 @@ def _carried(p_state, b, u, i_d, B, H: tl.constexpr, HELD: tl.constexpr):
     A program that has several products a step leaves the states in memory between two steps.
     """
     mask = (b < B)[:, None] & (u < H)[None, :]
-    if HELD:
-        return tl.load(p_state + (i_d * B + b)[:, None] * H + u[None, :], mask=mask, other=0.0)
+    if HELD and p_state is not None:
+        return tl.load(p_state + (i_d * B + b)[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
     else:
         return tl.zeros(mask.shape, tl.float32)
 
 
+@triton.jit
+def _readable(first, count, BB: tl.constexpr):
+    """For each row of a product the sequence to read: its own of the first `count`, the last of these for the others.
+
+    So all reads are of memory that is there, and no mask is needed; nothing is made of what the others read.
+    """
+    return tl.where(count > 0, first + tl.minimum(tl.arange(0, BB), count - 1), 0)
+
+
+@triton.jit
+def _keep(p_state, state, b, u, i_d, B, H: tl.constexpr, ASM: tl.constexpr):
+    """Write the state that a program has held (`_carried`) back to memory."""
+    store_like(p_state + (i_d * B + b)[:, None] * H + u[None, :], state, (b < B)[:, None] & (u < H)[None, :], ASM)
+
+
 @triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
-    p_gates, p_w_hh, p_words, p_bits, p_y, p_cells, p_h_0_bits, p_h_n, p_c, p_starts, p_lengths,
+    p_gates, p_w_hh, p_words, p_y, p_cells, p_h_0_words, p_c_0, p_h_n, p_c, p_starts, p_lengths,
     T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr, KS: tl.constexpr,
     KC: tl.constexpr, CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr,
     REVERSE: tl.constexpr, SAVE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    SLICES_UP: tl.constexpr, PEEK: tl.constexpr,
 ):  # fmt: skip
     """The time loop forward."""
     i_program = tl.program_id(0) + OFFSET
@@ -75,10 +92,15 @@ def forward(
             p_w = p_w_hh + ((i_d * 4 + gate) * H + u)[None, None, :] * H + from_unit
             mask_w = (from_unit < H) & (u < H)[None, None, :]
             w = w + (load_weight(p_w, mask_w, PRECISION, ASM),)  # noqa: RUF005
+    ROUND: tl.constexpr = PRECISION == "tf32" and p_y.dtype.element_ty == tl.float32
+    APART: tl.constexpr = ROUND or H < PAD
+    WORD: tl.constexpr = 32 // p_y.dtype.element_ty.primitive_bitwidth  # elements of a word
+    KW: tl.constexpr = KC // WORD
+    k_words = tl.arange(0, KS)[:, None] * KW + tl.arange(0, KW)[None, :]
     p_gates += i_d * P.to(tl.int64) * 4 * H
     p_cells += i_d * P.to(tl.int64) * H
     b = i_tile * TILE + tl.arange(0, BB)
-    c = _carried(p_c, b, u, i_d, B, H, TILE == BB)
+    c = _carried(p_c_0, b, u, i_d, B, H, TILE == BB)
     s = 0
     sub = 0
     while s < T:
@@ -93,6 +115,9 @@ def forward(
         live = (b < B) & (t < length)
         begun = (b * 0 + earlier >= 0) & (earlier < length)
         last = live & (tl.where(onwards, length - 1, b * 0) == t)
+        awaited = s > 0
+        if RAGGED:
+            awaited = (begun & live)[None, :, None]
         mask = live[:, None] & (u < H)[None, :]
         o_state = (i_d * B + b)[:, None] * H + u[None, :]
         p = p_gates + row * 4 * H + b[:, None] * (4 * H) + u[None, :]
@@ -104,19 +129,33 @@ def forward(
         before = c
         if TILE > BB:
             before = load_like(p_c + o_state, mask, c, ASM)
+        first = i_tile * TILE + sub * BB
+        count = B - first
+        if RAGGED:
+            count = tl.sum(live.to(tl.int32), 0)  # lengths fall: they are the first ones
+        b_read = _readable(first, count, BB)
+        if PEEK:
+            late = (row_earlier * D + (first + count - 1) * D + i_d) * PAD
+            slices = tl.arange(0, SLICES_UP)
+            known = tl.sum((begun & live & (tl.arange(0, BB) == count - 1)).to(tl.int32), 0) > 0
+            await_one_each(p_words + (late + slices * HS) // WORD, (slices < SLICES) & known, LIMIT, ASM)
         p_h = tl.where(
             begun[None, :, None],
-            p_bits + row_earlier * D * PAD + b[None, :, None] * (D * PAD) + i_d * PAD + k[:, None, :],
-            p_h_0_bits + (i_d * B + b)[None, :, None] * PAD + k[:, None, :],
+            p_words + (row_earlier * D * PAD + b_read[None, :, None] * (D * PAD) + i_d * PAD) // WORD,
+            p_h_0_words + (i_d * B + b_read)[None, :, None] * (PAD // WORD),
         )
         i = tl.zeros([KS, BB, HS], tl.float32)
         f = i
         g = i
         o = i
         for chunk in tl.static_range(CHUNKS):
-            wanted = live[None, :, None] & (k + chunk * KS * KC < PAD)[:, None, :]
-            bits = await_all(p_h + chunk * KS * KC, wanted, begun[None, :, None], LIMIT, KS * BB * KC, ASM)
-            h = rounded(bits.to(w[0].dtype, bitcast=True), PRECISION, ASM)
+            words = chunk * KS * KW + k_words[:, None, :]
+            inside = None if CHUNKS * KS * KC == PAD else words < PAD // WORD
+            words = await_all(p_h + words, inside, awaited, RAGGED, LIMIT, KS * BB * KW, ASM)
+            h = elements(words, w[0].dtype, KS, BB, KC)
+            if ROUND:
+                if RAGGED or s == 0:
+                    h = rounded(h, PRECISION, ASM)
             i = product(h, w[4 * chunk], i, PRECISION, ASM)
             f = product(h, w[4 * chunk + 1], f, PRECISION, ASM)
             g = product(h, w[4 * chunk + 2], g, PRECISION, ASM)
@@ -128,11 +167,13 @@ def forward(
         f, o = tl.split(f_o)
         i, f, g, o, c, h = cell_forward(i + i_x, f + f_x, g + g_x, o + o_x, before, FAST)
         o_y = row * D * PAD + b * (D * PAD) + i_d * PAD
-        publish(p_words, o_y, u, h.to(p_y.dtype.element_ty), live, HS, H, PAD, ASM)
+        published = rounded(h.to(p_y.dtype.element_ty), PRECISION, ASM)
+        publish(p_words, o_y, u, published, live, HS, H, PAD, ASM)
         barrier(ASM)  # gates and states of this step have been read by all threads
-        if H < PAD:
+        if APART:
             store_like(p_y + row * D * H + b[:, None] * (D * H) + i_d * H + u[None, :], h, mask, ASM)
-        store_like(p_c + o_state, c, mask, ASM)
+        if TILE > BB:
+            store_like(p_c + o_state, c, mask, ASM)
         store_like(p_h_n + o_state, h, mask & last[:, None], ASM)
         if SAVE:
             store_like(p_cells + row * H + b[:, None] * H + u[None, :], c, mask, ASM)
@@ -146,16 +187,18 @@ def forward(
         if sub * BB >= TILE:
             sub = 0
             s += 1
+    if TILE == BB:
+        _keep(p_c, c, i_tile * TILE + tl.arange(0, BB), u, i_d, B, H, ASM)
 
 
 @triton.jit(do_not_specialize=CHANGING, do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def backward(
-    p_acts, p_w_hh, p_words, p_bits, p_cells, p_c_0, p_dy, p_dh_n, p_dc, p_dacts, p_dcells, p_dgates,
+    p_acts, p_w_hh, p_words, p_cells, p_c_0, p_dy, p_dh_n, p_dc_n, p_dc, p_dacts, p_dcells, p_dgates,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr,
     SLICES_UP: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
     CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
-    TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr, PEEK: tl.constexpr,
 ):  # fmt: skip
     """The time loop backward; dh_0 is a product of dgates, made afterwards."""
     i_program = tl.program_id(0) + OFFSET
@@ -174,14 +217,17 @@ def backward(
         w = w + (load_weight(p_w, mask_w, PRECISION, ASM),)  # noqa: RUF005
     p_acts += i_d * P.to(tl.int64) * 4 * H
     p_dgates += i_d * P.to(tl.int64) * 4 * H
-    p_bits += i_d * P.to(tl.int64) * 4 * PAD
     p_cells += i_d * P.to(tl.int64) * H
+    ROUND: tl.constexpr = PRECISION == "tf32" and p_dgates.dtype.element_ty == tl.float32
+    APART: tl.constexpr = ROUND or H < PAD
     WORD: tl.constexpr = 32 // p_dgates.dtype.element_ty.primitive_bitwidth  # elements of a word
+    KW: tl.constexpr = KC // WORD
+    k_words = tl.arange(0, KS)[:, None] * KW + tl.arange(0, KW)[None, :]
     if TRACE:
         p_dacts += i_d * P.to(tl.int64) * 4 * H
         p_dcells += i_d * P.to(tl.int64) * H
     b = i_tile * TILE + tl.arange(0, BB)
-    dc = _carried(p_dc, b, u, i_d, B, H, TILE == BB)
+    dc = _carried(p_dc_n, b, u, i_d, B, H, TILE == BB)
     s = 0
     sub = 0
     while s < T:
@@ -210,23 +256,28 @@ def backward(
         p = tl.where(begun[:, None], p_cells + row_earlier * H + b[:, None] * H + u[None, :], p_c_0 + o_state)
         before = load_like(p, mask, dc, ASM)
         dh = load_like(p_dy + row * D * H + b[:, None] * (D * H) + i_d * H + u[None, :], mask, dc, ASM)
-        dh += load_like(p_dh_n + o_state, mask & (goes_on == 0)[:, None], dc, ASM)
+        if p_dh_n is not None:
+            dh += load_like(p_dh_n + o_state, mask & (goes_on == 0)[:, None], dc, ASM)
         dc_later = dc
         if TILE > BB:
             dc_later = load_like(p_dc + o_state, mask, dc, ASM)
         going_on = tl.sum(goes_on.to(tl.int32), 0)  # lengths fall: they are the first ones
         # The last gate of the last sequence that goes on: what a slice publishes late.
-        late = ((i_d * P.to(tl.int64) + row_later + i_tile * TILE + sub * BB + going_on - 1) * 4 + 3) * PAD
-        slices = tl.arange(0, SLICES_UP)
-        p = p_words + (late + slices * HS) // WORD
-        await_one_each(p, (slices < SLICES) & (slices * 0 + going_on > 0), LIMIT, ASM)
-        p = p_bits + row_later * 4 * PAD + b[None, :, None] * (4 * PAD) + k[:, None, :]
+        if PEEK:
+            late = ((i_d * P.to(tl.int64) + row_later + i_tile * TILE + sub * BB + going_on - 1) * 4 + 3) * PAD
+            slices = tl.arange(0, SLICES_UP)
+            p = p_words + (late + slices * HS) // WORD
+            await_one_each(p, (slices < SLICES) & (slices * 0 + going_on > 0), LIMIT, ASM)
+        b_read = _readable(i_tile * TILE + sub * BB, going_on, BB)
+        p = p_words + (i_d * P.to(tl.int64) + row_later + b_read[None, :, None]) * (4 * PAD // WORD)
         parts = tl.zeros([KS, BB, HS], tl.float32)
         for chunk in tl.static_range(CHUNKS):
-            wanted = goes_on[None, :, None] & (k + chunk * KS * KC < 4 * PAD)[:, None, :]
-            bits = await_all(p + chunk * KS * KC, wanted, wanted, LIMIT, KS * BB * KC, ASM)
-            parts = product(rounded(bits.to(w[0].dtype, bitcast=True), PRECISION, ASM), w[chunk], parts, PRECISION, ASM)
-        dh += fold(tl.permute(parts, (1, 2, 0)), KS, BB, HS)
+            words = chunk * KS * KW + k_words[:, None, :]
+            inside = None if CHUNKS * KS * KC == 4 * PAD else words < 4 * PAD // WORD
+            words = await_all(p + words, inside, going_on > 0, False, LIMIT, KS * BB * KW, ASM)
+            dgates = elements(words, w[chunk].dtype, KS, BB, KC)
+            parts = product(dgates, w[chunk], parts, PRECISION, ASM)
+        dh += tl.where(goes_on[:, None], fold(tl.permute(parts, (1, 2, 0)), KS, BB, HS), 0.0)
         dc_t = dc_later
         di, df, dg, do = 0.0, 0.0, 0.0, 0.0
         if TRACE:
@@ -237,18 +288,19 @@ def backward(
             dc_t += load_like(p_dcells + o_cells, mask, dc, ASM)
         di, df, dg, do, dc_t = cell_backward(dh, dc_t, di, df, dg, do, i, f, g, o, c, before, FAST)
         o_published = (i_d * P.to(tl.int64) + row + b) * (4 * PAD)
-        to = p_dgates.dtype.element_ty
-        publish(p_words, o_published, u, di.to(to), live, HS, H, PAD, ASM)
-        publish(p_words, o_published + PAD, u, df.to(to), live, HS, H, PAD, ASM)
-        publish(p_words, o_published + 2 * PAD, u, dg.to(to), live, HS, H, PAD, ASM)
-        publish(p_words, o_published + 3 * PAD, u, do.to(to), live, HS, H, PAD, ASM)
+        to: tl.constexpr = p_dgates.dtype.element_ty
+        publish(p_words, o_published, u, rounded(di.to(to), PRECISION, ASM), live, HS, H, PAD, ASM)
+        publish(p_words, o_published + PAD, u, rounded(df.to(to), PRECISION, ASM), live, HS, H, PAD, ASM)
+        publish(p_words, o_published + 2 * PAD, u, rounded(dg.to(to), PRECISION, ASM), live, HS, H, PAD, ASM)
+        publish(p_words, o_published + 3 * PAD, u, rounded(do.to(to), PRECISION, ASM), live, HS, H, PAD, ASM)
         barrier(ASM)  # states of this step have been read by all threads
-        if H < PAD:
+        if APART:
             store_like(p_dgates + o_gates, di, mask, ASM)
             store_like(p_dgates + o_gates + H, df, mask, ASM)
             store_like(p_dgates + o_gates + 2 * H, dg, mask, ASM)
             store_like(p_dgates + o_gates + 3 * H, do, mask, ASM)
-        store_like(p_dc + o_state, dc_t, mask, ASM)
+        if TILE > BB:
+            store_like(p_dc + o_state, dc_t, mask, ASM)
         dc = dc_t
         if RAGGED and TILE == BB:
             dc = tl.where(mask, dc_t, dc_later)
@@ -256,3 +308,5 @@ def backward(
         if sub * BB >= TILE:
             sub = 0
             s += 1
+    if TILE == BB:
+        _keep(p_dc, dc, i_tile * TILE + tl.arange(0, BB), u, i_d, B, H, ASM)

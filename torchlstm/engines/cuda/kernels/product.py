@@ -2,31 +2,40 @@
 
     left, right, out  (M, K), (K, N), (M, N), of any strides; out gets left right, or that added if ADD
 
-grid: (tiles of M, tiles of N).  No assembly: TF32's rounding is arithmetic on the bits.
+grid: (tiles of M, tiles of N).  Of TF32 the operands are rounded before, by `rounded`: the tensor cores of sm_90 take
+them from shared memory as they are, the inner axis last, and do not round but cut digits off.
 """
 
 import triton
 import triton.language as tl
 
 
+# Strides are specialised on: Triton reads along the axis whose stride is 1.
 @triton.jit
-def _rounded(x):
-    """A float32 rounded to TF32, halves away from zero; what the product would do itself is cut the bits off."""
+def rounded(p_in, p_out, R, C, in_r, in_c, BR: tl.constexpr, BC: tl.constexpr):
+    """A tile (BR, BC) of a matrix (R, C) of any strides, rounded to TF32, halves away from zero; p_out: contiguous.
+
+    No assembly: the rounding is arithmetic on the bits.
+    """
+    r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    c = tl.program_id(1).to(tl.int64) * BC + tl.arange(0, BC)
+    mask = (r < R)[:, None] & (c < C)[None, :]
+    x = tl.load(p_in + r[:, None] * in_r + c[None, :] * in_c, mask=mask, other=0.0)
     bits = x.to(tl.int32, bitcast=True)
     # An exponent of ones is an infinity or NaN: to add to its digits could carry into the sign.
     finite = (bits & 0x7F800000) != 0x7F800000
-    near = (bits + 0x1000) & -0x2000
-    return tl.where(finite, near, bits).to(tl.float32, bitcast=True)
+    bits = tl.where(finite, (bits + 0x1000) & -0x2000, bits)
+    tl.store(p_out + r[:, None] * C + c[None, :], bits.to(tl.float32, bitcast=True), mask=mask)
 
 
 # Sizes are specialised on too: of multiples of 16, loads of 16 bytes need one mask.
 @triton.jit
 def product(
     p_left, p_right, p_out, M, N, K, left_m, left_k, right_k, right_n, out_m, out_n,
-    ADD: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
+    ADD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A tile (BM, BN) of out.  PRECISION: `tl.dot`'s word; ROUND: round the operands to TF32."""
+    """A tile (BM, BN) of out.  PRECISION: `tl.dot`'s word."""
     m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -37,9 +46,6 @@ def product(
         live = done + k < K
         left = tl.load(p_left, mask=(m < M)[:, None] & live[None, :], other=0.0)
         right = tl.load(p_right, mask=live[:, None] & (n < N)[None, :], other=0.0)
-        if ROUND:
-            left = _rounded(left)
-            right = _rounded(right)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         p_left += BK * left_k
         p_right += BK * right_k
