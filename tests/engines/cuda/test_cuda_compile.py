@@ -50,14 +50,20 @@ def _compile(dtype: torch.dtype, hidden: int, direction: str, batch: int = 16, d
     return found
 
 
-def _fits(found: Any) -> None:
-    assert found.spilled <= (SPILLED_OLDER if OLDER else SPILLED)[found.name], found
+# W_hh of 16 units in float32 is 256 registers of a thread where H is 1024: on a GPU still faster than slices of 8.
+SPILLED_TF32 = 900
+
+
+def _fits(found: Any, dtype: torch.dtype, hidden: int) -> None:
+    bound = (SPILLED_OLDER if OLDER else SPILLED)[found.name]
+    assert found.spilled <= (SPILLED_TF32 if dtype == FLOAT32 and hidden > 512 else bound), found
     assert found.registers <= 255
 
 
 # A representative of every branch of the rule, at the largest size that it takes, and sizes that fill nothing.
 LARGEST: dict[str, tuple[torch.dtype, int, dict[str, Any]]] = {
-    "half-rows": (BFLOAT16, 128, {}), "half-rows-ragged": (FLOAT16, 100, {"ragged": True}),
+    "half-rows": (BFLOAT16, 128, {"batch": 512}), "half-rows-ragged": (FLOAT16, 100, {"ragged": True, "batch": 512}),
+    "half-few": (BFLOAT16, 128, {}),
     "half-slices": (BFLOAT16, 512, {}), "half-slices-odd": (FLOAT16, 513, {}),
     "half-slices-tiles": (FLOAT16, 1024, {"batch": 64, "ragged": True}),
     "half-two-directions": (BFLOAT16, 1024, {"directions": 2}), "tf32-rows": (FLOAT32, 64, {}),
@@ -70,7 +76,7 @@ LARGEST: dict[str, tuple[torch.dtype, int, dict[str, Any]]] = {
 @DIRECTIONS
 @pytest.mark.parametrize(("dtype", "hidden", "more"), LARGEST.values(), ids=LARGEST)
 def test_largest_sizes_fit(dtype: torch.dtype, hidden: int, more: Any, direction: str) -> None:
-    _fits(_compile(dtype, hidden, direction, **more))
+    _fits(_compile(dtype, hidden, direction, **more), dtype, hidden)
 
 
 @DIRECTIONS
@@ -83,7 +89,7 @@ def test_other_gpus(capability: int, name: str, direction: str) -> None:
     dtype, hidden, more = LARGEST[name]
     if name == "half-two-directions":
         more = {}  # 64 slices of 16 units: of two directions, there is no room on 108 multiprocessors
-    _fits(_compile(dtype, hidden, direction, capability=capability, **more))
+    _fits(_compile(dtype, hidden, direction, capability=capability, **more), dtype, hidden)
 
 
 @pytest.mark.skipif(not WIDE, reason="five minutes: only with TORCHLSTM_TEST_ALL_GPUS=1")
@@ -93,26 +99,28 @@ def test_other_gpus(capability: int, name: str, direction: str) -> None:
 def test_all_gpus(capability: int, name: str, direction: str) -> None:
     dtype, hidden, more = LARGEST[name]
     hidden = min(hidden, 8 * GPUS[capability].multiprocessors)  # no more slices of 8 units have room
-    _fits(_compile(dtype, hidden, direction, capability=capability, **{**more, "directions": 1, "batch": 16}))
+    options = {"batch": 16, **more, "directions": 1}
+    _fits(_compile(dtype, hidden, direction, capability=capability, **options), dtype, hidden)
 
 
 def test_weights_stay_in_registers() -> None:
-    """In the time loop only h is read from shared memory, once: 8 warps, of 16 x 64 elements each."""
-    tiles = 16 * 64 // (4 * 8 * 8)  # an instruction takes four tiles of 8 x 8
-    assert _compile(BFLOAT16, 512, "forward").operands == tiles
-    # All of h goes to every warp: 16 x 64 elements.
-    assert _compile(BFLOAT16, 64, "forward").operands == tiles
+    """In the time loop only h is read from shared memory, once: 4 warps, each of a quarter of its units."""
+    # An instruction takes four tiles of 8 x 8.
+    assert _compile(BFLOAT16, 512, "forward").operands == 16 * 128 // (4 * 8 * 8)
+    assert _compile(BFLOAT16, 64, "forward").operands == 16 * 16 // (4 * 8 * 8)
+    # All of h goes to every warp: 16 x 128 elements.
+    assert _compile(BFLOAT16, 128, "forward", batch=512).operands == 16 * 128 // (4 * 8 * 8)
 
 
 def test_no_conversions_between_layouts_in_the_loop() -> None:
     """A barrier or two for h or a gate on its way to the product, and one before gates are written over."""
-    assert _compile(BFLOAT16, 128, "forward").barriers <= 3
-    assert _compile(BFLOAT16, 128, "backward").barriers <= 2 * 4
+    assert _compile(BFLOAT16, 128, "forward", batch=512).barriers <= 3
+    assert _compile(BFLOAT16, 128, "backward", batch=512).barriers <= 2 * 4
 
 
 @pytest.mark.parametrize(
     ("hidden", "direction", "instructions", "barriers", "functions"),
-    [(512, "forward", 700, 11, 5), (1024, "forward", 1300, 11, 5), (1024, "backward", 3550, 22, 1)],
+    [(512, "forward", 440, 11, 5), (1024, "forward", 430, 9, 5), (1024, "backward", 1000, 27, 1)],
 )
 def test_partial_products_are_added_once(
     hidden: int, direction: str, instructions: int, barriers: int, functions: int
@@ -125,25 +133,25 @@ def test_partial_products_are_added_once(
 
 
 @DIRECTIONS
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 @pytest.mark.parametrize(("dtype", "hidden"), [(FLOAT16, 513), (BFLOAT16, 512), (FLOAT32, 650)], ids=str)
-def test_words_of_32_bits_are_exchanged(dtype: torch.dtype, hidden: int, direction: str) -> None:
-    """Written as such, and read four at a time whatever H is; backward, one of each slice first."""
+def test_words_of_32_bits_are_exchanged(dtype: torch.dtype, hidden: int, ragged: bool, direction: str) -> None:
+    """Written as such, and read four at a time whatever H is; forward up to 512 units, one of each slice first."""
     expected = {"st.relaxed.gpu.global.b32", "ld.volatile.global.v4.b32"}
-    if direction == "backward":
+    if direction == "forward" and hidden <= 512:
         expected.add("ld.volatile.global.b32")
-    assert _compile(dtype, hidden, direction).exchanged == expected
+    assert _compile(dtype, hidden, direction, ragged=ragged).exchanged == expected
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("hidden", [64, 512])
-def test_operands_are_rounded_to_tf32(hidden: int, direction: str) -> None:
-    """The weights once; in the loop h, or the gradients of the gates, all that a thread has of them."""
+@pytest.mark.parametrize(("hidden", "units", "threads"), [(64, 8, 128), (512, 16, 256)])
+def test_operands_are_rounded_to_tf32(hidden: int, units: int, threads: int, direction: str) -> None:
+    """The weights once; in the loop what a thread publishes, h or four gradients, and of the first step all of h_0."""
     found = _compile(FLOAT32, hidden, direction)
-    threads = 256
-    weights = 4 * hidden * (hidden if hidden == 64 else 8) // threads
-    exchanged = 16 * hidden * (1 if direction == "forward" else 4) // threads
-    assert found.roundings == weights + exchanged
-    assert found.roundings_in_loop >= exchanged
+    weights = 4 * hidden * units // threads
+    in_loop = 1 + 16 * hidden // threads if direction == "forward" else 4
+    assert found.roundings == weights + in_loop
+    assert found.roundings_in_loop >= in_loop
     assert _compile(BFLOAT16, 512, direction).roundings == 0
 
 

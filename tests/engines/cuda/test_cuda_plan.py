@@ -8,6 +8,7 @@ import torch
 
 from torchlstm.engines.contract import Dense, Problem
 from torchlstm.engines.cuda import device, fused
+from torchlstm.engines.cuda import plan as planning
 from torchlstm.engines.cuda.device import GPU
 from torchlstm.engines.cuda.plan import Rows, Slices, Steps, padded, plan, shared_memory
 from torchlstm.engines.cuda.work import work_of
@@ -29,17 +30,23 @@ def _plan(hidden: int, dtype: torch.dtype = BFLOAT16, batch: int = 16, direction
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
-        (Rows, {"hidden": 1}), (Rows, {"hidden": 128}), (Rows, {"hidden": 64, "dtype": FLOAT32}),
-        (Slices, {"hidden": 129}), (Slices, {"hidden": 65, "dtype": FLOAT32}), (Slices, {"hidden": 1024, "batch": 64}),
+        (Rows, {"hidden": 1}), (Rows, {"hidden": 32}), (Rows, {"hidden": 32, "dtype": FLOAT32}),
+        (Slices, {"hidden": 33}), (Slices, {"hidden": 33, "dtype": FLOAT32}), (Slices, {"hidden": 1024, "batch": 64}),
         (Slices, {"hidden": 1024, "dtype": FLOAT32}), (Steps, {"hidden": 1025}),
         (Steps, {"hidden": 16, "dtype": FLOAT64}),
         (Slices, {"hidden": 512, "directions": 2}), (Slices, {"hidden": 1024, "directions": 2}),
         (Slices, {"hidden": 1024, "directions": 2, "direction": "backward"}), (Steps, {"hidden": 64, "steps": 1}),
-        (Slices, {"hidden": 1024, "batch": 128}), (Steps, {"hidden": 1024, "batch": 129}),
+        (Slices, {"hidden": 1024, "batch": 64}), (Steps, {"hidden": 1024, "batch": 65}),
+        (Slices, {"hidden": 1024, "batch": 128, "dtype": FLOAT32}),
+        (Steps, {"hidden": 1024, "batch": 129, "dtype": FLOAT32}),
         (Slices, {"hidden": 64, "dtype": FLOAT32, "precise": True}),
         (Steps, {"hidden": 1024, "dtype": FLOAT32, "precise": True}),
         (Steps, {"hidden": 1024, "count": 60}), (Slices, {"hidden": 1024, "count": 64}),
-        (Rows, {"hidden": 128, "shared": 48}), (Steps, {"hidden": 128, "shared": 31}),
+        # Where slices have no room, or would have several products a step.
+        (Rows, {"hidden": 128, "count": 7}), (Steps, {"hidden": 129, "count": 7}),
+        (Slices, {"hidden": 128, "batch": 256}), (Rows, {"hidden": 128, "batch": 257}),
+        (Rows, {"hidden": 64, "count": 3, "dtype": FLOAT32}), (Steps, {"hidden": 65, "count": 4, "dtype": FLOAT32}),
+        (Slices, {"hidden": 128, "shared": 16}), (Steps, {"hidden": 128, "shared": 3}),
         (Slices, {"hidden": 512, "shared": 48, "direction": "backward"}),
         (Steps, {"hidden": 512, "shared": 31, "direction": "backward"}),
         (Slices, {"hidden": 1024, "shared": 99, "dtype": FLOAT32, "direction": "backward"}),
@@ -50,11 +57,50 @@ def test_the_rule(kind: type, arguments: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "direction", "units"),
-    [(512, "forward", 8), (513, "forward", 16), (1024, "forward", 16), (1024, "backward", 8)],
-)
-def test_slices_are_as_large_as_registers_allow(hidden: int, direction: str, units: int) -> None:
-    assert _plan(hidden, direction=direction).units == units
+    ("arguments", "units", "warps", "tile"),
+    [
+        ({"hidden": 512}, 8, 4, 16), ({"hidden": 513}, 16, 8, 16), ({"hidden": 1024}, 16, 8, 16),
+        ({"hidden": 64, "direction": "backward"}, 8, 4, 16), ({"hidden": 65, "direction": "backward"}, 16, 8, 16),
+        # Larger slices are fewer, so that there is room for more tiles of sequences.
+        ({"hidden": 512, "batch": 32}, 8, 4, 16), ({"hidden": 512, "batch": 33}, 16, 8, 16),
+        ({"hidden": 1024, "batch": 33}, 16, 8, 32),
+        ({"hidden": 1024, "dtype": FLOAT32}, 8, 8, 16), ({"hidden": 1024, "dtype": FLOAT32, "batch": 17}, 16, 8, 16),
+    ],
+)  # fmt: skip
+def test_the_fewest_products_then_the_fastest_cut(arguments: Any, units: int, warps: int, tile: int) -> None:
+    found = _plan(**arguments)
+    assert (found.units, found.warps, found.tile) == (units, warps, tile)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "peek"),
+    [
+        ({"hidden": 128}, False), ({"hidden": 129}, True), ({"hidden": 512}, True), ({"hidden": 513}, False),
+        ({"hidden": 512, "direction": "backward"}, False), ({"hidden": 512, "batch": 65}, False),
+    ],
+)  # fmt: skip
+def test_who_looks_before_reading(arguments: Any, peek: bool) -> None:
+    assert _plan(**arguments).peek is peek
+
+
+def test_a_plan_is_looked_up_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_known", {})
+    base = {"hidden": 512, "batch": 16}
+    others: list[dict[str, Any]] = [
+        {}, {"hidden": 520}, {"batch": 64}, {"dtype": FLOAT32}, {"directions": 2}, {"direction": "backward"},
+        {"dtype": FLOAT32, "precise": True}, {"steps": 1}, {"count": 60}, {"shared": 20},
+    ]  # fmt: skip
+    fresh = []
+    for other in others:
+        planning._known.clear()
+        fresh.append(_plan(**{**base, **other}))
+    planning._known.clear()
+    for _ in range(2):
+        assert [_plan(**{**base, **other}) for other in others] == fresh
+    assert len(planning._known) == len(others)
+    monkeypatch.setattr(planning, "_MOST", 3)
+    assert [_plan(**{**base, "batch": batch}) for batch in range(1, 9)]
+    assert len(planning._known) <= 3
 
 
 def test_products_are_cut_where_shared_memory_is_small() -> None:

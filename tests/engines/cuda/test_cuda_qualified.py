@@ -103,7 +103,7 @@ def test_classes_tell_programs_apart() -> None:
     found += [class_of(form(1024), 64, "fused", H200), class_of(form(1024), 16, "fused", H200)]  # other tiles
     assert len({kind, *found}) == 1 + len(found)
     assert len({str(each) for each in (kind, *found)}) == 1 + len(found)
-    assert not class_of(form(128), 16, "fused", H200).cooperates
+    assert not class_of(form(32), 16, "fused", H200).cooperates
     assert class_of(form(2048), 16, "fused", H200) == class_of(form(8), 1, "steps", H200)
     assert class_of(form(single=True), 16, "fused", H200).loop == "steps"
 
@@ -288,10 +288,10 @@ def test_nn_where_it_was_faster_is_told_by_plan_swap() -> None:
 
 
 def test_intervals_leave_out_what_waits_for_others() -> None:
-    decisions = {name("fused", 256): tuple(CORNERS), name("fused", 128): (Point(128, 1, 16), Point(128, 16, 16))}
+    decisions = {name("fused", 256): tuple(CORNERS), name("fused", 32): (Point(32, 1, 16), Point(32, 16, 16))}
     assert intervals(decisions, form(256), H200, cooperate=True)[0] == classes.Interval("fused", 1, 15, 64)
     assert intervals(decisions, form(256), H200, cooperate=False) == ()
-    assert intervals(decisions, form(128), H200, cooperate=False) == (classes.Interval("fused", 1, 16, 16),)
+    assert intervals(decisions, form(32), H200, cooperate=False) == (classes.Interval("fused", 1, 16, 16),)
 
 
 class Store:
@@ -309,25 +309,25 @@ def test_ranks_follow_whoever_came_first(monkeypatch: pytest.MonkeyPatch) -> Non
     store, group = Store(), object()
     monkeypatch.setattr(qualified, "_group", lambda: group)
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
-    path = record({name("fused", 128): corners((72, 128), (1, 16)), name("fused", 256): corners((136, 256), (1, 16))})
-    assert loop_of(128) == "fused"
+    path = record({name("fused", 32): corners((17, 32), (1, 16)), name("fused", 256): corners((136, 256), (1, 16))})
+    assert loop_of(32) == "fused"
     # What waits for other programs does not run beside communication.
     assert "its programs wait for each other" in str(loop_of(256))
     # Another rank, without a record of its own, does the same.
     path.unlink()
     qualified.reload()
     with pytest.warns(UserWarning, match="torchlstm qualify"):
-        assert loop_of(128) == "fused"
+        assert loop_of(32) == "fused"
     # One on other hardware does not.
     other = {**HERE, "driver": "590"}
-    records.merge(other, {name("fused", 128): corners((72, 128), (1, 16))})
+    records.merge(other, {name("fused", 32): corners((17, 32), (1, 16))})
     qualified.reload()
     monkeypatch.setattr(qualified, "identity_of", lambda _: other)
     with pytest.warns(UserWarning, match="runs on another GPU or other software"):
-        assert "another GPU" in str(loop_of(128))
+        assert "another GPU" in str(loop_of(32))
     # After the group nothing of it is left.
     monkeypatch.setattr(qualified, "_group", lambda: None)
-    assert loop_of(128) == "fused"
+    assert loop_of(32) == "fused"
 
 
 def test_a_rank_without_a_record_that_came_first_keeps_all_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,14 +335,14 @@ def test_a_rank_without_a_record_that_came_first_keeps_all_from_it(monkeypatch: 
     monkeypatch.setattr(qualified, "_group", lambda: group)
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
     with pytest.warns(UserWarning, match="torchlstm qualify"):
-        assert str(loop_of(128)).startswith("but")
-    record({name("fused", 128): corners((72, 128), (1, 16))})
+        assert str(loop_of(32)).startswith("but")
+    record({name("fused", 32): corners((17, 32), (1, 16))})
     qualified.reload()
-    assert "the rank that decided first has no record" in str(loop_of(128))
+    assert "the rank that decided first has no record" in str(loop_of(32))
 
 
 def test_a_store_that_fails_fails_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    record({name("fused", 128): corners((72, 128), (1, 16))})
+    record({name("fused", 32): corners((17, 32), (1, 16))})
     group = object()
     monkeypatch.setattr(qualified, "_group", lambda: group)
 
@@ -351,4 +351,4 @@ def test_a_store_that_fails_fails_no_call(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", gone)
     with pytest.warns(UserWarning, match="the store is gone"):
-        assert "the ranks could not agree" in str(loop_of(128))
+        assert "the ranks could not agree" in str(loop_of(32))

@@ -122,7 +122,13 @@ class _Spy:
 
     def launch(self, file: str, name: str, grid: Any, warps: int, tensors: Any, numbers: Any, **constants: Any) -> None:
         self.launches.append((file, name, numbers, constants))
-        if file == "product":
+        if (file, name) == ("product", "rounded"):
+            given, out = tensors
+            out.copy_(given)
+            assert tuple(numbers) == (*given.shape, *given.stride())
+            assert grid == (-(-given.shape[0] // constants["BR"]), -(-given.shape[1] // constants["BC"]))
+            assert out.is_contiguous()
+        elif file == "product":
             left, right, out = tensors
             result = left.double() @ right.double()
             out.copy_(result + out if constants["ADD"] else result)
@@ -134,9 +140,9 @@ class _Spy:
 ASKED = {
     # rnn allows TF32, matmul's setting, large -> who multiplies
     "exact-as-torch": (False, False, True, None),
-    "exact-but-torch-rounds": (False, True, False, ("ieee", False)),
+    "exact-but-torch-rounds": (False, True, False, ["ieee"]),
     "tf32-as-torch": (True, True, True, None),
-    "tf32-but-torch-is-exact": (True, False, True, ("tf32", True)),
+    "tf32-but-torch-is-exact": (True, False, True, ["rounded", "rounded", "tf32"]),
     "tf32-but-torch-is-exact-and-it-is-small": (True, False, False, None),
 }
 
@@ -159,8 +165,8 @@ def test_who_multiplies(asked: str, bias: bool, settings: Any, monkeypatch: pyte
     torch.testing.assert_close(products.multiply(out, left, right, exact, add=True), before + true)
     products.affine(out, row if bias else None, left, right, exact)
     torch.testing.assert_close(out, true + row if bias else true)
-    found = [(constants["PRECISION"], constants["ROUND"]) for *_, constants in spy.launches]
-    assert found == ([] if expected is None else [expected] * 3)
+    found = [constants.get("PRECISION", name) for _, name, _, constants in spy.launches]
+    assert found == (expected or []) * 3
 
 
 def test_few_tiles_are_left_to_cublas(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,8 +174,8 @@ def test_few_tiles_are_left_to_cublas(settings: Any, monkeypatch: pytest.MonkeyP
     spy = _Spy(monkeypatch)
     monkeypatch.setattr(products, "_LARGE", 1)
     for rows in (128 * 7, 128 * 7 + 1):
-        products.product(torch.randn(rows, 2), torch.randn(2, 64 * 8), exact=False)
-    assert [numbers[0] for _, _, numbers, _ in spy.launches] == [128 * 7 + 1]
+        products.product(torch.randn(rows, 2), torch.randn(2, 128 * 8), exact=False)
+    assert [numbers[0] for _, name, numbers, _ in spy.launches if name == "product"] == [128 * 7 + 1]
 
 
 def test_half_precision_is_left_to_cublas(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

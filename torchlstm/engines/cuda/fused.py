@@ -43,7 +43,8 @@ def forward(
         "fused_slices", "forward", (directions * plan.tiles * plan.slices,), plan.warps,
         (gates, w_hh, words, y, cells, h_0.view(torch.int32), c_0, h_n, c_n, *_index(work)),
         (work.problem.rows.steps, batch, work.rows, plan.tiles, LIMIT, 0),
-        H=hidden, PAD=pad, D=directions, SAVE=save, together=True, **_cut(plan), **_compiled(work),
+        H=hidden, PAD=pad, D=directions, SAVE=save, PEEK=plan.peek, SLICES_UP=power_of_two(plan.slices), together=True,
+        **_cut(plan), **_compiled(work),
     )  # fmt: skip
     return y, h_n, c_n.to(c_0.dtype), cells
 
@@ -118,13 +119,11 @@ def _cut(plan: Slices) -> dict[str, int]:
     return {
         "HS": plan.units,
         "SLICES": plan.slices,
-        "SLICES_UP": power_of_two(plan.slices),
         "CHUNKS": plan.chunks,
         "KS": plan.parts,
         "KC": plan.part,
         "BB": plan.rows,
         "TILE": plan.tile,
-        "PEEK": plan.peek,
     }
 
 

@@ -81,7 +81,8 @@ def _missing(words, awaited, ROWWISE: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _read(p_words, mask):
+def read(p_words, mask):
+    """Read words, 0 where masked; all of them if the mask is None."""
     if mask is None:
         return tl.load(p_words, volatile=True)
     else:
@@ -94,11 +95,11 @@ def await_all(p_words, mask, awaited, ROWWISE: tl.constexpr, LIMIT, SIZE: tl.con
 
     awaited  which words, of their shape, if ROWWISE; else whether any
     """
-    words = _read(p_words, mask)
+    words = read(p_words, mask)
     tries = 0
     while _missing(words, awaited, ROWWISE, SIZE):
         tries = _count(tries, LIMIT, ASM)
-        words = _read(p_words, mask)
+        words = read(p_words, mask)
     return words
 
 

@@ -34,7 +34,7 @@ from .common import (
     row_of,
     store_like,
 )
-from .exchange import await_all, await_one_each, elements, fold, publish
+from .exchange import await_all, await_one_each, elements, fold, publish, read
 
 CHANGING = ["T", "B", "P", "TILES", "LIMIT", "OFFSET"]
 
@@ -115,9 +115,6 @@ def forward(
         live = (b < B) & (t < length)
         begun = (b * 0 + earlier >= 0) & (earlier < length)
         last = live & (tl.where(onwards, length - 1, b * 0) == t)
-        awaited = s > 0
-        if RAGGED:
-            awaited = (begun & live)[None, :, None]
         mask = live[:, None] & (u < H)[None, :]
         o_state = (i_d * B + b)[:, None] * H + u[None, :]
         p = p_gates + row * 4 * H + b[:, None] * (4 * H) + u[None, :]
@@ -139,23 +136,26 @@ def forward(
             slices = tl.arange(0, SLICES_UP)
             known = tl.sum((begun & live & (tl.arange(0, BB) == count - 1)).to(tl.int32), 0) > 0
             await_one_each(p_words + (late + slices * HS) // WORD, (slices < SLICES) & known, LIMIT, ASM)
-        p_h = tl.where(
-            begun[None, :, None],
-            p_words + (row_earlier * D * PAD + b_read[None, :, None] * (D * PAD) + i_d * PAD) // WORD,
-            p_h_0_words + (i_d * B + b_read)[None, :, None] * (PAD // WORD),
-        )
+        p_y_words = p_words + (row_earlier * D * PAD + b_read[None, :, None] * (D * PAD) + i_d * PAD) // WORD
+        p_h_0 = p_h_0_words + (i_d * B + b_read)[None, :, None] * (PAD // WORD)
         i = tl.zeros([KS, BB, HS], tl.float32)
         f = i
         g = i
         o = i
         for chunk in tl.static_range(CHUNKS):
-            words = chunk * KS * KW + k_words[:, None, :]
-            inside = None if CHUNKS * KS * KC == PAD else words < PAD // WORD
-            words = await_all(p_h + words, inside, awaited, RAGGED, LIMIT, KS * BB * KW, ASM)
-            h = elements(words, w[0].dtype, KS, BB, KC)
-            if ROUND:
-                if RAGGED or s == 0:
-                    h = rounded(h, PRECISION, ASM)
+            at = chunk * KS * KW + k_words[:, None, :]
+            inside = None if CHUNKS * KS * KC == PAD else at < PAD // WORD
+            # A choice between addresses would hide from Triton 3.9 that four words follow each other: so dense batches
+            # have a branch.
+            if RAGGED:
+                p_h = tl.where(begun[None, :, None], p_y_words + at, p_h_0 + at)
+                words = await_all(p_h, inside, (begun & live)[None, :, None], True, LIMIT, KS * BB * KW, ASM)
+                h = rounded(elements(words, w[0].dtype, KS, BB, KC), PRECISION, ASM)
+            elif s == 0:
+                h = rounded(elements(read(p_h_0 + at, inside), w[0].dtype, KS, BB, KC), PRECISION, ASM)
+            else:
+                words = await_all(p_y_words + at, inside, True, False, LIMIT, KS * BB * KW, ASM)
+                h = elements(words, w[0].dtype, KS, BB, KC)
             i = product(h, w[4 * chunk], i, PRECISION, ASM)
             f = product(h, w[4 * chunk + 1], f, PRECISION, ASM)
             g = product(h, w[4 * chunk + 2], g, PRECISION, ASM)
@@ -196,9 +196,8 @@ def backward(
     p_acts, p_w_hh, p_words, p_cells, p_c_0, p_dy, p_dh_n, p_dc_n, p_dc, p_dacts, p_dcells, p_dgates,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr,
-    SLICES_UP: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr,
-    CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
-    TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr, PEEK: tl.constexpr,
+    KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
+    TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop backward; dh_0 is a product of dgates, made afterwards."""
     i_program = tl.program_id(0) + OFFSET
@@ -262,12 +261,6 @@ def backward(
         if TILE > BB:
             dc_later = load_like(p_dc + o_state, mask, dc, ASM)
         going_on = tl.sum(goes_on.to(tl.int32), 0)  # lengths fall: they are the first ones
-        # The last gate of the last sequence that goes on: what a slice publishes late.
-        if PEEK:
-            late = ((i_d * P.to(tl.int64) + row_later + i_tile * TILE + sub * BB + going_on - 1) * 4 + 3) * PAD
-            slices = tl.arange(0, SLICES_UP)
-            p = p_words + (late + slices * HS) // WORD
-            await_one_each(p, (slices < SLICES) & (slices * 0 + going_on > 0), LIMIT, ASM)
         b_read = _readable(i_tile * TILE + sub * BB, going_on, BB)
         p = p_words + (i_d * P.to(tl.int64) + row_later + b_read[None, :, None]) * (4 * PAD // WORD)
         parts = tl.zeros([KS, BB, HS], tl.float32)
