@@ -362,6 +362,15 @@ static int connect(void) {
     return -1;
 }
 
+/* torch's OpenMP, by the path of torch's extension; without one there is what the process has. */
+static void connect_openmp(void) {
+    PyObject *torch = PyImport_ImportModule("torch._C"), *file = torch ? PyObject_GetAttrString(torch, "__file__") : NULL;
+    PyObject *path = file ? PyUnicode_EncodeFSDefault(file) : NULL;
+    if (path) find_openmp(PyBytes_AsString(path));
+    Py_XDECREF(torch), Py_XDECREF(file), Py_XDECREF(path);
+    PyErr_Clear();
+}
+
 static int start(PyObject *m) {
     PyObject *calls = PyDict_New();
     int bad = !calls || connect();
@@ -370,6 +379,7 @@ static int start(PyObject *m) {
 #define INTERN(name) bad = bad || !(word.name = PyUnicode_InternFromString(#name));
     WORDS(INTERN)
     bad = bad || !(word.zero = PyLong_FromLong(0)) || !(word.one = PyLong_FromLong(1)) || name_weights();
+    if (!bad) connect_openmp();
     bad = bad || PyModule_AddObjectRef(m, "CALLS", calls) || PyModule_AddIntConstant(m, "openmp", have_openmp());
     Py_XDECREF(calls);
     return bad ? -1 : 0;
