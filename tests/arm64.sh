@@ -50,11 +50,11 @@ fi
 fetch() {
     local platforms=(--platform manylinux2014_aarch64) minor
     for minor in {17..28}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done
-    "$folder/tools/bin/pip" install --quiet --no-cache-dir --only-binary :all: --python-version "$python" "${platforms[@]}" \
+    "$folder/tools/bin/pip" install -qq --no-cache-dir --only-binary :all: --python-version "$python" "${platforms[@]}" \
         --no-warn-conflicts --upgrade --target "$@"
 }
 [ -e "$folder/tools" ] || python3 -m venv "$folder/tools"
-"$folder/tools/bin/pip" install --quiet build wheel auditwheel "setuptools>=77"
+"$folder/tools/bin/pip" install -qq build wheel auditwheel "setuptools>=77"
 if [ ! -e "$folder/torch.done" ]; then
     fetch "$folder/torch" "$(grep '^torch==' "$here/constraints.txt")" numpy
     touch "$folder/torch.done"

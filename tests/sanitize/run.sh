@@ -13,7 +13,7 @@ cc=${CC:-cc}
 
 flags=(-std=gnu11 -O1 -g -Wall) emulator=() team=threads
 if [ "${1:-}" = arm ]; then
-    cc=${CC:-aarch64-linux-gnu-gcc} flags=(-std=gnu11 -O3 -g0 -Wall) emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
+    cc=${CC:-aarch64-linux-gnu-gcc} flags=(-std=gnu11 -O3 -g0 -Wall -DEMULATED) emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
 fi
 
 # On a processor without AVX-512 the same text runs on AVX2, so that all of it is checked everywhere.
@@ -35,7 +35,7 @@ build() {
     mkdir "$work/$name"
     printf '%s\0' "$kernel"/{avx512,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,pace}.c "$here/$team.c" | compile "$name" "$@"
     local runtime=()
-    if [ "$team" = openmp ]; then runtime=(-Wl,--wrap=GOMP_parallel,--wrap=omp_get_num_procs -lgomp); fi
+    if [ "$team" = openmp ]; then runtime=(-Wl,--wrap=GOMP_parallel -lgomp); fi
     "$cc" "$@" "$work/$name"/*.o -o "$work/$name/driver" "${runtime[@]}" -lm -lpthread
 }
 
