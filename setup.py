@@ -17,7 +17,6 @@ kernel = Extension(
     "torchlstm.engines.cpu._kernel",
     sorted(glob(f"{SOURCES}/*.c")),
     depends=sorted(glob(f"{SOURCES}/*.h")),
-    libraries=["dl"] if sys.platform == "linux" else [],  # before glibc 2.34 `dlopen` is not in libc
     extra_compile_args=["-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wall"],
     py_limited_api=True,
     # A wheel that is handed to others must not lack it: there, failing to build it fails the build.

@@ -362,13 +362,14 @@ static int connect(void) {
     return -1;
 }
 
-/* torch's OpenMP, by the path of torch's extension; without one there is what the process has. */
-static void connect_openmp(void) {
-    PyObject *torch = PyImport_ImportModule("torch._C"), *file = torch ? PyObject_GetAttrString(torch, "__file__") : NULL;
-    PyObject *path = file ? PyUnicode_EncodeFSDefault(file) : NULL;
-    if (path) find_openmp(PyBytes_AsString(path));
-    Py_XDECREF(torch), Py_XDECREF(file), Py_XDECREF(path);
-    PyErr_Clear();
+/* use_openmp(addresses): of the entry points, in the order of openmp_t. */
+static PyObject *use_openmp(PyObject *self, PyObject *const *values, Py_ssize_t n) {
+    void *at[4] = { 0 };
+    for (int i = 0; i < 4 && i < n; i++) at[i] = PyLong_AsVoidPtr(values[i]);
+    if (PyErr_Occurred()) return NULL;
+    torchlstm_openmp = (openmp_t){ at[0], at[1], at[2], at[3] };
+    if (PyModule_AddIntConstant(self, "openmp", have_openmp())) return NULL;
+    Py_RETURN_NONE;
 }
 
 static int start(PyObject *m) {
@@ -379,7 +380,6 @@ static int start(PyObject *m) {
 #define INTERN(name) bad = bad || !(word.name = PyUnicode_InternFromString(#name));
     WORDS(INTERN)
     bad = bad || !(word.zero = PyLong_FromLong(0)) || !(word.one = PyLong_FromLong(1)) || name_weights();
-    if (!bad) connect_openmp();
     bad = bad || PyModule_AddObjectRef(m, "CALLS", calls) || PyModule_AddIntConstant(m, "openmp", have_openmp());
     Py_XDECREF(calls);
     return bad ? -1 : 0;
@@ -393,7 +393,7 @@ static PyMethodDef methods[] = {
     NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), NAMED(peak),
     { "connect", connect_torch, METH_O, NULL }, PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
     PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
-    { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), { 0 },
+    { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), PLACED("use_openmp", use_openmp), { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };
