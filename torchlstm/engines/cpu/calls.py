@@ -128,6 +128,8 @@ class Extension(Kernel, Protocol):
     What does not fit them is handed back, by None, and the way in Python raises or computes it.
     """
 
+    openmp: int  # is there a runtime?
+
     def connect(self, functions: dict[str, Any], /) -> None:
         """Take what calls of modules ask of torch, by the names in moment.h."""
 
