@@ -1,8 +1,8 @@
 /* Runs the kernel on random cases and compares it with plain loops: for builds with sanitizers.
  *
- *   driver SEED LAYERS PRODUCTS THREADS
+ *   driver SEED LAYERS PRODUCTS THREADS [big]
  *
- * LAYERS and PRODUCTS random ones, after a fixed list of special ones, on THREADS to MOST_THREADS threads.
+ * LAYERS and PRODUCTS random ones, after a fixed list of special ones or of big ones, on THREADS to MOST_THREADS threads.
  */
 #include "driver.h"
 #include <math.h>
@@ -105,14 +105,17 @@ void expect(const char *what, const void *values, int element, const double *exp
 extern __attribute__((weak)) void __sanitizer_set_death_callback(void (*)(void));
 
 int main(int count, char **arguments) {
-    if (count != 5) return fprintf(stderr, "usage: %s SEED LAYERS PRODUCTS THREADS\n", arguments[0]), 2;
+    int big = count == 6 && !strcmp(arguments[5], "big");
+    if (count != 5 + big) return fprintf(stderr, "usage: %s SEED LAYERS PRODUCTS THREADS [big]\n", arguments[0]), 2;
     seed = arguments[1], state = strtoull(seed, NULL, 10) * 0x9e3779b97f4a7c15 + 1;
     long layers = atol(arguments[2]), products = atol(arguments[3]);
     least_threads = atoi(arguments[4]);
     if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_case);
-    check_pace();
+    if (!big) check_pace();
     torchlstm_adapt(0);
-    int special_layers = check_special_layers(), special_products = check_special_products();
+    check_denormals();
+    int special_layers = big ? check_big_layers() : check_special_layers();
+    int special_products = big ? check_big_products() : check_special_products();
     for (long i = 0; i < layers; i++) check_layer();
     for (long i = 0; i < products; i++) check_product();
     printf("seed %s: %ld layers, %ld products\n", seed, layers + special_layers, products + special_products);

@@ -46,5 +46,8 @@ void describe(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void check_pace(void);
 void check_layer(void);
 int check_special_layers(void);                   /* returns how many */
+int check_big_layers(void);
+void check_denormals(void);
 void check_product(void);
 int check_special_products(void);
+int check_big_products(void);

@@ -230,9 +230,23 @@ void check_layer(void) {
     check(s, starts, rows, draw_threads());
 }
 
+/* `active`: the sequences of each step, the last number for all that follow; none: dense. */
+typedef struct { sizes_t sizes; int threads; long active[8]; } special_t;
+
+static void check_one(const special_t *of) {
+    const sizes_t *s = &of->sizes;
+    int64_t *starts = of->active[0] ? malloc((size_t)(s->steps + 1) * sizeof *starts) : NULL;
+    long rows = starts ? 0 : s->steps * s->batch, alive = 0;
+    for (long t = 0; starts && t < s->steps; t++) {
+        if (t < 8 && of->active[t]) alive = of->active[t];
+        starts[t] = rows, rows += alive;
+    }
+    if (starts) starts[s->steps] = rows;
+    check(*s, starts, rows, of->threads);
+}
+
 int check_special_layers(void) {
-    /* `active`: the sequences of each step, the last number for all that follow; none: dense. */
-    static const struct { sizes_t sizes; int threads; long active[8]; } all[] = {
+    static const special_t all[] = {
         /* The least there is: one step, more threads than units and rows; one that most sequences do not have. */
         { { .steps = 1, .batch = 1, .input = 1, .hidden = 1, .output = 1, .directions = 1 }, 4, { 0 } },
         { { .steps = 1, .batch = 1, .input = 1, .hidden = 1, .output = 1, .directions = 2 }, 3, { 0 } },
@@ -263,16 +277,43 @@ int check_special_layers(void) {
         { { .steps = 150, .batch = 9, .input = 4, .hidden = 24, .output = 24, .directions = 1 }, 2, { 0 } },
     };
     int count = sizeof all / sizeof *all;
-    for (int i = 0; i < count; i++) {
-        const sizes_t *s = &all[i].sizes;
-        int64_t *starts = all[i].active[0] ? malloc((size_t)(s->steps + 1) * sizeof *starts) : NULL;
-        long rows = starts ? 0 : s->steps * s->batch, alive = 0;
-        for (long t = 0; starts && t < s->steps; t++) {
-            if (t < 8 && all[i].active[t]) alive = all[i].active[t];
-            starts[t] = rows, rows += alive;
-        }
-        if (starts) starts[s->steps] = rows;
-        check(*s, starts, rows, all[i].threads);
-    }
+    for (int i = 0; i < count; i++) check_one(&all[i]);
     return count;
+}
+
+/* As models have them: many blocks of everything, dense, ragged and projected, one sequence, and one step. */
+int check_big_layers(void) {
+    static const special_t all[] = {
+        { { .steps = 3, .batch = 12, .input = 300, .hidden = 512, .output = 512, .directions = 1 }, 4, { 12, 7, 2 } },
+        { { .steps = 2, .batch = 5, .input = 40, .hidden = 700, .output = 260, .directions = 2, .projected = 1 }, 4, { 0 } },
+        { { .steps = 2, .batch = 1, .input = 1030, .hidden = 520, .output = 520, .directions = 1 }, 2, { 0 } },
+        { { .steps = 1, .batch = 20, .input = 512, .hidden = 512, .output = 512, .directions = 1 }, 3, { 0 } },
+    };
+    int count = sizeof all / sizeof *all;
+    for (int i = 0; i < count; i++) check_one(&all[i]);
+    return count;
+}
+
+/* A gate that is saturated is 0, not the denormal that it would be, and the caller's mode is what it was. */
+void check_denormals(void) {
+    enum { STEPS = 2, HIDDEN = 20, GATES = 4 * HIDDEN };
+    static float weights[GATES * HIDDEN], bias[GATES], states[HIDDEN], y[STEPS * HIDDEN], gates[STEPS * GATES];
+    static float cells[STEPS * HIDDEN], h_n[HIDDEN], c_n[HIDDEN];
+    for (int g = 0; g < GATES; g++) bias[g] = -200;
+    for (int isa = PORTABLE; isa < ISAS; isa++) {
+        if (torchlstm_isa(isa) != isa) continue;
+        describe("denormals on isa=%d", isa);
+        forward_t f = { .sizes = { .steps = STEPS, .batch = 1, .input = 1, .hidden = HIDDEN, .output = HIDDEN, .directions = 1,
+                                   .element = 4 },
+                        .y = y, .h_n = h_n, .c_n = c_n, .gates = gates, .cells = cells, .x = states, .h_0 = states, .c_0 = states,
+                        .weights = { { .w_ih = weights, .w_hh = weights, .b_ih = bias } } };
+        size_t bytes = torchlstm_forward_scratch(&f, 1, isa);
+        f.scratch = bytes ? buffer((long)bytes, 1) : NULL;
+        torchlstm_forward(&f, 1, isa);
+        free(f.scratch);
+        for (int k = 0; k < STEPS * GATES; k++)
+            if (k % GATES / HIDDEN != 2 && gates[k] != 0) fail("a saturated gate is %g", gates[k]);
+        volatile float tiny = 1e-39f;
+        if (tiny * 1 == 0) fail("denormals stay flushed");
+    }
 }

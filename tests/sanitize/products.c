@@ -75,17 +75,27 @@ void check_product(void) {
     check(g, draw_threads());
 }
 
+typedef struct { long M, N, K; } extents_t;
+
+static void check_one(const extents_t *of, int turned, int add) {
+    check((gemm_t){ .M = of->M, .N = of->N, .K = of->K, .turned = turned, .add = add }, draw_threads());
+}
+
 /* The least there is; both sides of what is thin; whole vectors and tiles, and one more; more terms than are packed at a
  * time, of float and of bfloat16; fewer rows, and fewer columns, than threads. */
 int check_special_products(void) {
-    static const struct { long M, N, K; } all[] = {
+    static const extents_t all[] = {
         { 1, 1, 1 }, { 1, 1, 40 }, { 2, 3, 1 }, { 32, 33, 32 }, { 33, 33, 32 }, { 32, 33, 33 }, { 33, 33, 33 }, { 48, 64, 48 },
         { 49, 65, 49 }, { 34, 1, 40 }, { 40, 2, 1030 }, { 35, 70, 1537 }, { 33, 17, 2051 }, { 3, 70, 1100 }, { 100, 40, 3 },
     };
     int count = sizeof all / sizeof *all;
-    for (int i = 0; i < 4 * count; i++) {
-        gemm_t g = { .M = all[i / 4].M, .N = all[i / 4].N, .K = all[i / 4].K, .turned = i & 1, .add = i >> 1 & 1 };
-        check(g, draw_threads());
-    }
+    for (int i = 0; i < 4 * count; i++) check_one(&all[i / 4], i & 1, i >> 1 & 1);
     return 4 * count;
+}
+
+int check_big_products(void) {
+    static const extents_t all[] = { { 200, 300, 1100 }, { 70, 1030, 530 }, { 5, 2000, 1500 }, { 2100, 7, 600 } };
+    int count = sizeof all / sizeof *all;
+    for (int i = 0; i < count; i++) check_one(&all[i], i & 1, i >> 1);
+    return count;
 }

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +90,11 @@ def test_reasons() -> None:
     assert Threads(4, 4, 4, 4, 8).reason == ""
 
 
+def test_without_openmp_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_kernel", SimpleNamespace(openmp=0))
+    assert Threads(4, 4, 1, 1, 128).reason == "torch has no OpenMP runtime"
+
+
 def test_each_python_thread_sees_its_own_calls() -> None:
     kernel.adapt(False)
     call()
@@ -150,3 +156,23 @@ def test_bound_threads_are_no_limit() -> None:
 def test_adapt_takes_a_flag() -> None:
     with pytest.raises(TypeError, match=r"adapt\(on\): expected True or False, got 1"):
         kernel.adapt(1)
+
+
+# torch's wheels for Arm have their runtime for themselves; here torch makes it visible to all.
+ALONE = """
+import ctypes
+ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
+import torch, torchlstm
+from torchlstm.engines.cpu.engine import _kernel, latest_threads
+_kernel.adapt(False)
+torch.set_num_threads(2)
+with torchlstm.use_engine("cpu"), torch.no_grad():
+    torchlstm.LSTM(256, 256)(torch.randn(16, 4, 256))
+print(hasattr(ctypes.CDLL(None), "GOMP_parallel"), latest_threads().used)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="that is a matter of Linux' linker")
+def test_the_openmp_that_is_torchs_alone_is_found() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["False", "2"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import sysconfig
 from typing import Any, NewType, Protocol
 
+import torch
 from torch import Tensor
 
 Sizes = NewType("Sizes", object)
@@ -126,6 +128,8 @@ class Extension(Kernel, Protocol):
     What does not fit them is handed back, by None, and the way in Python raises or computes it.
     """
 
+    openmp: int  # is there a runtime?
+
     def connect(self, functions: dict[str, Any], /) -> None:
         """Take what calls of modules ask of torch, by the names in moment.h."""
 
@@ -180,12 +184,26 @@ def _why_not_compiled() -> str:
     )
 
 
+# As openmp.h has them.
+_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_num_procs")
+
+
+def _connect(extension: Any) -> None:
+    """Hand the extension torch's OpenMP runtime, where torch has it for itself: see openmp.h."""
+    if extension.openmp and sys.platform != "darwin":
+        return
+    found = ctypes.CDLL(torch._C.__file__)
+    if all(hasattr(found, name) for name in _OPENMP):
+        extension.use_openmp(*(ctypes.cast(getattr(found, name), ctypes.c_void_p).value for name in _OPENMP))
+
+
 def load() -> tuple[Any, str | None]:
     """The extension, or None and why it is missing."""
     try:
         # After torch: its OpenMP runtime is the one that the kernel finds.
         extension = importlib.import_module("._kernel", __package__)
         check(extension)
+        _connect(extension)
         return extension, None
     except ModuleNotFoundError:
         return None, _why_not_compiled()

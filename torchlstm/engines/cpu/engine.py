@@ -57,7 +57,7 @@ class Threads(NamedTuple):
         if self.used < self.wanted:
             return "OpenMP gave no more, or calls before it had waited for a thread that did not run"
         if self.wanted < self.worth:
-            return "the process may use no more processors"
+            return "the process may use no more processors" if _kernel.openmp else "torch has no OpenMP runtime"
         return "the work is worth no more" if self.worth < self.given else ""
 
 

@@ -15,7 +15,7 @@ typedef struct {
  * flushed), and its slope exactly 0, as torch has it; a rounding error of 1e-7 in 1 - g g would be all of a gradient
  * that has vanished, and times an infinite input it would be infinite, not NaN. */
 INLINE void FN(cells)(FN(cells_t) p, long rows, const long n) {
-#pragma GCC unroll 1
+    ROLL
     for (; rows > 0; rows--) {
         vec ai = *(const vec *)p.acc, af = *(const vec *)(p.acc + LANES);
         vec ag = *(const vec *)(p.acc + 2 * LANES), ao = *(const vec *)(p.acc + 3 * LANES);
@@ -63,13 +63,13 @@ typedef struct {
     long H, dy_step, step, db_step;     /* db_step: between the rows of db, or 0                  */
 } FN(cells_back_t);
 
-INLINE void FN(add_biases)(REAL *db, vec i, vec f, vec g, vec o) {
+INLINE void FN(add_biases)(REAL *db, given i, given f, given g, given o) {
     *(vec *)db += i, *(vec *)(db + LANES) += f, *(vec *)(db + 2 * LANES) += g, *(vec *)(db + 3 * LANES) += o;
 }
 
 INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n, const int traced) {
     vec si = {0}, sf = {0}, sg = {0}, so = {0};
-#pragma GCC unroll 1
+    ROLL
     for (; rows > 0; rows--) {
         vec dh = *(const vec *)p.dh;
         if (p.dy) dh += FN(load)(p.dy, n), p.dy += p.dy_step;

@@ -83,9 +83,11 @@ static pace_t pace = { .taken = ATOMIC_FLAG_INIT };
 static atomic_int adapts = 1;
 static _Thread_local threads_t latest;
 
+openmp_t torchlstm_openmp = { GOMP_parallel, omp_get_thread_num, omp_get_num_threads, omp_get_num_procs };
+
 /* Not by sched_getaffinity: where OpenMP binds its threads, that is one. */
 int torchlstm_processors(void) {
-    int n = omp_get_num_procs ? omp_get_num_procs() : MAX_THREADS;
+    int n = have_openmp() ? torchlstm_openmp.processors() : MAX_THREADS;
     return n > 1 ? n : 1;
 }
 
@@ -125,7 +127,7 @@ typedef struct {
 
 static void member(void *data) {
     region_t *r = data;
-    int rank = omp_get_thread_num(), threads = omp_get_num_threads();
+    int rank = torchlstm_openmp.rank(), threads = torchlstm_openmp.threads();
     if (rank == 0) r->team = threads;
     r->work(r->job, rank, threads);
     r->all[rank].ended = now();
@@ -152,7 +154,7 @@ static void run(region_t *r, int given, int worth, int wanted, int threads) {
     r->team = 1;
     int timed = does_adapt() && wanted > 1 && (threads > 1 || pace_counts(&pace));
     int64_t began = timed ? now() : 0;
-    if (threads > 1) GOMP_parallel(member, r, (unsigned)threads, 0);
+    if (threads > 1) torchlstm_openmp.parallel(member, r, (unsigned)threads, 0);
     else r->work(r->job, 0, 1);
     latest = (threads_t){ given, worth, wanted, r->team };
     if (!timed) return;
@@ -343,7 +345,7 @@ static void peak_member(void *data) {
 long torchlstm_peak(long rounds, int element, int threads, int isa) {
     peak_call_t c = { kernels_of(element, isa), rounds, 0 };
     if (threads > MAX_THREADS) threads = MAX_THREADS;
-    if (threads > 1 && have_openmp()) GOMP_parallel(peak_member, &c, (unsigned)threads, 0);
+    if (threads > 1 && have_openmp()) torchlstm_openmp.parallel(peak_member, &c, (unsigned)threads, 0);
     else peak_member(&c);
     return atomic_load(&c.operations);
 }

@@ -25,19 +25,19 @@ INLINE void FN(dots)(int rows, int units, FN(operands_t) o, long gate, vec sums[
 #define DOT(LOAD)                                                                                   \
     {                                                                                               \
         vec x[DOTS];                                                                                \
-        _Pragma("GCC unroll 8") for (int r = 0; r < rows; r++) x[r] = LOAD(a + r * lda);            \
-        _Pragma("GCC unroll 4") for (int u = 0; u < units; u++) {                                   \
+        UNROLL(8) for (int r = 0; r < rows; r++) x[r] = LOAD(a + r * lda);                          \
+        UNROLL(4) for (int u = 0; u < units; u++) {                                                 \
             const REAL *const w[4] = { w0 + u * K, w1 + u * K, w2 + u * K, w3 + u * K };            \
-            _Pragma("GCC unroll 4") for (int g = 0; g < 4; g++) {                                   \
+            UNROLL(4) for (int g = 0; g < 4; g++) {                                                 \
                 vec y = LOAD(w[g]);                                                                 \
-                _Pragma("GCC unroll 8") for (int r = 0; r < rows; r++) sums[r][u][g] += x[r] * y;   \
+                UNROLL(8) for (int r = 0; r < rows; r++) sums[r][u][g] += x[r] * y;                 \
             }                                                                                       \
         }                                                                                           \
     }
 #define WHOLE(p) *(const vec *)(p)
 #define REST(p) FN(load_rest)(p, k, K)
     long k = K;
-#pragma GCC unroll 1
+    ROLL
     for (; k >= LANES; k -= LANES, a += LANES, w0 += LANES, w1 += LANES, w2 += LANES, w3 += LANES) DOT(WHOLE)
     if (k) DOT(REST)
 #undef DOT
@@ -69,21 +69,21 @@ typedef struct {
  * copies each first. */
 INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long j, REAL *out) {
     vec sums[DOTS][4][4];
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int u = 0; u < units; u++)
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int g = 0; g < 4; g++) sums[i][u][g] = (vec){0};
-#pragma GCC unroll 1
+    ROLL
     for (int i = 0; i < m->count; i++) {
         FN(operands_t) o = m->of[i];
         o.a += r * o.lda, o.w += j * o.K;
         FN(dots)(rows, units, o, m->H * o.K, sums);
     }
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int u = 0; u < units; u++) FN(lane_sums)(sums[i][u], out + (i * LANES + u) * 4);
 }
 
@@ -133,18 +133,18 @@ NOINLINE void FN(gates_in_place)(const FN(gates_t) *m, long r, long rows, long u
             for (long g = 0; g < 4; g++) sums[(i * LANES + j) * 4 + g] = 0;
     for (long i = 0; i < rows; i++) {
         quad turned[4][LANES / QUAD];
-#pragma GCC unroll 4
+        UNROLL(4)
         for (long j = 0; j < LANES / QUAD; j++)
-#pragma GCC unroll 2
+            UNROLL(2)
             for (long g = 0; g < 4; g += QUAD) {
                 quad in[QUAD], out[QUAD];
-#pragma GCC unroll 4
+                UNROLL(4)
                 for (long k = 0; k < QUAD; k++) in[k] = *(const quad *)(sums + ((i * LANES + j * QUAD + k) * 4 + g));
                 FN(transpose)(out, in);
-#pragma GCC unroll 4
+                UNROLL(4)
                 for (long k = 0; k < QUAD; k++) turned[g + k][j] = out[k];
             }
-#pragma GCC unroll 4
+        UNROLL(4)
         for (long g = 0; g < 4; g++)
             *(vec *)(acc + (i * 4 + g) * LANES) = FN(join)(turned[g]) + *(const vec *)(from + i * step + g * LANES);
     }

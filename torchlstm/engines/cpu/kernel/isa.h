@@ -25,6 +25,16 @@
 #define SHUFFLE_VECS(type, a, b, ...) __builtin_shuffle(a, b, (type){ __VA_ARGS__ })
 #endif
 
+/* Of the loop that follows every turn is written out, no more than n; or none is.  Clang before 19 takes no word of GCC's. */
+#if defined __clang__
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#define ROLL _Pragma("clang loop unroll(disable)")
+#else
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#define ROLL PRAGMA(GCC unroll 1)
+#define PRAGMA(text) _Pragma(#text)
+#endif
+
 #define REAL float
 #if defined LOAD_float
 #define LOAD_FIRST LOAD_float

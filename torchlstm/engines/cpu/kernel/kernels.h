@@ -19,6 +19,8 @@ static const kernels_t FN(kernels) = {
 #undef JOIN3_
 #undef vec
 #undef ivec
+#undef given
+#undef igiven
 #undef quad
 #undef half
 #undef QUADS

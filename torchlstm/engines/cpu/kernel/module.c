@@ -362,6 +362,16 @@ static int connect(void) {
     return -1;
 }
 
+/* use_openmp(addresses): of the entry points, in the order of openmp_t. */
+static PyObject *use_openmp(PyObject *self, PyObject *const *values, Py_ssize_t n) {
+    void *at[4] = { 0 };
+    for (int i = 0; i < 4 && i < n; i++) at[i] = PyLong_AsVoidPtr(values[i]);
+    if (PyErr_Occurred()) return NULL;
+    torchlstm_openmp = (openmp_t){ at[0], at[1], at[2], at[3] };
+    if (PyModule_AddIntConstant(self, "openmp", have_openmp())) return NULL;
+    Py_RETURN_NONE;
+}
+
 static int start(PyObject *m) {
     PyObject *calls = PyDict_New();
     int bad = !calls || connect();
@@ -383,7 +393,7 @@ static PyMethodDef methods[] = {
     NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), NAMED(peak),
     { "connect", connect_torch, METH_O, NULL }, PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
     PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
-    { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), { 0 },
+    { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), PLACED("use_openmp", use_openmp), { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots, 0, 0, 0 };

@@ -16,13 +16,13 @@
 NOINLINE long FN(peak)(long rounds) {
     vec s[CHAINS], step = (vec){0} + (REAL)0.5, total = {0};
     /* Numbers that the compiler does not know: it would leave out a chain that does not change. */
-#pragma GCC unroll 28
+    UNROLL(28)
     for (int i = 0; i < CHAINS; i++) s[i] = (vec){0} + (REAL)(rounds + i);
-#pragma GCC unroll 1
+    ROLL
     for (long n = 0; n < rounds; n++)
-#pragma GCC unroll 28
+        UNROLL(28)
         for (int i = 0; i < CHAINS; i++) s[i] = PEAK_STEP(s[i], (REAL)0.5, step);
-#pragma GCC unroll 28
+    UNROLL(28)
     for (int i = 0; i < CHAINS; i++) total += s[i];
     /* Or nothing of it were computed. */
     volatile REAL used = total[0];

@@ -5,6 +5,10 @@
 #if defined __aarch64__
 #define COLS 4
 #define DOTS 6
+#if !defined __clang__
+/* A tile is 24 sums, 4 vectors of columns and one element in 32 registers: GCC would load elements early, and spill sums. */
+#pragma GCC optimize "no-schedule-insns"
+#endif
 #else
 #define COLS 2
 #define DOTS 3

@@ -35,39 +35,39 @@ INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
     REAL sums[6 * 4 * LANES], *to = sums;
     const REAL *a = m->a, *b = m->b, *from = m->from;
     long bk = m->bk, bv = m->bv, bp = m->bp, fr = m->fr, fv = m->fv, tr = cols * LANES, tv = LANES, left = m->K;
-#pragma GCC unroll 1
+    ROLL
     do {
         vec s[6][4];
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < cols; v++) s[r][v] = (vec){0};
         long n = left < m->block ? left : m->block;
         left -= n;
-#pragma GCC unroll 1
+        ROLL
         for (; n > 0; n--, a += rows, b += bk) {
             vec w[4];
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < cols; v++) w[v] = *(const vec *)(b + v % COLS * bv + v / COLS * bp);
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < cols; v++) s[r][v] = FN(multiply_add)(s[r][v], a[r], w[v]);
         }
         if (from)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < cols; v++) s[r][v] += *(const vec *)(from + r * fr + v * fv);
         if (!left) to = m->acc, tr = m->ar, tv = m->av;
         if (!left && m->add)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < cols; v++) s[r][v] += *(const vec *)(to + r * tr + v * tv);
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < cols; v++) *(vec *)(to + r * tr + v * tv) = s[r][v];
         from = to, fr = tr, fv = tv;
     } while (left > 0);
@@ -160,21 +160,21 @@ INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL
     for (; (k + LANES) * PER_SLOT <= K; k += LANES) {
         /* LANES x LANES, whole lines of memory at a time: quads of rows that lie a power of two apart would evict each other. */
         vec part[QUAD][QUADS];
-#pragma GCC unroll 4
+        UNROLL(4)
         for (long i = 0; i < QUADS; i++) {
             vec in[QUAD], out[QUAD];
-#pragma GCC unroll 4
+            UNROLL(4)
             for (long j = 0; j < QUAD; j++)
                 in[j] = i * QUAD + j < n ? FN(slots_vec)(w + (i * QUAD + j) * stride, k) : (vec){0};
             FN(transpose_each)(out, in);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (long j = 0; j < QUAD; j++) part[j][i] = out[j];
         }
-#pragma GCC unroll 4
+        UNROLL(4)
         for (long j = 0; j < QUAD; j++) {
             vec out[QUADS];
             FN(transpose_quads)(out, part[j]);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (long i = 0; i < QUADS; i++) *(vec *)(to + (k + i * QUAD + j) * step) = out[i];
         }
     }

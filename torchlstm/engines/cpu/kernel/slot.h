@@ -14,20 +14,20 @@ INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1
  * slot, slot_quad, slot_vec
  *               slot k of K terms that lie `stride` apart: of one column, of QUAD, of n out of LANES */
 #if PER_SLOT == 1
-INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return sum + a * b; }
+INLINE vec FN(multiply_add)(given sum, REAL a, given b) { return sum + a * b; }
 INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }
 INLINE vec FN(slots_vec)(const REAL *p, long k) { return *(const vec *)(p + k); }
 INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) { (void)K; return p[k * stride]; }
 INLINE quad FN(slot_quad)(const REAL *p, long stride, long k, long K) { (void)K; return *(const quad *)(p + k * stride); }
 INLINE vec FN(slot_vec)(const REAL *p, long stride, long k, long K, long n) { (void)K; return FN(load)(p + k * stride, n); }
 #else
-INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return MULTIPLY_ADD_PAIRS(sum, a, b); }
+INLINE vec FN(multiply_add)(given sum, REAL a, given b) { return MULTIPLY_ADD_PAIRS(sum, a, b); }
 INLINE quad FN(slots)(const REAL *p, long k) {
     return PAIR_NEIGHBOURS(*(const quad *)(p + 2 * k), *(const quad *)(p + 2 * k + 4));
 }
 INLINE vec FN(slots_vec)(const REAL *p, long k) {
     quad q[QUADS];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (long i = 0; i < QUADS; i++) q[i] = FN(slots)(p, k + i * QUAD);
     return FN(join)(q);
 }

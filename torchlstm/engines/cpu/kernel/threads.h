@@ -1,20 +1,9 @@
-/* Threads, the meeting point of a step, and the floating-point mode of a worker.
- *
- * Threads come from the OpenMP runtime that torch has loaded (GNU's, or LLVM's, which has the same entry points).
- * The references are weak: nothing is linked, and without a runtime the work is done on one thread.
- */
+/* The meeting point of threads, and the floating-point mode of a worker. */
 #pragma once
+#include "openmp.h"
 #include "pace.h"
 #include <sched.h>
 #include <time.h>
-
-#define WEAK __attribute__((weak))
-extern WEAK void GOMP_parallel(void (*)(void *), void *, unsigned threads, unsigned flags);
-extern WEAK int omp_get_thread_num(void);
-extern WEAK int omp_get_num_threads(void);
-extern WEAK int omp_get_num_procs(void);
-
-static inline int have_openmp(void) { return GOMP_parallel && omp_get_thread_num && omp_get_num_threads; }
 
 /* More threads than this are not used: their flags live on the caller's stack. */
 enum { MAX_THREADS = 128 };
@@ -42,7 +31,7 @@ static inline void meet(flag_t *flags, int n, int me, long count) {
 #if defined __x86_64__
             __builtin_ia32_pause();
 #elif defined __aarch64__
-            __asm__ volatile("isb");
+            __asm__ volatile("isb");            /* `yield` takes no time */
 #endif
             if (spins < PATIENT) continue;
             /* Before the first yield, which may take a time slice. */
@@ -54,13 +43,18 @@ static inline void meet(flag_t *flags, int n, int me, long count) {
     if (waited >= LONG_WAIT) flags[me].waited += waited;
 }
 
-/* Flush denormals while in the kernel (decayed states would cost ~100 cycles per operation), then give the caller
- * his mode back. */
+/* Flush denormals, as operands and as results, while in the kernel (decayed states would cost ~100 cycles per operation, and
+ * saturated gates are to be 0), then give the caller his mode back. */
 static inline unsigned flush_denormals(void) {
 #if defined __x86_64__
     unsigned old = __builtin_ia32_stmxcsr();
     __builtin_ia32_ldmxcsr(old | 0x8040);
     return old;
+#elif defined __aarch64__
+    uint64_t old;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    __asm__ volatile("msr fpcr, %0" : : "r"(old | 1 << 24));
+    return (unsigned)old;
 #else
     return 0;
 #endif
@@ -68,6 +62,9 @@ static inline unsigned flush_denormals(void) {
 static inline void restore_denormals(unsigned old) {
 #if defined __x86_64__
     __builtin_ia32_ldmxcsr(old);
-#endif
+#elif defined __aarch64__
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)old));
+#else
     (void)old;
+#endif
 }

@@ -9,6 +9,8 @@
 #define JOIN3_(a, b, c) a##_##b##_##c
 #define vec FN(vec)
 #define ivec FN(ivec)
+#define given FN(given)
+#define igiven FN(igiven)
 #define quad FN(quad)
 #define half FN(half)
 #define iquad FN(iquad)
@@ -17,6 +19,15 @@
 
 typedef REAL vec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER ivec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
+
+/* The same as parameters: GCC 14 for Arm fails on one whose type is both aligned and may_alias. */
+#if defined __aarch64__
+typedef REAL given __attribute__((vector_size(sizeof(REAL) * LANES)));
+typedef INTEGER igiven __attribute__((vector_size(sizeof(REAL) * LANES)));
+#else
+typedef vec given;
+typedef ivec igiven;
+#endif
 
 /* All ones in the first, or the last, n lanes. */
 static const INTEGER FN(ones)[3 * LANES] = { [LANES ... 2 * LANES - 1] = -1 };
@@ -34,17 +45,21 @@ NOINLINE vec FN(load_part)(const REAL *p, long n) {
 }
 #endif
 #if defined STORE_FIRST
-INLINE void FN(store_part)(REAL *p, vec v, long n) { STORE_FIRST(p, v, n); }
+INLINE void FN(store_part)(REAL *p, given v, long n) { STORE_FIRST(p, v, n); }
 #else
-NOINLINE void FN(store_part)(REAL *p, vec v, long n) {
-    for (long j = 0; j < n; j++) p[j] = v[j];
+NOINLINE void FN(copy)(REAL *to, const REAL *from, long n) {
+    for (long j = 0; j < n; j++) to[j] = from[j];
+}
+INLINE void FN(store_part)(REAL *p, given v, long n) {
+    const vec all = v;
+    FN(copy)(p, (const REAL *)&all, n);
 }
 #endif
 /* `n` lanes; a caller that passes the constant LANES gets plain vector code. */
 INLINE vec FN(load)(const REAL *p, long n) {
     return n >= LANES ? *(const vec *)p : FN(load_part)(p, n);
 }
-INLINE void FN(store)(REAL *p, vec v, long n) {
+INLINE void FN(store)(REAL *p, given v, long n) {
     if (n >= LANES) *(vec *)p = v;
     else FN(store_part)(p, v, n);
 }
@@ -121,7 +136,7 @@ INLINE void FN(transpose_quads)(vec out[QUADS], const vec in[QUADS]) {
 }
 
 /* The sum of a vector's quads, pair by pair. */
-INLINE quad FN(sum_quads)(const vec v) {
+INLINE quad FN(sum_quads)(const given v) {
 #if LANES == 4 * QUAD
     half h = ((const half *)&v)[0] + ((const half *)&v)[1];
     return ((const quad *)&h)[0] + ((const quad *)&h)[1];
@@ -156,24 +171,24 @@ INLINE vec FN(join)(const quad q[LANES / QUAD]) {
 #endif
 }
 
-INLINE vec FN(pick)(ivec where, vec yes, vec no) {
+INLINE vec FN(pick)(igiven where, given yes, given no) {
     return (vec)((where & (ivec)yes) | (~where & (ivec)no));
 }
 
 /* min and max that give b where either is NaN, as x86 has it. */
-INLINE vec FN(min)(vec a, vec b) { return VECTOR_MIN(a, b); }
-INLINE vec FN(max)(vec a, vec b) { return VECTOR_MAX(a, b); }
+INLINE vec FN(min)(given a, given b) { return VECTOR_MIN(a, b); }
+INLINE vec FN(max)(given a, given b) { return VECTOR_MAX(a, b); }
 
 /* e^(kx) + plus, where plus is -1 (to a few ulp also near 0) or 1; |kx| is clamped to `most`.  NaN stays NaN.
  * 2^f - 1 on |f| <= 1/2 is a polynomial; the integer part goes into the exponent. */
-INLINE vec FN(exp)(vec x, const REAL k, const REAL plus, const REAL most) {
+INLINE vec FN(exp)(given x, const REAL k, const REAL plus, const REAL most) {
     const REAL log2e = (REAL)1.442695040888963407, top = most / (k > 0 ? k : -k);
     x = FN(max)((vec){0} - top, FN(min)((vec){0} + top, x));
     vec t = x * (k * log2e) + EXP_ROUND, n = t - EXP_ROUND, f = x * (k * log2e) - n;
     static const REAL term[] = { EXP_TERMS };
     const int terms = sizeof term / sizeof *term;
     vec p = (vec){0} + term[0];
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int i = 1; i < terms; i++) p = p * f + term[i];
     vec s = (vec)(((ivec)t << EXP_SHIFT) + EXP_ONE);
     return p * (f * s) + (s + plus);
@@ -181,7 +196,7 @@ INLINE vec FN(exp)(vec x, const REAL k, const REAL plus, const REAL most) {
 
 /* tanh x, from |x|: e = e^(2|x|) - 1 is exact to its last place where for x < 0 it would be near -1 and lose the
  * places that 1 - tanh^2 is made of. */
-INLINE vec FN(tanh)(vec x) {
+INLINE vec FN(tanh)(given x) {
     const ivec sign = (ivec)(-(vec){0});
     vec e = FN(exp)((vec)((ivec)x & ~sign), 2, -1, EXP_TOP);
     return (vec)((ivec)(e / (e + 2)) | ((ivec)x & sign));
