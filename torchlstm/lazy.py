@@ -66,6 +66,8 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         """Draw what is not there yet, for this input; called by the first call."""
         missing: dict[str, Any] = {name: weight for name, weight in self.named_parameters() if is_lazy(weight)}
         if not missing:
+            # Of what was loaded, if not by the hook below.
+            self.input_size = self.input_size or self.weight_ih_l0.shape[1]
             return
         # Where a part was loaded, the input size may be known.
         size = self.input_size or _features(input)

@@ -88,13 +88,16 @@ NAMES = {
         "draws a LazyLSTM's parameters where `trace` is its first call", "such a first call raises RuntimeError"
     ),
     "torch.nn.modules.lazy.LazyModuleMixin._lazy_load_hook": Private(
-        "makes room in a LazyLSTM for what `load_state_dict` loads", "`load_state_dict` raises torch's own error"
+        "makes room in a LazyLSTM for what `load_state_dict` loads, if all of it fits",
+        "torch's own makes room, and the first call finds what does not fit",
     ),
     "torch.nested._internal.nested_tensor.NestedTensor._maybe_max_seqlen": Private(
-        "the longest sequence of a jagged tensor, if known", "it is found anew where it is needed, slower"
+        "the longest sequence of a jagged tensor, if known",
+        "it is found anew, slower; in a compiled call it is not known",
     ),
     "torch.nested._internal.nested_tensor.NestedTensor._maybe_min_seqlen": Private(
-        "the shortest sequence of a jagged tensor, if known", "it is found anew where it is needed, slower"
+        "the shortest sequence of a jagged tensor, if known",
+        "it is found anew, slower; in a compiled call it is not known",
     ),
     "torch.nested._internal.nested_tensor.NestedTensor._ragged_idx": Private(
         "which axis of a jagged tensor is the ragged one?", "jagged input raises RuntimeError"
@@ -118,7 +121,7 @@ NAMES = {
 }
 
 # Attributes of instances: no class has them.
-_OF_INSTANCES = ("._buffers", "._parameters", "._maybe_max_seqlen", "._maybe_min_seqlen", "._ragged_idx")
+_OF_INSTANCES = ("._buffers", "._parameters", "._ragged_idx")
 
 
 def find(name: str) -> Any:
@@ -226,8 +229,15 @@ def ragged_axis(jagged: Any) -> int:
 
 
 def known_lengths(jagged: Any) -> tuple[Any, Any]:
-    """The shortest and the longest sequence of a jagged tensor, None where it is not known."""
-    return getattr(jagged, "_maybe_min_seqlen", None), getattr(jagged, "_maybe_max_seqlen", None)
+    """The shortest and the longest sequence of a jagged tensor, None where it does not know them."""
+    try:
+        return jagged._maybe_min_seqlen, jagged._maybe_max_seqlen
+    except AttributeError:
+        lengths = jagged.offsets().diff() if jagged.lengths() is None else jagged.lengths()
+        # What is in a tensor is not known to a compiler.
+        if torch.compiler.is_compiling() or not lengths.numel():
+            return None, None
+        return int(lengths.min()), int(lengths.max())
 
 
 # --- modules ---
@@ -239,7 +249,7 @@ def put_tensor(module: nn.Module, name: str, tensor: Any) -> None:
         if (own := vars(module).get(kind)) is not None and name in own:
             own[name] = tensor
             return
-    raise RuntimeError(complaint("torch.nn.Module._buffers"))
+    raise RuntimeError(complaint(f"torch.nn.Module.{'_buffers' if hasattr(module, '_parameters') else '_parameters'}"))
 
 
 def infer_parameters(module: Any, inputs: tuple[Any, ...]) -> None:
