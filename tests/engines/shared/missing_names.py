@@ -107,6 +107,7 @@ class Seen(torch.overrides.TorchFunctionMode):
 seen = []
 with Seen():
     output = ours(x)[0]
+    assert not kernel or native._kernel.lstm(ours, x, None, native._apply) is None
 close(output, theirs(x)[0])
 assert len(seen) > 3
 """,
@@ -160,6 +161,8 @@ for module in (ours, checkpointed):
         close((ad.unpack_dual(module(ad.make_dual(y, pull))[0]).tangent * weight).sum(), true)
     close((torch.func.jvp(lambda x: module(x)[0], (y,), (pull,))[1] * weight).sum(), true)
 close(torch.func.vmap(lambda x: ours(x)[0], 1, 1)(x.unsqueeze(2))[:, :, 0], theirs(x)[0])
+close(torch.func.jvp(lambda scale: ours(y)[0] * scale, (torch.ones(1),), (torch.ones(1),))[1], theirs(y)[0])
+close(torch.func.jvp(lambda scale: ours(y * scale)[0], (torch.ones(1),), (torch.zeros(1),))[1], torch.zeros(6, 2, 4))
 """,
     "torch.autograd.profiler._is_profiler_enabled": """
 right(False)
@@ -219,8 +222,9 @@ right(True)
 native._connected = False
 close(step(ours, x), step(theirs, x))
 output = ours(x)[0]
-output.mul_(2)  # of a view that a Function made this would raise
+output.mul_(2)
 close(output, 2 * theirs(x)[0])
+ours(x)[0].detach_()  # which views refuse
 many = torch.randn(5, 6, 2, 3)
 close(torch.func.vmap(lambda each: ours(each)[0])(many), torch.stack([theirs(each)[0] for each in many]))
 """,
