@@ -63,7 +63,7 @@ def run(name, program):
     owner = torch
     for part in path:
         owner = getattr(owner, part, None)
-    if words:
+    if words or name.startswith("torch.nested."):  # its program takes it away
         private, told = load_private()
     elif name == "torch.Tensor._version":
         torch.Tensor._version = property()

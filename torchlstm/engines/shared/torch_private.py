@@ -6,6 +6,7 @@ and mostly slower, or an error that says so; and a warning names it.
 
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
@@ -120,8 +121,8 @@ NAMES = {
     ),
 }
 
-# Attributes of instances: no class has them.
-_OF_INSTANCES = ("._buffers", "._parameters", "._ragged_idx")
+# Attributes of instances, and of a class that torch imports when it is used: they are missed when they are asked for.
+_LATER = ("torch.nn.Module._buffers", "torch.nn.Module._parameters", "torch.nested.")
 
 
 def find(name: str) -> Any:
@@ -202,6 +203,8 @@ def may_be_dual(tensors: Iterable[Tensor | None]) -> bool:
 
 # --- tensors ---
 
+with suppress(ImportError):
+    import torch._subclasses.fake_tensor
 FakeTensor: type = find("torch._subclasses.fake_tensor.FakeTensor") or type("FakeTensor", (), {})
 has_storage: Answer = find("torch._C._has_storage") or _has_storage
 has_torch_function_unary: Answer = find("torch.overrides.has_torch_function_unary") or (
@@ -274,7 +277,7 @@ if pytree is None:
 
 
 # What this torch has no longer.
-MISSING = [name for name in NAMES if not name.endswith(_OF_INSTANCES) and find(name) is None]
+MISSING = [name for name in NAMES if not name.startswith(_LATER) and find(name) is None]
 if MISSING:
     warnings.warn(
         "torchlstm: " + "; ".join(map(complaint, MISSING)) + ".  A newer torchlstm may know what took their place.",
