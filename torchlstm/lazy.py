@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .call import checks
 from .call.jagged import check_jagged, is_jagged
+from .engines.shared.torch_private import infer_parameters, init_flat_weights
 from .lstm import LSTM
 from .trace import Trace
 
@@ -56,15 +57,17 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         # There for their names: on the meta device nothing is allocated, and no random number is drawn.
         super().__init__(1, hidden_size, *options, "meta", dtype, checkpoint_every=checkpoint_every)
         self.input_size = 0
-        for name in list(self._parameters):
+        for name, _ in list(self.named_parameters()):
             # Those whose shape is known too: values given to them now would be lost when all are drawn.
             setattr(self, name, _UNINITIALIZED(True, device, dtype))
-        self._init_flat_weights()
+        init_flat_weights(self)
 
     def initialize_parameters(self, input: Tensor | PackedSequence, *_: Any, **__: Any) -> None:
         """Draw what is not there yet, for this input; called by the first call."""
         missing: dict[str, Any] = {name: weight for name, weight in self.named_parameters() if is_lazy(weight)}
         if not missing:
+            # Of what was loaded, if not by the hook below.
+            self.input_size = self.input_size or self.weight_ih_l0.shape[1]
             return
         # Where a part was loaded, the input size may be known.
         size = self.input_size or _features(input)
@@ -85,7 +88,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
 
     def trace(self, input: Tensor | PackedSequence, *args: Any, **keywords: Any) -> Trace:
         """As LSTM's; a first call too."""
-        self._infer_parameters(self, (input,))
+        infer_parameters(self, (input,))
         return self.trace(input, *args, **keywords)  # by its class, which is another now
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
@@ -104,7 +107,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
 
     def _lazy_load_hook(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Make room for what is about to be loaded, and only if all of it fits; torch registers this."""
-        keys = {name: prefix + name for name in self._parameters if prefix + name in state_dict}
+        keys = {name: prefix + name for name, _ in self.named_parameters() if prefix + name in state_dict}
         given = {name: state_dict[key] for name, key in keys.items() if not is_lazy(state_dict[key])}
         inputs = [given[name] for name in ("weight_ih_l0", "weight_ih_l0_reverse") if name in given]
         size = self.input_size or (inputs[0].shape[-1] if inputs and inputs[0].dim() else 0)
@@ -118,7 +121,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
             return
         with torch.inference_mode(False), torch.no_grad():
             for name in given:
-                weight: Any = self._parameters[name]
+                weight: Any = self.get_parameter(name)
                 if is_lazy(weight):
                     weight.materialize(expected[name])
         self.input_size = size
@@ -130,7 +133,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
             # Where a parameter cannot stay the object that it is, as on the way to meta, torch makes a plain one.
             if not is_lazy(weight := self.get_parameter(name)):
                 setattr(self, name, _UNINITIALIZED(weight.requires_grad, weight.device, weight.dtype))
-        self._init_flat_weights()
+        init_flat_weights(self)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         dtypes = state.pop("_dtypes")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for name, dtype in dtypes.items():
-            weight: Any = self._parameters[name]
+            weight: Any = self.get_parameter(name)
             if is_lazy(weight) and weight.dtype != dtype:
                 weight.data = torch.empty(0, dtype=dtype, device=weight.device)
 

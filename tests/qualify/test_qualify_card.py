@@ -42,9 +42,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SimpleNamespace(wait_stream=lambda _: None)
     for name, value in {
         "Stream": lambda _: stream, "current_stream": lambda _: stream, "stream": lambda _: nullcontext(),
-        "synchronize": lambda _: None, "_sleep": lambda _: None, "CUDAGraph": Graph, "graph": lambda _: nullcontext(),
+        "synchronize": lambda _: None, "CUDAGraph": Graph, "graph": lambda _: nullcontext(),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(card, "sleep", lambda _: None)
     monkeypatch.setattr(evidence, "gpu_of", lambda _: H200)
     monkeypatch.setattr(cuda, "ENGINE", Engine("cuda", reference.layer))
 

@@ -13,6 +13,7 @@ from ..engines import ENGINES
 from ..engines.contract import Dense, Engine, Problem, Recorder, Weights
 from ..engines.exported import onnx
 from ..engines.shared.access import DIRECT, access_of, as_plain
+from ..engines.shared.torch_private import profiler
 
 _AUTOMATIC = "auto"
 
@@ -143,7 +144,7 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
         _tell_of_missing_kernel(problem)
     if _recorders and (mine := _recorders.get(get_ident())):
         problem = problem._replace(recorder=next(mine))
-    if not torch.autograd.profiler._is_profiler_enabled or torch.compiler.is_compiling():
+    if not profiler._is_profiler_enabled or torch.compiler.is_compiling():
         return engine.layer(problem, x, h_0, c_0, weights)
     with torch.profiler.record_function(f"torchlstm::layer {engine.name}"):
         return engine.layer(problem, x, h_0, c_0, weights)

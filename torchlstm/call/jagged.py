@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engines.contract import Dense, Ragged, Rows
+from ..engines.shared.torch_private import known_lengths, ragged_axis
 from .segments import Segments, cut
 
 
@@ -17,7 +18,7 @@ def is_jagged(input: object) -> bool:
 
 def check_jagged(owner: str, input: Any) -> None:
     """Raise ValueError unless this jagged tensor is (B, j, I), sequences by steps by features."""
-    if input.dim() != 3 or input._ragged_idx != 1:
+    if input.dim() != 3 or ragged_axis(input) != 1:
         raise ValueError(
             f"{owner}: Expected a jagged input of shape (B, j, I), whose second axis is the ragged one, "
             f"got {tuple(input.shape)}"
@@ -50,13 +51,10 @@ def plan(input: Any) -> Segments:
 
 def like(input: Any, values: Tensor) -> Tensor:
     """Values (V, F) as a jagged tensor (B, j, F) with the very offsets of another: both have the same ragged size j."""
+    # Kept as far as they are known: `to_padded_tensor` under torch.compile has nothing else to go by.
+    shortest, longest = known_lengths(input)
     return torch.nested.nested_tensor_from_jagged(
-        values,
-        input.offsets(),
-        input.lengths(),
-        # Kept as far as they are known: `to_padded_tensor` under torch.compile has nothing else to go by.
-        min_seqlen=input._maybe_min_seqlen,
-        max_seqlen=input._maybe_max_seqlen,
+        values, input.offsets(), input.lengths(), min_seqlen=shortest, max_seqlen=longest
     )
 
 

@@ -3,37 +3,33 @@
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ..engines.cpu import engine, training
-from ..engines.shared import threads
+from ..engines.shared import threads, torch_private
 from . import dispatch
 
 _kernel: Any = engine._kernel
 
 
 def _connect() -> bool:
-    """Tell the extension what to ask of torch; False where it or something of torch's is missing."""
+    """Tell the extension what to ask of torch; False where there is none."""
     if _kernel is None or engine.ENGINE.unavailable() is not None:
         return False
-    try:
-        functions = {
-            "is_grad_enabled": torch.is_grad_enabled,
-            "is_tracing": torch._C._is_tracing,
-            "transforms": torch._C._functorch.peek_interpreter_stack,
-            "modes": torch._C._len_torch_dispatch_stack,
-            "function_modes": torch._C._len_torch_function_stack,
-            "is_autocast": torch._C._is_any_autocast_enabled,
-            "count_threads": threads.count,
-            "empty_like": torch.empty_like,
-            "forward_ad": vars(forward_ad),
-            "profiler": vars(torch.autograd.profiler),
-            "engine": vars(engine),
-            "isas": engine.ISAS,
-        }
-    except AttributeError:
-        return False
+    functions = {
+        "is_grad_enabled": torch.is_grad_enabled,
+        "is_tracing": torch_private.is_tracing,
+        "transforms": torch_private.peek_interpreter_stack,
+        "modes": torch_private.len_torch_dispatch_stack,
+        "function_modes": torch_private.len_torch_function_stack,
+        "is_autocast": torch_private.is_any_autocast_enabled,
+        "count_threads": threads.count,
+        "empty_like": torch.empty_like,
+        "forward_ad": vars(torch_private.forward_ad),
+        "profiler": vars(torch_private.profiler),
+        "engine": vars(engine),
+        "isas": engine.ISAS,
+    }
     _kernel.connect(functions)
     return True
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..engines.contract import Dense, Ragged, Rows
+from ..engines.shared.torch_private import expect, peek_interpreter_stack, unsafe_view
 from . import jagged
 from .checks import recorded
 from .plan import Form, Plan
@@ -65,11 +66,6 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
     return Packed(data, rows, rows.batch, input, segments)
 
 
-# As `view`, but the result is no view to autograd: whoever is handed it may detach it or write into it in place.  Right
-# where the tensor that it is made from is given up, as matmul's own is.
-_shaped: Any = torch.ops.aten._unsafe_view.default
-
-
 def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
     """Give rows of output y (P, D*R) the form that the input had.
 
@@ -80,7 +76,7 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
         whole = y.new_zeros(math.prod(segments.shape), y.shape[1]).index_add_(0, segments.order, y)
         if form is Form.JAGGED:
             return jagged.like(packed.source, whole)
-        return _shaped(whole, [*segments.shape, y.shape[1]])
+        return unsafe_view(whole, [*segments.shape, y.shape[1]])
     if form is Form.PACKED:
         source = packed.source
         return PackedSequence(y, source.batch_sizes, source.sorted_indices, source.unsorted_indices)
@@ -95,7 +91,7 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
         return y.transpose(0, 1) if form is Form.BATCH_FIRST else y
     # In place where that will do, in a third of the time.
     alone = _is_eager() and (steps == 1 or batch == 1)
-    y = y.unsqueeze_(0 if steps == 1 else 1) if alone else _shaped(y, shape)
+    y = y.unsqueeze_(0 if steps == 1 else 1) if alone else unsafe_view(y, shape)
     return y.transpose_(0, 1) if form is Form.BATCH_FIRST else y
 
 
@@ -152,7 +148,7 @@ def _pack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
 
 def _is_eager() -> bool:
     """Whether a result may be shaped in place: a compiler would ask for every size, and under vmap it is a view."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is None
 
 
 def _squeezed(state: Tensor, axis: int) -> Tensor:
@@ -168,7 +164,7 @@ def unpack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
     if form is Form.STEP:
         return _squeezed(state, 0)
     if form is Form.UNBATCHED_STEP:
-        return _shaped(state, [state.shape[2]])  # type: ignore[no-any-return]
+        return unsafe_view(state, [state.shape[2]])  # type: ignore[no-any-return]
     if form is Form.UNBATCHED:
         return _squeezed(state, 1)
     if form is Form.PACKED and (order := packed.source.unsorted_indices) is not None:
@@ -183,7 +179,7 @@ def _select(state: Tensor, index: Tensor) -> Tensor:
         return state.index_select(1, index[0])
     each = [state[d::directions].index_select(1, index[d]) for d in range(directions)]
     stacked = torch.stack(each, 1)
-    return _shaped(stacked, [stacked.shape[0] * directions, *stacked.shape[2:]])  # type: ignore[no-any-return]
+    return unsafe_view(stacked, [stacked.shape[0] * directions, *stacked.shape[2:]])  # type: ignore[no-any-return]
 
 
 def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
@@ -195,7 +191,7 @@ def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
             return hx[0].shape[1]
         # As torch.export traces, `int` would ask for the number itself.
         batch = input.batch_sizes[0].item()
-        torch._check(batch >= 0)
+        expect(batch >= 0)
         return batch  # type: ignore[return-value]
     first: Any = input.batch_sizes[0]
     return first if torch.jit.is_tracing() else int(first)  # type: ignore[attr-defined,no-untyped-call]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..engines.contract import Dense, Problem
+from ..engines.shared.torch_private import is_any_autocast_enabled
 from . import checks
 from .jagged import is_jagged
 from .precision import Precision, autocast_dtype, autocast_precision
@@ -203,10 +204,13 @@ def _signature(module: Any, input: Any, hx: Any, weight: str) -> tuple[Any, ...]
         return None
     if type(input) is not Tensor or input.is_nested:
         return None
-    parameter = module._parameters.get(weight)  # a tenth of the time of nn.Module's own look-up
+    try:
+        parameter = module._parameters.get(weight)  # a tenth of the time of nn.Module's own look-up
+    except AttributeError:
+        parameter = None
     dtype = (getattr(module, weight) if parameter is None else parameter).dtype
     device = input.device
-    cast = autocast_dtype(device) if torch._C._is_any_autocast_enabled() else None
+    cast = autocast_dtype(device) if is_any_autocast_enabled() else None
     of_input = (type(module), input.shape, input.dtype, device, input.layout, dtype, cast)
     if hx is None:
         return of_input

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engines.contract import Dense, Ragged, Rows
+from ..engines.shared.torch_private import is_batchedtensor
 
 
 class Segments(NamedTuple):
@@ -157,7 +158,7 @@ def _resets(given: Any, shape: tuple[int, ...]) -> Tensor:
 def _tensor(name: str, what: str, given: Any) -> Tensor:
     """What is given as a tensor, or as something that makes one."""
     if isinstance(given, Tensor):
-        if torch._C._functorch.is_batchedtensor(given):
+        if is_batchedtensor(given):
             raise RuntimeError(f"LSTM: {name} cannot be mapped by vmap: all members must have the same")
         return given
     try:

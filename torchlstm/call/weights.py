@@ -18,7 +18,11 @@ def weights_of(plan: Plan, module: Any, x: Tensor) -> list[tuple[Weights, ...]]:
     device or shape that does not fit, TypeError as nn.LSTM for a weight that is None.  A module that makes its weights
     anew for every call has `read_weight`.
     """
-    own, dtype, device = module._parameters, x.dtype, x.device
+    try:
+        own = module._parameters
+    except AttributeError:
+        own = {}
+    dtype, device = x.dtype, x.device
     read = getattr(type(module), "read_weight", None)
     layers: list[tuple[Weights, ...]] = []
     for layer in plan.layers:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.reference.loop import Loop, Step, time_loop, undeprecated
+from ..engines.shared.torch_private import get_tracing_state, put_tensor, set_tracing_state
 
 
 def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -> tuple[Loop, list[Tensor]]:
@@ -19,8 +20,12 @@ def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -
     A script cannot call a cell of any kind, but it can call a trace of one step.  The weights are arguments of that:
     they would be constants in it, and the parameters of the traced module would not be used.
     """
-    owners = [(module, name) for module in cell.modules() for name in (*module._parameters, *module._buffers)]
-    places = [(module, name) for module, name in owners if getattr(module, name) is not None]
+    own: dict[str, Any] = {"recurse": False, "remove_duplicate": False}
+    places = [
+        (module, name)
+        for module in cell.modules()
+        for name, _ in (*module.named_parameters(**own), *module.named_buffers(**own))
+    ]
     weights = [getattr(module, name) for module, name in places]
 
     def pure(x: Tensor, state: list[Tensor], given: list[Tensor]) -> list[Tensor]:
@@ -36,13 +41,12 @@ def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -
 @contextmanager
 def _untraced() -> Iterator[None]:
     """Record nothing for the trace that is under way."""
-    inner: Any = torch._C
-    outer = inner._get_tracing_state()
-    inner._set_tracing_state(None)
+    outer = get_tracing_state()
+    set_tracing_state(None)
     try:
         yield
     finally:
-        inner._set_tracing_state(outer)
+        set_tracing_state(outer)
 
 
 @contextmanager
@@ -51,7 +55,7 @@ def _replaced(places: list[tuple[nn.Module, str]], tensors: list[Tensor]) -> Ite
 
     def put(values: list[Any]) -> None:
         for (module, name), value in zip(places, values, strict=True):
-            (module._parameters if name in module._parameters else module._buffers)[name] = value
+            put_tensor(module, name, value)
 
     before = [getattr(module, name) for module, name in places]
     put(tensors)

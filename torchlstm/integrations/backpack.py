@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..call.dispatch import record_layers
 from ..cell import LSTMCell
 from ..engines.shared.per_sample import Samples
+from ..engines.shared.torch_private import current_graph_task_id
 from ..lstm import LSTM
 from .samples import order_of, parameters_of
 
@@ -71,7 +72,7 @@ class _Recorder:
 
 def _give(weight: Any, field: str, gradient: Any) -> None:
     """Save gradients (B, ..) on a parameter, added to those that it was given earlier in the same backward."""
-    backward = torch._C._current_graph_task_id()
+    backward = current_graph_task_id()
     before: Any = getattr(weight, field, None)
     if getattr(before, "_torchlstm_backward", None) == backward:
         if before.shape != gradient.shape:

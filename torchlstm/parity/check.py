@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from ..engines.shared.torch_private import pytree
 from ..swap import plan_swap, restore, swap
 from .judge import Verdict, judge
 from .observe import Observation

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from .. import LSTM, use_engine
 from ..engines.cuda.classes import Class
+from ..engines.shared.torch_private import sleep
 from ..parity import Case, judge
 from ..parity.observe import Observation, build, draw
 from .evidence import NAME, Wrong, calls, compare
@@ -40,7 +41,6 @@ def side_by_side(case: Case, kind: Class, device: str) -> None:
     alone = [next(layer) for layer in layers]
     streams = [torch.cuda.Stream(device) for _ in layers]
     torch.cuda.synchronize(device)
-    sleep: Any = torch.cuda._sleep
     for number in range(_TOGETHER):
         for stream in streams:
             with torch.cuda.stream(stream):

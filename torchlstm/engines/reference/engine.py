@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ...equations import lstm_step
 from ..contract import Dense, Engine, Problem, Weights
 from ..shared import chunks, per_sample
 from ..shared.access import DIRECT, access_of
 from ..shared.kernel import flatten, unflatten
+from ..shared.torch_private import forward_ad, may_be_dual
 from ..shared.unread import completed, read_by_backward, separate
 from . import direct
 from .loop import time_loop, undeprecated
@@ -117,7 +117,9 @@ def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
     """Whether to keep the states of some steps only: where a gradient is wanted, and plain autograd makes it."""
     if problem.checkpoint_every is None or problem.access.transformed or torch.compiler.is_compiling():
         return False
-    if torch.jit.is_tracing() or forward_ad._current_level >= 0:  # type: ignore[attr-defined,no-untyped-call]
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return False
+    if forward_ad._current_level >= 0 and may_be_dual(tensors):
         return False
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

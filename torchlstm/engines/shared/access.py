@@ -5,9 +5,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from .torch_private import (
+    FakeTensor,
+    forward_ad,
+    has_storage,
+    has_torch_function_unary,
+    len_torch_dispatch_stack,
+    may_be_dual,
+    peek_interpreter_stack,
+)
 
 
 class Access(NamedTuple):
@@ -43,12 +51,12 @@ def access_of(tensors: Iterable[Tensor | None]) -> Access:
         return OPERATOR
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return Access(direct=False, refusal="torch.jit is tracing this call")
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 and may_be_dual(tensors := tuple(tensors)):
         return Access(direct=False, refusal="forward-mode differentiation is active")
     access, subclass = DIRECT, False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         access = TRANSFORM
-    elif torch._C._len_torch_dispatch_stack():
+    elif len_torch_dispatch_stack():
         access = OPERATOR
     for tensor in tensors:
         if tensor is None or (kind := type(tensor)) is Parameter:
@@ -61,7 +69,7 @@ def access_of(tensors: Iterable[Tensor | None]) -> Access:
             subclass = True
         if access is DIRECT and (tensor.is_neg() or tensor.is_conj()):
             access = OPERATOR  # it negates what is only marked as negated
-        if access is DIRECT and not torch._C._has_storage(tensor):
+        if access is DIRECT and not has_storage(tensor):
             # As in autograd's own vmap (`is_grads_batched`), which knows no operators but torch's.
             return Access(direct=False, refusal="a tensor has no memory of its own")
     return access._replace(subclass=True) if subclass else access
@@ -76,7 +84,7 @@ def sees_functions(tensor: object) -> bool:
         return False
     if type(tensor).__torch_dispatch__ is not _NO_DISPATCH:
         return False
-    return not torch.compiler.is_compiling() and torch.overrides.has_torch_function_unary(tensor)
+    return not torch.compiler.is_compiling() and has_torch_function_unary(tensor)
 
 
 def as_plain(tensor: Tensor) -> Tensor:

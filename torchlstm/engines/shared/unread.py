@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from .access import Access
+from .torch_private import HAS_VERSIONS
+from .torch_private import version as version_of
 
 # An argument that the backward does not read: its place among the arguments, itself, and its version then.  It is kept
 # for the gradients of gradients only, and whoever changes it in place is told when they are asked for.
 Unread: TypeAlias = tuple[int, Tensor, int]
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place; inference tensors do not count it."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def _unchanged(tensor: Tensor, version: int) -> Tensor:
     """The tensor, or torch's own error if it has been changed in place."""
-    if (now := _version(tensor)) != version:
+    if (now := version_of(tensor)) != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
             f"a tensor {list(tensor.shape)} of an LSTM is at version {now}; "
@@ -39,6 +36,8 @@ def read_by_backward(
     needs   which of them want a gradient
     single  whether the layer has one step
     """
+    if not HAS_VERSIONS:
+        return (True,) * len(needs)
     # The gradient at h_0 of a single step is the only one that w_hh has a part in.
     each = [needs[0], needs[1] or not single, *([False, False] if bias else []), *([True] if projected else [])]
     of_ih, of_hh = (needs[3 + index :: len(each)] for index in (0, 1))
@@ -49,7 +48,7 @@ def separate(arguments: Sequence[Any], read: Sequence[bool]) -> tuple[list[Any],
     """The arguments that the backward reads, None in the place of others, and those others that there are."""
     kept = [tensor if wanted else None for tensor, wanted in zip(arguments, read, strict=True)]
     rest = [(place, arguments[place]) for place, wanted in enumerate(read) if not wanted]
-    return kept, [(place, tensor, _version(tensor)) for place, tensor in rest if tensor is not None]
+    return kept, [(place, tensor, version_of(tensor)) for place, tensor in rest if tensor is not None]
 
 
 def completed(arguments: Sequence[Any], unread: Sequence[Unread], access: Access) -> list[Any]:

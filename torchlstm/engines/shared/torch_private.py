@@ -1,0 +1,286 @@
+"""Names of torch's that are not public, all but the CUDA engine's: what each is for, and what happens without it.
+
+Functions are bound once, when this is imported.  In the place of one that torch has no longer stands what is as right,
+and mostly slower, or an error that says so; and a warning names it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+
+class Private(NamedTuple):
+    """What a name is for, and what happens with a torch that has it no longer."""
+
+    use: str
+    without: str
+
+
+_OUT_OF_C = "calls take the way in Python"
+
+# Every name, from torch on.  `tests/engines/shared/test_torch_private.py` takes each of them away.
+NAMES = {
+    "torch._C._is_tracing": Private(
+        "is torch.jit tracing? asked in C", "torch.jit.is_tracing is asked, a little slower"
+    ),
+    "torch._C._functorch.peek_interpreter_stack": Private(
+        "is a torch.func transform active?", f"{_OUT_OF_C}, and kernels run as operators, as in a transform"
+    ),
+    "torch._C._functorch.is_batchedtensor": Private(
+        "are lengths or resets mapped by vmap?", "they raise torch's own error about vmap instead of ours"
+    ),
+    "torch._C._len_torch_dispatch_stack": Private(
+        "is a dispatch mode active?", f"{_OUT_OF_C}, and kernels run as operators, as under a mode"
+    ),
+    "torch._C._len_torch_function_stack": Private(
+        "is a function mode active? asked in C", "torch.overrides.has_torch_function is asked, a little slower"
+    ),
+    "torch._C._is_any_autocast_enabled": Private(
+        "is autocast on?", f"{_OUT_OF_C}, where the autocast of the input's device is asked about"
+    ),
+    "torch._C._has_storage": Private(
+        "has a tensor memory of its own? none has in a vmap of autograd's", "its storage is asked for, slower"
+    ),
+    "torch._C._get_tracing_state": Private(
+        "traces the step of a cell while torch.jit traces its stack", "to trace a stack of cells raises RuntimeError"
+    ),
+    "torch._C._set_tracing_state": Private(
+        "traces the step of a cell while torch.jit traces its stack", "to trace a stack of cells raises RuntimeError"
+    ),
+    "torch._C._current_graph_task_id": Private(
+        "which gradients belong to one backward? of integrations.backpack",
+        "a backward with BackPACK raises RuntimeError",
+    ),
+    "torch._check": Private(
+        "tells torch.export that a batch is not negative", "torch.export decides by itself whether it needs to be told"
+    ),
+    "torch._subclasses.fake_tensor.FakeTensor": Private(
+        "a tensor without numbers: kernels run as operators on it", "the reference engine runs on it"
+    ),
+    "torch.autograd.forward_ad._current_level": Private(
+        "is forward-mode differentiation active? then kernels refuse",
+        f"{_OUT_OF_C}; kernels refuse inside torch.func's transforms, and tensors that have a tangent",
+    ),
+    "torch.autograd.profiler._is_profiler_enabled": Private(
+        "does a profiler want to see the layers by name?", f"{_OUT_OF_C}, and all layers are named, slower"
+    ),
+    "torch.cuda._sleep": Private(
+        "begins two layers together, in `torchlstm qualify`", "`torchlstm qualify` raises RuntimeError"
+    ),
+    "torch.nn.Module._apply": Private(
+        "keeps a LazyLSTM lazy on its way to the meta device", "it becomes what torch makes of it"
+    ),
+    "torch.nn.Module._buffers": Private(
+        "puts tensors of a trace in the place of a cell's buffers", "to trace a stack of such cells raises RuntimeError"
+    ),
+    "torch.nn.Module._parameters": Private(
+        "finds a weight in a tenth of the time of an attribute", "attributes are asked for; as of `_buffers` in a trace"
+    ),
+    "torch.nn.RNNBase._init_flat_weights": Private(
+        "RNNBase's own list of a LazyLSTM's parameters", "there is none to be kept"
+    ),
+    "torch.nn.modules.lazy.LazyModuleMixin._infer_parameters": Private(
+        "draws a LazyLSTM's parameters where `trace` is its first call", "such a first call raises RuntimeError"
+    ),
+    "torch.nn.modules.lazy.LazyModuleMixin._lazy_load_hook": Private(
+        "makes room in a LazyLSTM for what `load_state_dict` loads, if all of it fits",
+        "torch's own makes room, and the first call finds what does not fit",
+    ),
+    "torch.nested._internal.nested_tensor.NestedTensor._maybe_max_seqlen": Private(
+        "the longest sequence of a jagged tensor, if known",
+        "it is found anew, slower; in a compiled call it is not known",
+    ),
+    "torch.nested._internal.nested_tensor.NestedTensor._maybe_min_seqlen": Private(
+        "the shortest sequence of a jagged tensor, if known",
+        "it is found anew, slower; in a compiled call it is not known",
+    ),
+    "torch.nested._internal.nested_tensor.NestedTensor._ragged_idx": Private(
+        "which axis of a jagged tensor is the ragged one?", "jagged input raises RuntimeError"
+    ),
+    "torch.ops.aten._unsafe_view": Private(
+        "gives a result its shape without making it a view", "it is copied into its shape"
+    ),
+    "torch.overrides.has_torch_function_unary": Private(
+        "does a subclass of Tensor see operations?", "torch.overrides.has_torch_function is asked, a little slower"
+    ),
+    "torch.utils._pytree": Private(
+        "finds the tensors in what a model takes and returns, in `parity.check`", "`parity.check` raises RuntimeError"
+    ),
+    "torch.Tensor.__dlpack_c_exchange_api__": Private(
+        "reads tensors in C; the extension looks it up itself", "there is no CPU engine, and `engines` says why"
+    ),
+    "torch.Tensor._version": Private(
+        "has an argument been changed in place that only gradients of gradients read?",
+        "autograd asks, and refuses such a change in every backward",
+    ),
+}
+
+# Attributes of instances, and of a class that torch imports when it is used: they are missed when they are asked for.
+_LATER = ("torch.nn.Module._buffers", "torch.nn.Module._parameters", "torch.nested.")
+
+
+def find(name: str) -> Any:
+    """What torch has by a dotted name, or None."""
+    found: Any = torch
+    for part in name.split(".")[1:]:
+        found = getattr(found, part, None)
+    return found
+
+
+def complaint(name: str) -> str:
+    """What a user is told who would need a name that there is no longer."""
+    return f"torch {torch.__version__} has {name} no longer ({NAMES[name].use}): {NAMES[name].without}"
+
+
+def _or_raise(name: str) -> Any:
+    """A function of torch's, or one that raises RuntimeError."""
+
+    def missing(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(complaint(name))
+
+    return find(name) or missing
+
+
+def _yes(*_: Any) -> bool:
+    return True
+
+
+def _no(*_: Any) -> bool:
+    return False
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    try:
+        tensor.untyped_storage()
+    except RuntimeError:  # NotImplementedError is one
+        return False
+    return True
+
+
+def _copied(tensor: Tensor, shape: list[int]) -> Tensor:
+    return tensor.reshape(shape).clone()
+
+
+Answer = Callable[..., Any]
+
+# --- what torch is doing just now ---
+
+is_tracing: Answer = find("torch._C._is_tracing") or torch.jit.is_tracing  # type: ignore[attr-defined]
+# The innermost transform, or None.
+peek_interpreter_stack: Answer = find("torch._C._functorch.peek_interpreter_stack") or _yes
+is_batchedtensor: Answer = find("torch._C._functorch.is_batchedtensor") or _no
+len_torch_dispatch_stack: Answer = find("torch._C._len_torch_dispatch_stack") or _yes
+len_torch_function_stack: Answer = find("torch._C._len_torch_function_stack") or partial(
+    torch.overrides.has_torch_function, (None,)
+)
+is_any_autocast_enabled: Answer = find("torch._C._is_any_autocast_enabled") or _yes
+get_tracing_state: Answer = _or_raise("torch._C._get_tracing_state")
+set_tracing_state: Answer = _or_raise("torch._C._set_tracing_state")
+current_graph_task_id: Answer = _or_raise("torch._C._current_graph_task_id")
+
+# Where `_current_level` and `_is_profiler_enabled` stand, which change; C reads them from the dict of the same.
+forward_ad: Any = torch.autograd.forward_ad
+if find("torch.autograd.forward_ad._current_level") is None:
+    forward_ad = SimpleNamespace(_current_level=0)
+profiler: Any = torch.autograd.profiler
+if find("torch.autograd.profiler._is_profiler_enabled") is None:
+    profiler = SimpleNamespace(_is_profiler_enabled=True)
+
+
+def may_be_dual(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether forward mode may have to do with these tensors, given that `_current_level` does not rule it out."""
+    if forward_ad is torch.autograd.forward_ad or peek_interpreter_stack() is not None:
+        return True
+    unpacked = (torch.autograd.forward_ad.unpack_dual(tensor) for tensor in tensors if tensor is not None)
+    return any(each.tangent is not None for each in unpacked)
+
+
+# --- tensors ---
+
+with suppress(ImportError):
+    import torch._subclasses.fake_tensor
+FakeTensor: type = find("torch._subclasses.fake_tensor.FakeTensor") or type("FakeTensor", (), {})
+has_storage: Answer = find("torch._C._has_storage") or _has_storage
+has_torch_function_unary: Answer = find("torch.overrides.has_torch_function_unary") or (
+    lambda tensor: torch.overrides.has_torch_function((tensor,))
+)
+# As `view`, but the result is no view to autograd: whoever is handed it may detach it or write into it in place.  Right
+# where the tensor that it is made from is given up, as matmul's own is.
+unsafe_view: Answer = getattr(find("torch.ops.aten._unsafe_view"), "default", _copied)
+expect: Answer = find("torch._check") or _no
+sleep: Answer = _or_raise("torch.cuda._sleep")
+HAS_VERSIONS = hasattr(torch.empty(0), "_version")
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place, where `HAS_VERSIONS`; inference tensors do not count it."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def ragged_axis(jagged: Any) -> int:
+    """Which axis of a jagged tensor is the ragged one."""
+    axis: int | None = getattr(jagged, "_ragged_idx", None)
+    if axis is None:
+        raise RuntimeError(complaint("torch.nested._internal.nested_tensor.NestedTensor._ragged_idx"))
+    return axis
+
+
+def known_lengths(jagged: Any) -> tuple[Any, Any]:
+    """The shortest and the longest sequence of a jagged tensor, None where it does not know them."""
+    try:
+        return jagged._maybe_min_seqlen, jagged._maybe_max_seqlen
+    except AttributeError:
+        lengths = jagged.offsets().diff() if jagged.lengths() is None else jagged.lengths()
+        # What is in a tensor is not known to a compiler.
+        if torch.compiler.is_compiling() or not lengths.numel():
+            return None, None
+        return int(lengths.min()), int(lengths.max())
+
+
+# --- modules ---
+
+
+def put_tensor(module: nn.Module, name: str, tensor: Any) -> None:
+    """Put a tensor, which need be no Parameter, in the place of a parameter or buffer."""
+    for kind in ("_parameters", "_buffers"):
+        if (own := vars(module).get(kind)) is not None and name in own:
+            own[name] = tensor
+            return
+    raise RuntimeError(complaint(f"torch.nn.Module.{'_buffers' if hasattr(module, '_parameters') else '_parameters'}"))
+
+
+def infer_parameters(module: Any, inputs: tuple[Any, ...]) -> None:
+    """Draw what a lazy module has not drawn, and make it what it becomes."""
+    name = "torch.nn.modules.lazy.LazyModuleMixin._infer_parameters"
+    if find(name) is None:
+        raise RuntimeError(complaint(name))
+    module._infer_parameters(module, inputs)
+
+
+def init_flat_weights(module: Any) -> None:
+    """Renew the list of parameters that RNNBase has of its own."""
+    getattr(module, "_init_flat_weights", _no)()
+
+
+# --- parity.check ---
+
+pytree: Any = find("torch.utils._pytree")
+if pytree is None:
+    _none = _or_raise("torch.utils._pytree")
+    pytree = SimpleNamespace(tree_map=_none, tree_flatten_with_path=_none, keystr=_none)
+
+
+# What this torch has no longer.
+MISSING = [name for name in NAMES if not name.startswith(_LATER) and find(name) is None]
+if MISSING:
+    warnings.warn(
+        "torchlstm: " + "; ".join(map(complaint, MISSING)) + ".  A newer torchlstm may know what took their place.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
