@@ -1,4 +1,4 @@
-"""What tests of packed weights share: modules, their weights as they are rounded, and the arithmetic written out in torch."""
+"""What tests of packed weights share: modules, their rounded weights, and the arithmetic written out in torch."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ def packed_of(module: nn.LSTM, format: Format) -> frozen.Packed:
 
 
 def product(rows: Tensor, weight: Rounded, least: float) -> Tensor:
-    """Rows (n, K) times a weight (N, K), in float64: of int8 the rows are rounded to 16 bits, and the integers' products exact."""
+    """Rows (n, K) times a weight (N, K), in float64; with int8 the rows are rounded to 16 bits."""
     if weight.scale is None:
         return rows.double() @ as_float(weight).double().T
     most = rows.float().abs().amax(1, keepdim=True).clamp(min=least)
@@ -56,8 +56,10 @@ def product(rows: Tensor, weight: Rounded, least: float) -> Tensor:
     return (integers @ weight.values.double().T) * (most.double() / STEPS) * weight.scale.double()
 
 
-def direction(x: Tensor, weights: frozen.Direction, h: Tensor, c: Tensor, sizes: Sequence[int], reverse: bool) -> tuple[Tensor, ...]:
-    """One direction on rows x (T, B, I), of which the first sizes[t] belong to step t: y (T, B, R), h_n (B, R), c_n (B, H)."""
+def direction(
+    x: Tensor, weights: frozen.Direction, h: Tensor, c: Tensor, sizes: Sequence[int], reverse: bool
+) -> tuple[Tensor, ...]:
+    """Of rows x (T, B, I) the first sizes[t] belong to step t; returns y (T, B, R), h_n (B, R), c_n (B, H)."""
     w_ih, w_hh, bias, w_hr = weights
     h, c, y = h.clone(), c.clone(), x.new_zeros(*x.shape[:2], h.shape[1])
     for t in range(len(sizes))[:: -1 if reverse else 1]:

@@ -1,10 +1,11 @@
-"""The kernel on packed weights: each format on each instruction set against the same arithmetic in torch, and what it promises."""
+"""The kernel on packed weights: each format and instruction set against the same arithmetic in torch."""
 
 import random
 from typing import Any
 
 import pytest
 import torch
+from frozen_cases import FORMATS, packed_of, sizes_of, weights_of, written_out
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -12,8 +13,6 @@ import torchlstm
 from torchlstm.engines.cpu import engine as cpu
 from torchlstm.engines.cpu import frozen
 from torchlstm.engines.shared.rounding import Format
-
-from frozen_cases import FORMATS, packed_of, sizes_of, weights_of, written_out
 
 if reason := torchlstm.engines()["cpu"]:
     pytest.skip(f"no cpu engine: {reason}", allow_module_level=True)
@@ -109,7 +108,9 @@ def test_weights_as_they_are_give_the_bits_of_the_module(dtype: torch.dtype, isa
             if case % 3 == 0:
                 # Few steps of one or two sequences take another way.
                 steps, batch = rng.choice([(1, 1), (1, 9), (2, 1), (4, 2), (8, 1)])
-                module = torchlstm.LSTM(rng.choice([31, 64, 70]), rng.choice([63, 64, 97]), bidirectional=rng.random() < 0.5)
+                module = torchlstm.LSTM(
+                    rng.choice([31, 64, 70]), rng.choice([63, 64, 97]), bidirectional=rng.random() < 0.5
+                )
             module = module.to(dtype)
             x = torch.randn(steps, batch, module.input_size, dtype=dtype)
             hx = None if case % 2 else tuple(state.to(dtype) for state in states_of(module, batch))
@@ -154,7 +155,8 @@ def test_a_sequence_does_not_depend_on_the_batch_nor_on_chunks(format: Format, i
         out = torch.empty_like(expected)
         assert frozen.step(packed, chunk, state, out) is out
         assert torch.equal(out, expected)
-    assert torch.equal(state[0], h_n) and torch.equal(state[1], c_n)
+    assert torch.equal(state[0], h_n)
+    assert torch.equal(state[1], c_n)
 
 
 @formats

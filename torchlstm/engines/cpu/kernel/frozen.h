@@ -54,7 +54,7 @@ static PyObject *frozen(PyObject *self, PyObject *values) {
     return Py_BuildValue("NiiiN", capsule, p.isa, p.lanes, p.beside, bytes);
 }
 
-/* Which sum a row of int8 could overflow: pack refuses more terms. */
+/* The call is not for here. */
 static PyObject *nothing(void) {
     if (PyErr_Occurred()) PyErr_Clear();
     Py_RETURN_NONE;
