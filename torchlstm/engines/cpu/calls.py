@@ -147,6 +147,18 @@ class Extension(Kernel, Protocol):
     ) -> tuple[Tensor | None, ...] | None:
         """The gradient of every argument of the Function."""
 
+    def frozen(self, *sizes: int) -> tuple[object, int, int, int, list[int]]:
+        """How weights are packed, of (isa, format, element, input, hidden, proj, layers, directions): see frozen.h."""
+
+    def frozen_lstm(self, *values: Any) -> Any:
+        """An LSTM on packed weights, (handle, data, x, h, c, batch_sizes, batch_first, out)."""
+
+    def frozen_cell(self, *values: Any) -> Any:
+        """A cell on packed weights, (handle, data, x, h, c)."""
+
+    def frozen_step(self, *values: Any) -> Any:
+        """As either of these; the states are written in place; returns an LSTM's output, of a cell True."""
+
     def form(self, form: Any, /) -> tuple[int, int, int, int, int, int, int]:
         """T, B, D, and whether it is batch_first, batched, of a cell, projected."""
 
