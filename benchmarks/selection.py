@@ -1,10 +1,10 @@
 """What a run measures: the workloads and the other rows whose names or groups match what was asked for."""
 
-from . import busy, overhead
+from . import busy, frozen, overhead
 from .extras import Extra
 from .workloads import WORKLOADS, Workload, is_sweep, matching
 
-EXTRAS: dict[str, Extra] = {extra.name: extra for extra in (*overhead.EXTRAS, *busy.EXTRAS)}
+EXTRAS: dict[str, Extra] = {extra.name: extra for extra in (*overhead.EXTRAS, *busy.EXTRAS, *frozen.EXTRAS)}
 
 
 def select(patterns: str | None, device: str) -> tuple[list[Workload], list[Extra]]:
