@@ -219,8 +219,8 @@ def text(run: Run) -> str:
     return "\n".join([*table.title(), *lines, *extras_text(run["extras"]), "", *table.below()])
 
 
-def _markdown_table(names: list[str], cells: list[list[str]], left: int) -> str:
-    """The first columns, so many, are of words."""
+def markdown_table(names: list[str], cells: list[list[str]], left: int) -> str:
+    """Cells as a table of Markdown; the first columns, so many, are of words."""
     lines = ["| " + " | ".join(names) + " |", "|---" * left + "|---:" * (len(names) - left) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
     return "\n".join(lines)
@@ -231,8 +231,8 @@ def markdown(run: Run) -> str:
     table = Table(run)
     parts = ["\n".join(table.title())]
     if run["rows"]:
-        parts.append(_markdown_table([name for name, _ in table.columns], list(map(table.cells, rows_of(run))), 2))
-    parts += [_markdown_table(names, cells, 1) for names, cells in _extra_tables(run["extras"])]
+        parts.append(markdown_table([name for name, _ in table.columns], list(map(table.cells, rows_of(run))), 2))
+    parts += [markdown_table(names, cells, 1) for names, cells in _extra_tables(run["extras"])]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in table.below())])
 
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,22 +58,27 @@ class Rival:
         return all(find_spec(package) is not None for package in self.packages)
 
 
-def frozen(module: nn.Module, weights: torch.dtype | None) -> nn.Module:
-    """`torchlstm.freeze` of a module itself: what stands in its place in a model of nothing else."""
-    freeze: Callable[..., nn.Module] | None = getattr(torchlstm, "freeze", None)
-    if freeze is None:
+def freeze(model: nn.Module, weights: torch.dtype | None) -> nn.Module:
+    """`torchlstm.freeze`; Unfit where this torchlstm has none."""
+    found: Callable[..., nn.Module] | None = getattr(torchlstm, "freeze", None)
+    if found is None:
         raise Unfit("this torchlstm has no freeze")
-    model: Any = freeze(nn.Sequential(module.eval()), weights)
-    return model[0]  # type: ignore[no-any-return]
+    return found(model.eval(), weights)
 
 
-def torch_ao(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """torch.ao's dynamically quantized LSTM of an nn.LSTM; it also says that it is going away, which is known."""
+def torch_ao(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model with torch.ao's dynamic LSTMs for nn's; what torch says of its own future is known."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-        model: Any = torch.ao.quantization.quantize_dynamic(nn.Sequential(module.eval()), {nn.LSTM}, dtype=dtype)
-    return model[0]  # type: ignore[no-any-return]
+        made: nn.Module = torch.ao.quantization.quantize_dynamic(model.eval(), {nn.LSTM}, dtype=dtype)
+    return made
+
+
+def _alone(module: nn.Module, lower: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """What stands for a module in a model of nothing else: torch.ao replaces children only."""
+    [child] = lower(nn.Sequential(module)).children()
+    return child
 
 
 def _subject(module: nn.Module, inputs: Inputs) -> Subject:
@@ -89,11 +94,11 @@ def _unfrozen(workload: Workload, inputs: Inputs) -> Subject:
 
 
 def _qint8(workload: Workload, inputs: Inputs) -> Subject:
-    return _subject(torch_ao(module_of(workload, False), torch.qint8), inputs)
+    return _subject(_alone(module_of(workload, False), lambda model: torch_ao(model, torch.qint8)), inputs)
 
 
 def _fp16(workload: Workload, inputs: Inputs) -> Subject:
-    return _subject(torch_ao(module_of(workload, False), torch.float16), inputs)
+    return _subject(_alone(module_of(workload, False), lambda model: torch_ao(model, torch.float16)), inputs)
 
 
 def _ort(workload: Workload, inputs: Inputs) -> Subject:
@@ -119,7 +124,7 @@ RIVALS = {
 
 def ours(workload: Workload, inputs: Inputs, weights: str) -> Subject:
     """Our frozen module in one of FORMATS; Unfit where this torchlstm has none."""
-    return _subject(frozen(module_of(workload, True), FORMATS[weights]), inputs)
+    return _subject(_alone(module_of(workload, True), lambda model: freeze(model, FORMATS[weights])), inputs)
 
 
 def check(name: str, bits: str, seen: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
