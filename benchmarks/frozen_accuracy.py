@@ -158,7 +158,7 @@ def _over(values: list[float], what: str) -> float:
 
 
 def judged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each bound on each kind of weights: the largest ratio of our error to torch.ao's, its case, how many are above."""
+    """Each bound on each kind of weights: the largest ratio of our error to torch.ao's, its case, how many exceed."""
     for ours, theirs, most in BOUNDS:
         for weights in dict.fromkeys(row["weights"] for row in rows):
             for what in ("mean", "largest"):
