@@ -45,9 +45,22 @@ def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: T
     return None
 
 
-def step(packed: Packed, x: Tensor, state: tuple[Tensor, Tensor], out: Tensor) -> bool:
-    """One chunk of a stream: the state is written in place, the output into `out`; False if it cannot."""
-    return False
+def run_cell(packed: Packed, x: Any, hx: Any) -> Any:
+    """What an LSTMCell returns for this call, or None if the call has to take the way in Python."""
+    return None
+
+
+def step(packed: Packed, x: Any, state: Any, out: Tensor | None, batch_first: bool) -> Tensor | None:
+    """The output of one chunk of a stream, in `out` if there is one; the state is written in place.
+
+    None, and nothing is written, if the call has to take the way in Python.
+    """
+    return None
+
+
+def step_cell(packed: Packed, x: Any, state: Any, out: Tensor | None) -> Tensor | None:
+    """As `step`, of an LSTMCell: the output is h."""
+    return None
 
 
 def kernel_name(packed: Packed, steps: int, batch: int) -> str:
