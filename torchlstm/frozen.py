@@ -252,12 +252,17 @@ class FrozenLSTMCell(Frozen, LSTMCell):
                 return results
         if type(input) is not Tensor and sees_functions(input):
             return torch.overrides.handle_torch_function(self.forward, (input,), input, hx)
+        plan, rows, states = self._begin(input, hx)
+        _, h, c = way.compute(self._store, plan, rows, states)
+        return unpack_state(plan, rows, h), unpack_state(plan, rows, c)
+
+    def _begin(self, input: Tensor, hx: State | None) -> tuple[Plan, Packed, list[Tensor]]:
+        """As FrozenLSTM's."""
         mend_fork()
         way.check_dtype("FrozenLSTMCell", input, self._store)
         plan = plan_cell(way.SeenCell(self, self._store), input, hx)
-        rows = pack(plan, input, hx)
-        _, h, c = way.compute(self._store, plan, rows, pack_states(plan, rows, hx))
-        return unpack_state(plan, rows, h), unpack_state(plan, rows, c)
+        packed = pack(plan, input, hx)
+        return plan, packed, pack_states(plan, packed, hx)
 
 
 def become_frozen(module: Any, store: Store, was: type[nn.Module]) -> None:

@@ -60,15 +60,37 @@ def name_of(store: Store) -> str:
     return str(store.format or store.like.dtype)
 
 
+def why_float(store: Store, plan: Plan, dtype: torch.dtype) -> str | None:
+    """Why a call computes from the weights as floats though they are frozen; None where a kernel reads them packed.
+
+    dtype  of the arithmetic
+    """
+    if store.packed is None:
+        return f"no kernel here reads weights in {name_of(store)} packed"
+    if plan.trace:
+        return "a trace has the gates too"
+    if plan.dropout:
+        return "there is dropout between layers"
+    if dtype != store.like.dtype:
+        return f"autocast computes in {dtype}"
+    if not dispatch.takes_native():
+        return "another engine is asked for"
+    return None
+
+
+def compute_dtype(store: Store, plan: Plan) -> torch.dtype:
+    """Of the arithmetic of a planned call."""
+    return store.like.dtype if plan.precision is None or store.format is not None else plan.precision.compute
+
+
 def compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The results of a planned call on packed rows, as `run_stack` returns them: y (P, D*R), h_n, c_n.
 
     Under autocast, rounded weights compute in float32 all the same; only the results are of autocast's dtype.
     """
-    precision = plan.precision
+    precision, dtype = plan.precision, compute_dtype(store, plan)
     if precision is None:
         return _compute(store, plan, packed, states)
-    dtype = precision.compute if store.format is None else torch.float32
     problems = tuple(each._replace(dtype=dtype) for each in plan.problems)
     plan = plan._replace(precision=None, problems=problems)
     packed, states = packed._replace(data=packed.data.to(dtype)), [state.to(dtype) for state in states]
@@ -115,16 +137,14 @@ class _Call(NamedTuple):
     def run(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From packed weights where a kernel takes them, else from the weights as floats."""
         packed = self.packed._replace(data=x)
-        if self.direct and self.store.packed is not None and not self.plan.dropout and dispatch.takes_native():
+        if self.direct and why_float(self.store, self.plan, x.dtype) is None:
             results = _run_rows(self.store.packed, packed.rows, x, h_0, c_0)
             if results is not None:
                 return results
         return run_stack(self.plan, packed, (h_0, c_0), self.store.layers(x.dtype))[:3]
 
 
-def _run_rows(
-    weights: frozen.Packed, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def _run_rows(weights: Any, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Packed rows by the kernel, or None where it does not take them."""
     if isinstance(rows, Dense):
         if not rows.steps or not rows.batch:
