@@ -1,0 +1,194 @@
+"""The weights of a frozen module: packed where a kernel reads them, else as they were rounded; never changed."""
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..engines.contract import Weights
+from ..engines.cpu import frozen
+from ..engines.cpu.frozen import Direction, Sizes
+from ..engines.shared.rounding import Format, Rounded, as_float, check_format, rounded
+
+# A matrix, or a bias.
+Entry: TypeAlias = Rounded | Tensor
+_MATRICES = ("weight_ih", "weight_hh", "weight_hr")
+_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+_keys = itertools.count(1)
+# By their numbers: so compiled programs find the weights.
+_stores: "weakref.WeakValueDictionary[int, Store]" = weakref.WeakValueDictionary()
+
+
+def shapes_of(sizes: Sizes, cell: bool) -> dict[str, tuple[int, ...]]:
+    """The parameters of an LSTM or of a cell by name, in the order of torch.nn, each with its shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    state, features = sizes.proj_size or sizes.hidden_size, sizes.input_size
+    gates = 4 * sizes.hidden_size
+    for suffixes in _suffixes(sizes, cell):
+        of: dict[str, tuple[int, ...]] = {"weight_ih": (gates, features), "weight_hh": (gates, state)}
+        of |= {"bias_ih": (gates,), "bias_hh": (gates,)} if sizes.bias else {}
+        of |= {"weight_hr": (sizes.proj_size, sizes.hidden_size)} if sizes.proj_size else {}
+        shapes |= {kind + suffix: shape for suffix in suffixes for kind, shape in of.items()}
+        features = state * len(suffixes)
+    return shapes
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter of this name is rounded."""
+    return name.startswith(_MATRICES)
+
+
+def _suffixes(sizes: Sizes, cell: bool) -> list[tuple[str, ...]]:
+    """L of D: what follows "weight_ih" and the like in the names of a layer's weights."""
+    if cell:
+        return [("",)]
+    directions = 2 if sizes.bidirectional else 1
+    return [(f"_l{k}", f"_l{k}_reverse")[:directions] for k in range(sizes.num_layers)]
+
+
+class Store:
+    """The weights of one frozen module.
+
+    format  that of its matrices
+    packed  as a kernel reads them, or None
+    number  of this store in this process; `key`, (1,) int64, is what a compiled program is handed of the weights
+    like    (0,), of the dtype that inputs have
+    cell    whether they are an LSTMCell's
+    names   of the parameters, in the order of torch.nn
+
+    Nobody writes into it: loading makes another one, so copies of a module share it.  A pickle has the weights as
+    they were rounded, and packs them again where it is loaded.
+    """
+
+    def __init__(self, sizes: Sizes, format: Format, cell: bool, entries: Mapping[str, Entry]) -> None:
+        """Pack matrices, rounded, and biases; whoever calls gives them away."""
+        self.sizes, self.format, self.cell = sizes, format, cell
+        self.names = tuple(entries)
+        first: Any = entries["weight_ih" if cell else "weight_ih_l0"]
+        self.like = first.values.new_empty(0, dtype=first.values.dtype if format is None else torch.float32)
+        self.packed = frozen.pack(sizes, _directions(sizes, cell, entries))
+        # Of packed weights only the sum of both biases is there.
+        kept = self.packed is None
+        self._kept = {name: entry for name, entry in entries.items() if kept or not is_matrix(name)}
+        self.number = next(_keys)
+        self.key = torch.tensor([self.number])
+        _stores[self.number] = self
+        self._constants: dict[tuple[int, int, int], weakref.ref[Tensor]] = {}
+
+    def __deepcopy__(self, _: object) -> "Store":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.sizes, self.format, self.cell, self.entries())
+
+    def entries(self) -> dict[str, Entry]:
+        """Matrices and biases by name, in the order of torch.nn; those that are packed are unpacked."""
+        if self.packed is None:
+            return dict(self._kept)
+        entries: dict[str, Entry] = {}
+        layers = zip(_suffixes(self.sizes, self.cell), frozen.unpack(self.packed), strict=True)
+        for suffixes, directions in layers:
+            for suffix, (w_ih, w_hh, _, w_hr) in zip(suffixes, directions, strict=True):
+                found = {"weight_ih": w_ih, "weight_hh": w_hh, "weight_hr": w_hr}
+                for kind in _KINDS:
+                    entry = found.get(kind, self._kept.get(kind + suffix))
+                    if entry is not None:
+                        entries[kind + suffix] = entry
+        return entries
+
+    def layers(self, dtype: torch.dtype) -> list[tuple[Weights, ...]]:
+        """L of D of `Weights` in a dtype, made anew."""
+        entries = {name: self._as_weight(entry, dtype) for name, entry in self.entries().items()}
+        return [
+            tuple(tuple(entries.get(kind + suffix) for kind in _KINDS) for suffix in suffixes)  # type: ignore[misc]
+            for suffixes in _suffixes(self.sizes, self.cell)
+        ]
+
+    def constants(self) -> dict[tuple[int, int, int], Tensor]:
+        """The weights as floats by layer, direction and kind, the same tensors as long as anybody has them."""
+        made = {place: tensor for place, ref in self._constants.items() if (tensor := ref()) is not None}
+        if not made or len(made) < len(self._constants):
+            # These are to be tensors with numbers, whatever is being recorded.
+            with _disable_current_modes():
+                layers = self.layers(self.like.dtype)
+            for k, layer in enumerate(layers):
+                for d, weights in enumerate(layer):
+                    for kind, weight in enumerate(weights):
+                        if weight is not None:
+                            made.setdefault((k, d, kind), weight)
+            self._constants = {place: weakref.ref(tensor) for place, tensor in made.items()}
+        return made
+
+    def floats(self) -> dict[str, Tensor]:
+        """The parameters that these weights are to a float module, by name, made anew."""
+        return {name: self._as_weight(entry, self.like.dtype).clone() for name, entry in self.entries().items()}
+
+    def _as_weight(self, entry: Entry, dtype: torch.dtype) -> Tensor:
+        if isinstance(entry, Rounded):
+            entry = entry.values if self.format is None else as_float(entry)
+        return entry.to(dtype)
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Apply what `nn.Module.to` and the like do to tensors; it has been tried on another one."""
+        if self.packed is not None:
+            self.packed.data = fn(self.packed.data)
+        self._kept = {
+            name: Rounded(*(None if each is None else fn(each) for each in entry))  # type: ignore[arg-type]
+            if isinstance(entry, Rounded)
+            else fn(entry)
+            for name, entry in self._kept.items()
+        }
+
+
+def _directions(sizes: Sizes, cell: bool, entries: Mapping[str, Any]) -> list[tuple[Direction, ...]]:
+    """Weights by name as `pack` takes them."""
+
+    def direction(suffix: str) -> Direction:
+        w_ih, w_hh, b_ih, b_hh, w_hr = (entries.get(kind + suffix) for kind in _KINDS)
+        return w_ih, w_hh, None if b_ih is None else b_ih + b_hh, w_hr  # type: ignore[return-value]
+
+    return [tuple(map(direction, suffixes)) for suffixes in _suffixes(sizes, cell)]
+
+
+def store_of(number: int) -> Store:
+    """The store of this number; raises RuntimeError where it is gone."""
+    store = _stores.get(number)
+    if store is None:
+        raise RuntimeError("a frozen LSTM of this compiled program is gone, or lives in another process: compile anew")
+    return store
+
+
+def store_of_module(module: Any, format: Format, where: str = "") -> Store:
+    """Round and pack the parameters of an LSTM or LSTMCell, which stay as they are.
+
+    where   what goes before a parameter's name in an error
+    Raises ValueError for a format there is not, and for a weight that it cannot express or does not round.
+    """
+    check_format(format)
+    sizes, cell = sizes_of(module)
+    entries: dict[str, Entry] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for name in shapes_of(sizes, cell):
+            weight = module._parameters[name].detach()
+            if not is_matrix(name):
+                entries[name] = weight.clone()
+            elif format is None:
+                entries[name] = Rounded(weight.clone())
+            elif weight.dtype != torch.float32:
+                raise ValueError(f"{where}{name}: Expected torch.float32 to be rounded to {format}, got {weight.dtype}")
+            else:
+                entries[name] = rounded(weight, format, where + name)
+        return Store(sizes, format, cell, entries)
+
+
+def sizes_of(module: Any) -> tuple[Sizes, bool]:
+    """What an LSTM or LSTMCell is built of, and whether it is a cell."""
+    if hasattr(module, "num_layers"):
+        options = (module.num_layers, module.bidirectional, module.proj_size, module.bias)
+        return Sizes(module.input_size, module.hidden_size, *options), False
+    return Sizes(module.input_size, module.hidden_size, bias=module._parameters["bias_ih"] is not None), True
