@@ -24,6 +24,9 @@
 #define LOAD_double(p, n) (vec)_mm512_maskz_loadu_pd(LOWEST(n), p)
 #define STORE_double(p, v, n) _mm512_mask_storeu_pd(p, LOWEST(n), (__m512d)(v))
 #endif
+#if !defined EMULATE_AVX512
+#define WIDEN_HALVES(p) (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#endif
 #define PER_SLOT 1
 #include "isa.h"
 #endif

@@ -64,7 +64,7 @@ INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w,
     for (long k0 = 0, k1; k0 < K; k0 = k1) {
         k1 = k0 + depth < K ? k0 + depth : K;
         const REAL *packed =
-            rows && panels ? FN(pack_left)(a + k0 * PER_SLOT, lda, rows, FN(terms)(k0, k1, n), left) : NULL;
+            rows && panels ? FN(pack_left)(a + k0 * PER_SLOT, lda, rows, FN(terms)(k0, k1, n), left, 0) : NULL;
         for (long i = 0; i < panels; i++) {
             long o = from + (flip ? panels - 1 - i : i) * wide, cols = to - o < wide ? to - o : wide;
             REAL *acc = out + (o * B + r0) * LANES;

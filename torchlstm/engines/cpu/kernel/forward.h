@@ -5,6 +5,14 @@
  * part in place and runs the cell.
  */
 
+/* Packed weights (columns, K) by vectors of columns: slot k of vector v is at `at` + k * slot + v % COLS * vector
+ * + v / COLS * panel, and their scales and offsets (integers.h) at v * LANES. */
+typedef struct {
+    const REAL *at, *scale;
+    const int32_t *offset;
+    long slot, vector, panel;
+} FN(panels_t);
+
 /* One direction, as one thread computes it. */
 typedef struct {
     const sizes_t *s;
@@ -12,7 +20,8 @@ typedef struct {
     int reverse;
     long u0, u1, o0, o1;                /* blocks of hidden units, and of outputs, that are this thread's */
     const REAL *x, *h_0;                /* (P, I), (B, R)                                    */
-    const REAL *w_x, *w_h, *w_r, *bias; /* packed                                            */
+    FN(panels_t) w_x, w_h, w_r;         /* w_x and w_h: four vectors of a block of units begin at 4 LANES K of the block's number */
+    const REAL *bias;                   /* (blocks, 4, LANES)                                */
     REAL *y, *c;                        /* (P, R) with row stride y_step; (B, H)             */
     REAL *gates, *cells;                /* (P, 4H), (P, H), or NULL                          */
     REAL *raw;                          /* (B, H) o tanh c if projected, else NULL           */
@@ -29,45 +38,22 @@ INLINE REAL *FN(at)(const FN(layer_t) *l, FN(span_t) span, long u, long row) {
 
 INLINE long FN(steps_ahead)(const FN(layer_t) *l, long step) { return l->reverse ? l->s->steps - 1 - step : step; }
 
-/* Packed weights of a block of units: 4 / COLS panels of (SLOTS(K), COLS, LANES). */
-NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forward_plan_t *plan) {
-    const sizes_t *s = &job->sizes;
-    long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
-    share(s->directions * Hb, p->rank, p->threads, &from, &to);
-    for (long i = from; i < to; i++) {
-        const weights_t *w = &job->weights[i / Hb];
-        REAL *base = (REAL *)job->scratch + i / Hb * plan->direction;
-        long u = i % Hb, n = H - u * LANES;
-        for (int side = 0; side < 2; side++) {
-            long K = side ? R : s->input, slots = SLOTS(K);
-            for (int g = 0; g < 4; g++)
-                FN(pack_transposed)((const REAL *)(side ? w->w_hh : w->w_ih) + (g * H + u * LANES) * K, K, K, n,
-                                    base + (side ? plan->h : plan->x) + u * 4 * LANES * slots
-                                        + g / COLS * slots * COLS * LANES + g % COLS * LANES, COLS * LANES);
-        }
-        for (int g = 0; g < 4; g++) {
-            long at = g * H + u * LANES;
-            vec b = {0};
-            if (w->b_ih) b += FN(load)((const REAL *)w->b_ih + at, n);
-            if (w->b_hh) b += FN(load)((const REAL *)w->b_hh + at, n);
-            *(vec *)(base + plan->bias + (u * 4 + g) * LANES) = b;
-        }
-    }
-    if (!s->projected) return;
-    share(s->directions * Rb, p->rank, p->threads, &from, &to);
-    for (long i = from; i < to; i++)
-        FN(pack_transposed)((const REAL *)job->weights[i / Rb].w_hr + i % Rb * LANES * H, H, H, R - i % Rb * LANES,
-                            (REAL *)job->scratch + i / Rb * plan->direction + plan->r + i % Rb * LANES * SLOTS(H), LANES);
+/* Columns [v, ..) of a product with packed weights, from slot k0 on. */
+INLINE FN(product_t) FN(columns)(const FN(panels_t) *w, const REAL *block, long v, long k0) {
+    return (FN(product_t)){ .b = block + k0 * w->slot + v % COLS * w->vector + v / COLS * w->panel, .bk = w->slot,
+                            .bv = w->vector, .bp = w->panel };
 }
 
-/* Gates of one block of units: acc = from + packed rows times slots [k0, k1) of its panels. */
-INLINE void FN(add_gates)(const REAL *a, long rows, const REAL *panels, long K, long k0, long k1,
+/* Gates of block u of units: acc = from + packed rows times slots [k0, k1) of its panels. */
+INLINE void FN(add_gates)(const REAL *a, long rows, const FN(panels_t) *w, long u, long K, long k0, long k1,
                           const REAL *from, long from_step, REAL *acc) {
-    for (long g = 0, wide = FN(wide)(rows); g < 4; g += wide)
-        FN(multiply)((FN(product_t)){ .a = a, .b = panels + (g * K + k0 * COLS) * LANES, .from = from + g * LANES,
-                                      .acc = acc + g * LANES, .K = k1 - k0, .block = FN(block)(K, BLOCK_MOST),
-                                      .bk = COLS * LANES, .bv = LANES, .bp = K * COLS * LANES, .fr = from_step,
-                                      .fv = LANES, .ar = 4 * LANES, .av = LANES }, rows, wide);
+    for (long g = 0, wide = FN(wide)(rows); g < 4; g += wide) {
+        FN(product_t) m = FN(columns)(w, w->at + u * 4 * LANES * K, g, k0);
+        m.a = a, m.from = from + g * LANES, m.acc = acc + g * LANES, m.K = k1 - k0, m.block = FN(block)(K, BLOCK_MOST);
+        m.fr = from_step, m.fv = LANES, m.ar = 4 * LANES, m.av = LANES;
+        if (w->scale) m.scale = w->scale + (u * 4 + g) * LANES, m.offset = w->offset + (u * 4 + g) * LANES;
+        FN(multiply)(m, rows, wide);
+    }
 }
 
 /* The input's part, both biases included, of `rows` packed rows from x on; they go to `row` of the buffer. */
@@ -75,10 +61,10 @@ NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const RE
     long I = l->s->input, K = SLOTS(I), depth = FN(depth)(rows, K), k0 = 0;
     do {
         long k1 = k0 + depth < K ? k0 + depth : K;
-        const REAL *a = FN(pack_left)(x + k0 * PER_SLOT, I, rows, FN(terms)(k0, k1, I), l->left);
+        const REAL *a = FN(pack_left)(x + k0 * PER_SLOT, I, rows, FN(terms)(k0, k1, I), l->left, 0);
         for (long u = span.from; u < span.to; u++) {
             REAL *acc = FN(at)(l, span, u, row);
-            FN(add_gates)(a, rows, l->w_x + u * 4 * LANES * K, K, k0, k1,
+            FN(add_gates)(a, rows, &l->w_x, u, K, k0, k1,
                           k0 ? acc : l->bias + u * 4 * LANES, k0 ? 4 * LANES : 0, acc);
         }
         k0 = k1;
@@ -94,19 +80,21 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
     if (old > n) old = n;
     const REAL *h = old ? l->y + (first_row(s, before) + r0) * l->y_step : NULL;
     const REAL *h_0 = l->h_0 + (r0 + old) * R;
+    /* Without a projection no h but h_0 is beyond 1. */
+    const REAL least = l->raw ? 0 : 1;
     do {
         long k1 = k0 + depth < K ? k0 + depth : K, first = k0 * PER_SLOT, terms = FN(terms)(k0, k1, R);
-        const REAL *a = old ? FN(pack_left)(h + first, l->y_step, old, terms, l->left) : NULL;
-        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + old * (k1 - k0)) : NULL;
+        const REAL *a = old ? FN(pack_left)(h + first, l->y_step, old, terms, l->left, least) : NULL;
+        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + old * LEFT_LENGTH(k1 - k0), least)
+                                  : NULL;
         for (long i = 0; i < span.to - span.from; i++) {
             /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
             long u = t & 1 ? span.to - 1 - i : span.from + i;
             REAL *acc = FN(at)(l, span, u, row);
-            const REAL *panels = l->w_h + u * 4 * LANES * K;
-            if (old) FN(add_gates)(a, old, panels, K, k0, k1, acc, 4 * LANES, acc);
+            if (old) FN(add_gates)(a, old, &l->w_h, u, K, k0, k1, acc, 4 * LANES, acc);
             if (old < n) {
                 REAL *rest = acc + old * 4 * LANES;
-                FN(add_gates)(a_0, n - old, panels, K, k0, k1, rest, 4 * LANES, rest);
+                FN(add_gates)(a_0, n - old, &l->w_h, u, K, k0, k1, rest, 4 * LANES, rest);
             }
             if (k1 < K) continue;
             long unit = u * LANES;
@@ -123,17 +111,18 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
 /* h_t = W_hr (o tanh c) for this thread's outputs. */
 NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
     const sizes_t *s = l->s;
-    enum { HIGH = 24 };
+    enum { HIGH = OUTPUT_ROWS };
     REAL acc[HIGH * COLS * LANES];
     long H = s->hidden, K = SLOTS(H), r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
     for (long r = 0, rows; r < n; r += rows) {
         rows = FN(even)(n - r, HIGH);
-        const REAL *a = FN(pack_left)(l->raw + (r0 + r) * H, H, rows, H, l->left);
+        const REAL *a = FN(pack_left)(l->raw + (r0 + r) * H, H, rows, H, l->left, 1);
         for (long o = l->o0, wide = FN(wide)(rows); o < l->o1; o += wide) {
             long cols = l->o1 - o < wide ? l->o1 - o : wide;
-            FN(multiply)((FN(product_t)){ .a = a, .b = l->w_r + o * LANES * K, .acc = acc, .K = K,
-                                          .block = FN(block)(K, BLOCK_MOST), .bk = LANES, .bv = LANES * K,
-                                          .bp = COLS * LANES * K, .ar = wide * LANES, .av = LANES }, rows, cols);
+            FN(product_t) m = FN(columns)(&l->w_r, l->w_r.at + o * LANES * K, 0, 0);
+            m.a = a, m.acc = acc, m.K = K, m.block = FN(block)(K, BLOCK_MOST), m.ar = wide * LANES, m.av = LANES;
+            if (l->w_r.scale) m.scale = l->w_r.scale + o * LANES, m.offset = l->w_r.offset + o * LANES;
+            FN(multiply)(m, rows, cols);
             for (long i = 0; i < rows; i++)
                 for (long v = 0; v < cols; v++)
                     FN(store)(l->y + (at + r + i) * l->y_step + (o + v) * LANES,
@@ -197,20 +186,41 @@ NOINLINE void FN(final_outputs)(const FN(layer_t) *l, REAL *h_n) {
     }
 }
 
+/* Panels of a block of units with K slots, as forward packs them, or packed before (kernel.h). */
+INLINE FN(panels_t) FN(panels)(const REAL *at, long K, int format) {
+    FN(panels_t) p = { .at = at, .slot = COLS * LANES, .vector = LANES, .panel = K * COLS * LANES };
+    if (format == AS_THEY_ARE) p.slot = LANES, p.vector = K * LANES, p.panel = COLS * K * LANES;
+    else if (format != UNPACKED) p.slot = 4 * LANES, p.panel = COLS * LANES;
+    return p;
+}
+/* As one panel follows the other. */
+INLINE FN(panels_t) FN(panels_of_outputs)(const REAL *at, long K) {
+    return (FN(panels_t)){ .at = at, .slot = LANES, .vector = LANES * K, .panel = COLS * LANES * K };
+}
+
 TARGET static void FN(forward)(const forward_t *job, part_t *p, const forward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
-    long B = s->batch, H = s->hidden, R = s->output, P = first_row(s, s->steps);
+    long B = s->batch, H = s->hidden, R = s->output, P = first_row(s, s->steps), width = blocks(H, LANES) * LANES * 4;
     for (int d = p->d0; d < p->d1; d++) {
-        REAL *base = (REAL *)job->scratch + d * plan->direction;
+        REAL *made = (REAL *)job->scratch + d * plan->direction;
+        const REAL *base = job->format == UNPACKED ? made : job->packed[d];
         FN(layer_t) l = { .s = s, .p = p, .reverse = backwards(s, d), .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * R,
-                          .w_x = base + plan->x, .w_h = base + plan->h, .w_r = base + plan->r, .bias = base + plan->bias,
+                          .w_x = FN(panels)(base + plan->packed.x, SLOTS(s->input), job->format),
+                          .w_h = FN(panels)(base + plan->packed.h, SLOTS(R), job->format),
+                          .w_r = FN(panels_of_outputs)(base + plan->packed.r, SLOTS(H)), .bias = base + plan->packed.bias,
                           .y = (REAL *)job->y + d * R, .c = (REAL *)job->c_n + d * B * H,
                           .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
                           .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL,
-                          .raw = s->projected ? base + plan->raw : NULL,
+                          .raw = s->projected ? made + plan->raw : NULL,
                           .acc = (REAL *)job->scratch + plan->threads + p->rank * plan->thread,
                           .y_step = s->directions * R };
         l.left = l.acc + plan->left;
+        if (job->format == IN_INT8) {
+            const REAL *scales = base + plan->packed.scales;
+            FN(panels_t) *of[] = { &l.w_x, &l.w_h, &l.w_r };
+            for (int i = 0; i < 3; i++, scales += 2 * width)
+                of[i]->scale = scales, of[i]->offset = (const int32_t *)(scales + (i < 2 ? width : blocks(R, LANES) * LANES));
+        }
         share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
         share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
         const REAL *c_0 = (const REAL *)job->c_0 + d * B * H;

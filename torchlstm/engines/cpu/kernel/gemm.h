@@ -63,7 +63,7 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
         for (long m = m0, rows; m < m1; m += rows) {
             rows = FN(even)(m1 - m, GEMM_ROWS);
             const REAL *packed = g->turned ? FN(pack_turned)(a + first * g->lda + m, g->lda, rows, g->M - m, terms, left)
-                                           : FN(pack_left)(a + m * g->lda + first, g->lda, rows, terms, left);
+                                           : FN(pack_left)(a + m * g->lda + first, g->lda, rows, terms, left, 0);
             for (long p = 0; p < count; p++) {
                 const REAL *panel = panels + p * WIDTH * K;
                 long columns = g->N - p * WIDTH < WIDTH ? g->N - p * WIDTH : WIDTH;
@@ -95,7 +95,7 @@ TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
         for (long m = m0, rows; m < m1; m += rows) {
             rows = FN(even)(m1 - m, GEMM_ROWS);
             const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
-                                           : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left);
+                                           : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left, 0);
             for (long n = n0, wide = FN(wide)(rows); n < n1; n += wide * LANES)
                 FN(gemm_panel)(packed, rows, wide, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo, n1 - n,
                                !g->add && !k);

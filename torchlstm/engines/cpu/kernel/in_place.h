@@ -5,9 +5,6 @@
  * terms of both operands, then the lanes pair by pair.
  */
 
-/* Rows of the left operand and of weights with K terms: row r at a + r * lda; gate g of unit j at w + (g H + j) K. */
-typedef struct { const REAL *a, *w; long lda, K; } FN(operands_t);
-
 /* The last n of K terms, zero in the other lanes; where a part of a vector is no single load, in the last lanes, if
  * there are so many terms before. */
 INLINE vec FN(load_rest)(const REAL *p, long n, long K) {
@@ -57,13 +54,6 @@ INLINE void FN(lane_sums)(const vec v[4], REAL out[4]) {
     *(quad *)(out + 2) = FN(sum_quads)(SHUFFLE_EACH(v2, v3, 0, 2) + SHUFFLE_EACH(v2, v3, 1, 3));
 #endif
 }
-
-/* The gates of some rows and units: (rows, LANES, 4). */
-typedef struct {
-    FN(operands_t) of[2];
-    int count;                          /* of operands */
-    long H;
-} FN(gates_t);
 
 /* A part of an element of `sums` must not be read, or GCC keeps all of them in memory between the operands: lane_sums
  * copies each first. */
@@ -120,6 +110,7 @@ enum { FN(HIGH) = 24 };                 /* rows at a time, whose gates a thread 
 
 /* Gates of the `n` units from `unit` on: acc (rows, 4, LANES) = from + operands from row r on; `from` at row stride `step`. */
 NOINLINE void FN(gates_in_place)(const FN(gates_t) *m, long r, long rows, long unit, long n, const REAL *from, long step, REAL *acc) {
+    if (m->packed) { FN(gates_in_lanes)(m, r, rows, unit, from, step, acc); return; }
     REAL sums[FN(HIGH) * LANES * 4];
     /* Of more than one tile of rows, weights of a few units stay in the cache for all. */
     const long few = rows <= DOTS ? LANES : UNITS(1);
@@ -153,8 +144,26 @@ NOINLINE void FN(gates_in_place)(const FN(gates_t) *m, long r, long rows, long u
 /* How many units of block u are real. */
 INLINE long FN(real)(long H, long u) { return H - u * LANES < LANES ? H - u * LANES : LANES; }
 
+/* One direction, as one thread computes it. */
+typedef struct {
+    const sizes_t *s;
+    const weights_t *w;
+    int packed;                         /* w is: its panels, and in the place of b_ih the sum of both biases, a block after the other */
+    int reverse;
+    long u0, u1;                        /* blocks of hidden units that are this thread's */
+    const REAL *x, *h_0;                /* (P, I), (B, H) */
+    REAL *y, *c, *gates, *cells;        /* (P, H) with row stride y_step; (B, H); (P, 4H), (P, H), or NULL */
+    long y_step;
+} FN(in_place_t);
+
 /* Both biases of a block of units. */
-INLINE void FN(sum_bias)(const weights_t *w, long H, long unit, REAL bias[4 * LANES]) {
+INLINE void FN(sum_bias)(const FN(in_place_t) *l, long unit, REAL bias[4 * LANES]) {
+    const weights_t *w = l->w;
+    const long H = l->s->hidden;
+    if (l->packed) {
+        __builtin_memcpy(bias, (const REAL *)w->b_ih + unit * 4, sizeof(REAL) * 4 * LANES);
+        return;
+    }
     for (long g = 0; g < 4; g++) {
         vec b = {0};
         if (w->b_ih) b += FN(load)((const REAL *)w->b_ih + g * H + unit, H - unit);
@@ -162,17 +171,6 @@ INLINE void FN(sum_bias)(const weights_t *w, long H, long unit, REAL bias[4 * LA
         *(vec *)(bias + g * LANES) = b;
     }
 }
-
-/* One direction, as one thread computes it. */
-typedef struct {
-    const sizes_t *s;
-    const weights_t *w;
-    int reverse;
-    long u0, u1;                        /* blocks of hidden units that are this thread's */
-    const REAL *x, *h_0;                /* (P, I), (B, H) */
-    REAL *y, *c, *gates, *cells;        /* (P, H) with row stride y_step; (B, H); (P, 4H), (P, H), or NULL */
-    long y_step;
-} FN(in_place_t);
 
 /* Gates become states: rows of step t from r on, block u. */
 INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long rows, long u, const REAL *acc) {
@@ -186,14 +184,14 @@ INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long row
 /* One step: both products in one sum, some rows of some blocks at a time. */
 NOINLINE void FN(one_step)(const FN(in_place_t) *l) {
     long I = l->s->input, H = l->s->hidden, n = active(l->s, 0), blocks = n < FN(HIGH) ? FN(HIGH) / (n ? n : 1) : 1;
-    FN(gates_t) m = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, H };
+    FN(gates_t) m = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, l->packed, H };
     REAL acc[FN(HIGH) * 4 * LANES], bias[4 * LANES];
     for (long from = l->u0, to; from < l->u1; from = to) {
         to = from + blocks < l->u1 ? from + blocks : l->u1;
         for (long r = 0, rows; r < n; r += rows) {
             rows = FN(even)(n - r, FN(HIGH));
             for (long u = from; u < to; u++) {
-                FN(sum_bias)(l->w, H, u * LANES, bias);
+                FN(sum_bias)(l, u * LANES, bias);
                 FN(gates_in_place)(&m, r, rows, u * LANES, FN(real)(H, u), bias, 0, acc + (u - from) * rows * 4 * LANES);
             }
             for (long u = from; u < to; u++) FN(cells_in_place)(l, 0, r, rows, u, acc + (u - from) * rows * 4 * LANES);
@@ -211,10 +209,10 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
         for (last = first; last < T && (last == first || (count + active(s, STEP(last))) * width <= room); last++)
             count += active(s, STEP(last));
         long low = first_row(s, STEP(l->reverse ? last - 1 : first));
-        FN(gates_t) inputs = { { { l->x + low * I, l->w->w_ih, I, I } }, 1, H };
+        FN(gates_t) inputs = { { { l->x + low * I, l->w->w_ih, I, I } }, 1, l->packed, H };
         for (long u = l->u0; u < l->u1; u++) {
             REAL bias[4 * LANES], *block = buffer + (u - l->u0) * count * 4 * LANES;
-            FN(sum_bias)(l->w, H, u * LANES, bias);
+            FN(sum_bias)(l, u * LANES, bias);
             for (long r = 0, rows; r < count; r += rows) {
                 rows = FN(even)(count - r, FN(HIGH));
                 FN(gates_in_place)(&inputs, r, rows, u * LANES, FN(real)(H, u), bias, 0, block + r * 4 * LANES);
@@ -225,8 +223,8 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             if (old > n) old = n;
             /* Rows that the step before did not have start from h_0. */
             const REAL *h = old ? l->y + first_row(s, before) * l->y_step : NULL;
-            FN(gates_t) states = { { { h, l->w->w_hh, l->y_step, H } }, 1, H };
-            FN(gates_t) fresh = { { { l->h_0, l->w->w_hh, H, H } }, 1, H };
+            FN(gates_t) states = { { { h, l->w->w_hh, l->y_step, H } }, 1, l->packed, H };
+            FN(gates_t) fresh = { { { l->h_0, l->w->w_hh, H, H } }, 1, l->packed, H };
 #define AT(u) (buffer + (((u) - l->u0) * count + first_row(s, t) - low) * 4 * LANES)
             for (long k = 0; k < l->u1 - l->u0; k++) {
                 /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
@@ -248,7 +246,10 @@ TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const f
     const sizes_t *s = &job->sizes;
     long B = s->batch, H = s->hidden, P = first_row(s, s->steps);
     for (int d = p->d0; d < p->d1; d++) {
-        FN(in_place_t) l = { .s = s, .w = &job->weights[d], .reverse = backwards(s, d), .x = job->x,
+        const REAL *packed = job->packed[d];
+        const packed_plan_t at = plan_packed(s, job->format, LANES);
+        const weights_t panels = { .w_ih = packed + at.x, .w_hh = packed + at.h, .b_ih = packed + at.bias };
+        FN(in_place_t) l = { .s = s, .w = packed ? &panels : &job->weights[d], .packed = packed != NULL, .reverse = backwards(s, d), .x = job->x,
                              .h_0 = (const REAL *)job->h_0 + d * B * H, .y = (REAL *)job->y + d * H,
                              .c = (REAL *)job->c_n + d * B * H,
                              .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,

@@ -12,6 +12,9 @@
  *                   a0 b0, a1 b1, ..; MULTIPLY_ADD_PAIRS(sum, a, b) of a vector, one pair and a vector of pairs
  *   LOAD_float, STORE_float, LOAD_double, STORE_double (p, [v,] n)
  *                   the first n lanes, by an instruction that reads and writes no others; not where there is none
+ *   WIDEN_HALVES(p)      a vector of float of as many float16 from p on; not where the generic one below will do
+ *   SUMS, BESIDE, OFFSET, ADD_TERMS, AS_FLOATS, WORDS, NEAREST, MOST_SLOTS
+ *                   products of int8 weights: integers.h; ONLY_INTEGERS if nothing else is wanted of this set
  *   MIN_float, MAX_float, MIN_double, MAX_double (a, b) on vectors, b where either is NaN
  */
 #include "plan.h"
@@ -23,6 +26,12 @@
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (iquad){ __VA_ARGS__ })
 #define SHUFFLE_VECS(type, a, b, ...) __builtin_shuffle(a, b, (type){ __VA_ARGS__ })
+#endif
+
+/* float16 as float, by integers: also denormals, which an instruction of floats may flush. */
+#if !defined WIDEN_HALVES && !defined ONLY_INTEGERS
+#define WIDEN_HALVES(p) FN(widen_halves)(p)
+#define WIDENS_BY_INTEGERS
 #endif
 
 #define REAL float
@@ -43,8 +52,71 @@
 #define EXP_SHIFT 23
 #define EXP_ONE 0x3f800000
 #define EXP_TERMS 0.000154035122f, 0.00133907353f, 0.00961823761f, 0.0555035733f, 0.240226492f, 0.693147182f
+#if !defined ONLY_INTEGERS
 #include "kernels.h"
+#endif
 
+/* Packed weights in fewer bits; sums are float. */
+#if PER_SLOT == 1
+#undef PER_SLOT
+#if !defined ONLY_INTEGERS
+#define KIND bfloats
+#define PER_SLOT 2
+#define LEFT_SLOT 2
+#define LEFT_HEAD 0
+#define WIDEN(p, i) (vec)(*(const ivec *)(p) << 16 * !(i) & -65536)
+#include "formats.h"
+#undef WIDEN
+#define KIND halves
+#define WIDEN(p, i) WIDEN_HALVES((const uint16_t *)(p) + (i) * LANES)
+#include "formats.h"
+#undef WIDEN
+#undef PER_SLOT
+#undef LEFT_SLOT
+#undef LEFT_HEAD
+#define FLOATS_(isa) &kernels_bfloats_##isa, &kernels_halves_##isa
+#define FLOATS(isa) FLOATS_(isa)
+#else
+#define FLOATS(isa) NULL, NULL
+#endif
+#if defined ADD_TERMS
+#define KIND integers
+#define INTEGERS
+#define PER_SLOT 4
+#define LEFT_SLOT 2
+#define LEFT_HEAD 1
+#include "formats.h"
+#undef INTEGERS
+#undef PER_SLOT
+#undef LEFT_SLOT
+#undef LEFT_HEAD
+#define BYTES_(isa) &kernels_integers_##isa
+#define BYTES_OF(isa) BYTES_(isa)
+#else
+#define BYTES_OF(isa) NULL
+#endif
+#define PACKED_(isa) const kernels_t *const torchlstm_packed_##isa[3] = { FLOATS(isa), BYTES_OF(isa) }
+#define PACKED(isa) PACKED_(isa)
+PACKED(ISA);
+#define PER_SLOT 1
+#endif
+
+#undef REAL
+#undef INTEGER
+#undef QUAD
+#undef LANES
+#undef LOAD_FIRST
+#undef STORE_FIRST
+#undef VECTOR_MIN
+#undef VECTOR_MAX
+#undef EXP_TOP
+#undef EXP_SHARED
+#undef EXP_ROUND
+#undef EXP_SHIFT
+#undef EXP_ONE
+#undef EXP_TERMS
+
+#if !defined ONLY_INTEGERS
 #if PER_SLOT == 1
 #define REAL double
 #if defined LOAD_double
@@ -74,3 +146,4 @@
 #endif
 #define TABLE(isa) TABLE_(isa)
 TABLE(ISA);
+#endif

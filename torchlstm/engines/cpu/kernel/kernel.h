@@ -40,12 +40,24 @@ static inline int in_place(const sizes_t *s) {
 /* One direction's parameters: (4H, I), (4H, R), (4H,) or NULL, (4H,) or NULL, (R, H) or NULL.  Read only. */
 typedef struct { const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr; } weights_t;
 
+/* Weights that were packed before the call, so that it reads nothing else of them: in their own type, bfloat16, float16, or int8
+ * with a scale for each row.  torchlstm_packed says how they lie. */
+enum { UNPACKED, AS_THEY_ARE, IN_BFLOAT16, IN_FLOAT16, IN_INT8 };
+
+/* Weights in the place of one element of a panel. */
+static inline int terms_of_slot(int format) { return format == IN_INT8 ? 4 : format >= IN_BFLOAT16 ? 2 : 1; }
+
+/* Does forward take the way of few terms?  Only with weights in their own type. */
+static inline int reads_in_place(const sizes_t *s, int format) { return format <= AS_THEY_ARE && in_place(s); }
+
 typedef struct {
     void *y;                                     /* (P, D R)  written                                              */
     void *h_n, *c_n;                             /* (D, B, R), (D, B, H)  written                                  */
     void *gates, *cells;                         /* (D, P, 4H), (D, P, H) written for backward; both NULL: not kept */
     const void *x, *h_0, *c_0;                   /* (P, I), (D, B, R), (D, B, H)                                   */
-    weights_t weights[2];
+    weights_t weights[2];                        /* unpacked                                                       */
+    const void *packed[2];                       /* or packed, each direction's; of float but AS_THEY_ARE          */
+    int format;
     sizes_t sizes;
     void *scratch;                               /* torchlstm_forward_scratch bytes, left undefined; not used if 0 */
 } forward_t;
@@ -83,6 +95,13 @@ typedef struct {
 /* Instruction sets: a number above what the machine has means the best it has.  BFLOAT16 is the only one that rounds:
  * the operands of products of float, to bfloat16; where there is none of it, it means BEST. */
 enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
+
+/* How weights in a format are packed for an instruction set: the one that reads them, `lanes` units in a block, terms of a slot
+ * that are side by side (kernel "terms, lanes, beside": a slot of `lanes` columns is (terms / beside, lanes, beside)), and the bytes of
+ * one direction.  A panel is (4, slots, lanes) where the weights are as they are, else (slots, 4, lanes); of the projection
+ * (slots, lanes). */
+typedef struct { int isa, lanes, beside; size_t bytes; } packed_t;
+packed_t torchlstm_packed(const sizes_t *, int format, int isa);
 
 /* The functions may be called from any thread, and from several at once.
  *

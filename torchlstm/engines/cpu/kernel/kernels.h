@@ -1,10 +1,15 @@
 /* The kernels of one instruction set and element type; see isa.h.  No guard: included once for each. */
+#define KIND REAL
+#define LEFT_SLOT 1
+#define LEFT_HEAD 0
 #include "vector.h"
 #include "slot.h"
 #include "product.h"
+#include "packing.h"
 #include "cell.h"
 #include "forward.h"
 #include "backward.h"
+#include "in_lanes.h"
 #include "in_place.h"
 #include "gemm.h"
 #include "peak.h"
@@ -14,44 +19,6 @@ static const kernels_t FN(kernels) = {
     FN(gemm), GEMM_THIN_KERNEL, FN(peak),
 };
 
-#undef FN
-#undef JOIN3
-#undef JOIN3_
-#undef vec
-#undef ivec
-#undef quad
-#undef half
-#undef QUADS
-#undef IN_QUAD
-#undef ONE_QUAD
-#undef QUAD_OF
-#undef EACH_QUAD
-#undef SHUFFLE_EACH
-#undef iquad
-#undef QUAD
-#undef INLINE
-#undef NOINLINE
-#undef TILE
-#undef LOW_TILES
-#undef HIGH_TILES
-#undef LOW_NAMES
-#undef HIGH_NAMES
-#undef UNITS
-#undef DOT_TILE
-#undef SLOTS
-#undef CHAINS
-#undef PEAK_STEP
-#undef GEMM_THIN_KERNEL
-#undef REAL
-#undef INTEGER
-#undef LANES
-#undef LOAD_FIRST
-#undef STORE_FIRST
-#undef VECTOR_MIN
-#undef VECTOR_MAX
-#undef EXP_TOP
-#undef EXP_SHARED
-#undef EXP_ROUND
-#undef EXP_SHIFT
-#undef EXP_ONE
-#undef EXP_TERMS
+#include "end.h"
+#undef LEFT_SLOT
+#undef LEFT_HEAD

@@ -3,6 +3,7 @@
 #include "calls.h"
 #include "dispatch.h"
 #include "training.h"
+#include "frozen.h"
 
 /* No count that means anything is larger; products of two of them fit an int64_t. */
 #define MOST (INT64_C(1) << 31)
@@ -382,6 +383,8 @@ static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
     NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), NAMED(peak),
     { "connect", connect_torch, METH_O, NULL }, PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
+    { "frozen", frozen, METH_VARARGS, NULL }, PLACED("frozen_lstm", frozen_lstm), PLACED("frozen_cell", frozen_cell),
+    PLACED("frozen_step", frozen_step),
     PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
     { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), { 0 },
 };

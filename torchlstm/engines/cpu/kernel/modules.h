@@ -16,6 +16,7 @@ typedef struct {
     sizes_t sizes;                      /* of the first layer; the others' input is D R */
     long layers;
     int cell, batched, batch_first, bias, threads, isa;
+    int format;                         /* of the weights: kernel.h */
     dl_dtype_t dtype;
 } form_t;
 
@@ -28,7 +29,11 @@ typedef struct {
     PyObject *weights[LAYERS * 2 * KINDS];
     int count;                          /* of weights */
     weights_t of[LAYERS][2];
+    const char *packed[LAYERS][2];      /* or packed */
 } module_call_t;
+
+/* Where the results of a call go: y (P, D R), h_n (L D, B, R), c_n (L D, B, H); y NULL: nobody asks for it. */
+typedef struct { void *y, *h_n, *c_n; } results_t;
 
 /* --- reading --- */
 
@@ -184,6 +189,7 @@ typedef struct { const char *at; int64_t step, sequence; int in_order; } rows_t;
 
 static rows_t rows_in(const form_t *f, const dl_tensor_t *t, long width) {
     const sizes_t *s = &f->sizes;
+    if (s->starts) return (rows_t){ .at = start_of(t), .in_order = 1 };
     int time = f->batch_first ? 1 : 0;
     rows_t r = { .at = start_of(t) };
     r.sequence = f->batched ? t->strides[f->cell ? 0 : !f->batch_first] : 0, r.step = f->cell ? 0 : t->strides[time];
@@ -211,6 +217,10 @@ static const void *in_order(const form_t *f, rows_t r, long width, char *room) {
 static PyObject *new_rows(const form_t *f, const tensor_t *like, long width, void **data) {
     const sizes_t *s = &f->sizes;
     int64_t shape[3] = { s->steps, s->batch, width }, *from = shape;
+    if (s->starts) {
+        shape[0] = first_row(s, s->steps), shape[1] = width;
+        return new_tensor(like->object, &like->view, 2, shape, data);
+    }
     int dims = 3, turn = f->batch_first && s->steps > 1 && s->batch > 1;
     if (f->batch_first && !turn) shape[0] = s->batch, shape[1] = s->steps;
     if (f->cell) from++, dims--;
@@ -250,15 +260,17 @@ enum { RELEASE_WORK = 200000 };
 static int is_long(const form_t *f) {
     const sizes_t *s = &f->sizes;
     return (double)f->layers * s->directions * 4. * (double)s->hidden * (double)(s->input + s->output)
-               * (double)(s->steps * s->batch) > RELEASE_WORK;
+               * (double)first_row(s, s->steps) > RELEASE_WORK;
 }
 
-static PyObject *infer(const module_call_t *m) {
+/* Runs all layers; 0 if there is no memory.  The last states may be written over the first: `same`. */
+static int run_layers(const module_call_t *m, results_t to, int same) {
     const form_t *f = &m->form;
     const sizes_t *first = &f->sizes;
-    const long D = first->directions, R = first->output, H = first->hidden, B = first->batch, P = first->steps * B;
+    const long D = first->directions, R = first->output, H = first->hidden, B = first->batch, P = first_row(first, first->steps);
     const size_t element = (size_t)first->element, row = (size_t)(D * R) * element;
-    forward_t job = { .sizes = *first };
+    const size_t of_h = (size_t)(D * B * R) * element, of_c = (size_t)(D * B * H) * element;
+    forward_t job = { .sizes = *first, .format = f->format };
     size_t kernel = torchlstm_forward_scratch(&job, f->threads, f->isa);
     if (f->layers > 1) {
         job.sizes.input = D * R;
@@ -268,35 +280,43 @@ static PyObject *infer(const module_call_t *m) {
     rows_t rows = rows_in(f, &m->x.view, first->input);
     scratch_t scratch = { 0 };
     size_t work = reserve(&scratch, kernel), between[2] = { 0 };
-    size_t zeros = reserve(&scratch, m->h.object ? 0 : (size_t)(D * B * (R > H ? R : H)) * element);
+    size_t zeros = reserve(&scratch, m->h.object ? 0 : of_h > of_c ? of_h : of_c);
     size_t ordered = reserve(&scratch, rows.in_order ? 0 : (size_t)(P * first->input) * element);
-    if (f->cell || f->layers > 1) between[0] = reserve(&scratch, (size_t)P * row);
+    size_t before = reserve(&scratch, same ? of_h + of_c : 0);
+    if (!to.y || f->layers > 1) between[0] = reserve(&scratch, (size_t)P * row);
     if (f->layers > 2) between[1] = reserve(&scratch, (size_t)P * row);
+    if (!take_scratch(&scratch)) return 0;
 
-    void *y = NULL, *h_n = NULL, *c_n = NULL;
-    PyObject *out = f->cell ? NULL : new_rows(f, &m->x, D * R, &y);
-    PyObject *hs = out || f->cell ? new_states(f, &m->h, &m->x, R, &h_n) : NULL;
-    PyObject *cs = hs ? new_states(f, &m->c, &m->x, H, &c_n) : NULL;
-    if (!cs || !take_scratch(&scratch)) {
-        Py_XDECREF(out), Py_XDECREF(hs), Py_XDECREF(cs);
-        return cs ? PyErr_NoMemory() : NULL;
-    }
     PyThreadState *released = is_long(f) ? PyEval_SaveThread() : NULL;
     memset(scratch.at + zeros, 0, ordered - zeros);
     job.x = in_order(f, rows, first->input, scratch.at + ordered);
     job.scratch = kernel ? scratch.at + work : NULL;
     for (long l = 0; l < f->layers; l++) {
-        const long states = l * D * B;
         job.sizes.input = l ? D * R : first->input;
-        job.h_0 = m->h.object ? (const char *)start_of(&m->h.view) + (size_t)(states * R) * element : scratch.at + zeros;
-        job.c_0 = m->c.object ? (const char *)start_of(&m->c.view) + (size_t)(states * H) * element : scratch.at + zeros;
-        job.h_n = (char *)h_n + (size_t)(states * R) * element, job.c_n = (char *)c_n + (size_t)(states * H) * element;
-        job.y = l == f->layers - 1 && y ? y : scratch.at + between[l % 2];
-        for (long d = 0; d < D; d++) job.weights[d] = m->of[l][d];
+        job.h_0 = m->h.object ? (const char *)start_of(&m->h.view) + (size_t)l * of_h : scratch.at + zeros;
+        job.c_0 = m->c.object ? (const char *)start_of(&m->c.view) + (size_t)l * of_c : scratch.at + zeros;
+        if (same) {
+            job.h_0 = memcpy(scratch.at + before, job.h_0, of_h), job.c_0 = memcpy(scratch.at + before + of_h, job.c_0, of_c);
+        }
+        job.h_n = (char *)to.h_n + (size_t)l * of_h, job.c_n = (char *)to.c_n + (size_t)l * of_c;
+        job.y = l == f->layers - 1 && to.y ? to.y : scratch.at + between[l % 2];
+        for (long d = 0; d < D; d++) job.weights[d] = m->of[l][d], job.packed[d] = m->packed[l][d];
         torchlstm_forward(&job, f->threads, f->isa);
         job.x = job.y;
     }
     if (released) PyEval_RestoreThread(released);
     give_scratch(&scratch);
-    return results_of(out, hs, cs);
+    return 1;
+}
+
+static PyObject *infer(const module_call_t *m) {
+    const form_t *f = &m->form;
+    const sizes_t *s = &f->sizes;
+    results_t to = { 0 };
+    PyObject *out = f->cell ? NULL : new_rows(f, &m->x, s->directions * s->output, &to.y);
+    PyObject *hs = out || f->cell ? new_states(f, &m->h, &m->x, s->output, &to.h_n) : NULL;
+    PyObject *cs = hs ? new_states(f, &m->c, &m->x, s->hidden, &to.c_n) : NULL;
+    if (cs && run_layers(m, to, 0)) return results_of(out, hs, cs);
+    Py_XDECREF(out), Py_XDECREF(hs), Py_XDECREF(cs);
+    return cs ? PyErr_NoMemory() : NULL;
 }

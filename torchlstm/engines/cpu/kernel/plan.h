@@ -56,44 +56,64 @@ static inline int is_thin(const gemm_t *g) { return g->M <= GEMM_THIN || g->K <=
 /* Elements of scratch for each thread of a thin product: packed rows, and a part of a vector of columns. */
 static inline long thin_room(long depth, long lanes) { return GEMM_ROWS * depth + GEMM_SLACK + depth * lanes; }
 
-/* Elements for the packed rows of a step, with slack. */
-static inline long left_room(const sizes_t *s) {
-    long most = LEFT_BYTES / s->element, least = s->batch * LEFT_LEAST;
-    return (most > least ? most : least) + 32;
+/* Rows whose outputs are projected at a time. */
+enum { OUTPUT_ROWS = 24 };
+
+/* Elements for the packed rows of a step, or of those that are projected, with slack.  A row of int8 is packed whole. */
+static inline long left_room(const sizes_t *s, int format) {
+    long longest = s->input > s->output ? s->input : s->output, most = LEFT_BYTES / s->element, least = s->batch * LEFT_LEAST;
+    long outputs = s->projected ? OUTPUT_ROWS * (s->hidden + 4) : 0, whole = format == IN_INT8 ? s->batch * (longest / 2 + 4) : 0;
+    most = most > least ? most : least, outputs = outputs > whole ? outputs : whole;
+    return (most > outputs ? most : outputs) + 32;
 }
 
-/* A block of gates' rows takes 4 LANES elements.  All offsets count elements. */
+/* Where the packed weights of one direction lie: panels of the inputs, the recurrence, the projection; the biases, (blocks of
+ * units, 4, lanes); of int8 for each of the three the scales of its columns and as many offsets.  All offsets count elements,
+ * those of 16 and 8 bits 4 bytes. */
+typedef struct { long x, h, r, bias, scales, total; } packed_plan_t;
+
+static inline packed_plan_t plan_packed(const sizes_t *s, int format, int lanes) {
+    long units = blocks(s->hidden, lanes) * lanes * 4, outputs = s->projected ? blocks(s->output, lanes) * lanes : 0, at = 0;
+    int slot = terms_of_slot(format);
+    packed_plan_t p;
+    p.x = at, at += units * blocks(s->input, slot);
+    p.h = at, at += units * blocks(s->output, slot);
+    p.r = at, at += outputs * blocks(s->hidden, slot);
+    p.bias = at, at += units;
+    p.scales = at, at += format == IN_INT8 ? 4 * units + 2 * outputs : 0;
+    p.total = blocks(at, 32) * 32;
+    return p;
+}
+
+/* A block of gates' rows takes 4 LANES elements. */
 typedef struct {
-    long x, h, r;                       /* packed weights of one direction: inputs, recurrence, projection */
-    long bias, raw;                     /* (4H rounded up,), and (B, H) o tanh c if projected              */
+    packed_plan_t packed;               /* weights of one direction: in the scratch memory, or packed before */
+    long raw;                           /* (B, H) o tanh c if projected                                    */
     long direction;                     /* what one direction takes                                        */
     long gates, left, thread;           /* a thread's gate buffer; its packed rows; what one thread takes  */
     long threads;                       /* where the threads' begin                                        */
     long total;
 } forward_plan_t;
 
-static inline forward_plan_t plan_forward(const sizes_t *s, int threads, int lanes) {
-    long width = blocks(s->hidden, lanes) * lanes * 4, at = 0;
+static inline forward_plan_t plan_forward(const sizes_t *s, int format, int threads, int lanes) {
+    long width = blocks(s->hidden, lanes) * lanes * 4;
     forward_plan_t p;
-    if (in_place(s)) {
+    if (reads_in_place(s, format)) {
         /* A buffer of gates for each thread, of several steps. */
         long all = s->steps * s->batch * width, least = s->batch * width, room = GATES_BYTES / s->element;
         p = (forward_plan_t){ .gates = single(s) ? 0 : blocks(all < room ? all : least < room ? room : least, 32) * 32 };
         p.thread = p.gates, p.total = threads * p.thread;
         return p;
     }
-    p.x = at, at += width * s->input;
-    p.h = at, at += width * s->output;
-    p.r = at, at += s->projected ? blocks(s->output, lanes) * lanes * s->hidden : 0;
-    p.bias = at, at += width;
-    p.raw = at, at += s->projected ? s->batch * s->hidden : 0;
-    p.direction = at = blocks(at, 32) * 32;
-    p.threads = at * s->directions;
+    p.packed = plan_packed(s, format, lanes);
+    p.raw = format == UNPACKED ? p.packed.total : 0;
+    p.direction = blocks(p.raw + (s->projected ? s->batch * s->hidden : 0), 32) * 32;
+    p.threads = p.direction * s->directions;
     long least = s->batch * 4 * lanes, room = GATES_BYTES / s->element;
     long most = s->steps * s->batch * width;
     p.gates = blocks(room < least ? least : room < most ? room : most, 32) * 32;
     p.left = p.gates;
-    p.thread = p.gates + left_room(s);
+    p.thread = p.gates + left_room(s, format);
     p.total = p.threads + p.thread * threads;
     return p;
 }
@@ -128,7 +148,7 @@ static inline backward_plan_t plan_backward(const sizes_t *s, int threads, int l
     p.db = at = blocks(at, 32) * 32, at += bias_sums(s) * p.biases;
     p.direction = at = blocks(at, 32) * 32;
     p.threads = at * s->directions;
-    p.thread = single(s) ? 0 : left_room(s);
+    p.thread = single(s) ? 0 : left_room(s, UNPACKED);
     p.total = p.threads + p.thread * threads;
     return p;
 }

@@ -1,4 +1,4 @@
-/* The microkernel: a tile of packed rows times panels of columns, and the packing. */
+/* The microkernel: a tile of packed rows times panels of columns, and the packing of the rows. */
 
 /* Every product sums along K in one order, whatever the height of a tile, and so whatever the number of threads and the
  * other rows of a batch: blocks of FN(block) slots are summed from 0 each, and the sums of blocks are added one after the
@@ -10,9 +10,12 @@
  *   from   what the sums of blocks are added to, (rows, columns) vectors at strides fr, fv; NULL: 0.  May be acc.
  *   acc    the sums, (rows, columns) vectors at strides ar, av
  *   block  slots of a block; the last one may have fewer
- *   add    add the sums to acc when they are complete, which is more exact than to start with it if acc is a long sum */
+ *   add    add the sums to acc when they are complete, which is more exact than to start with it if acc is a long sum
+ *   scale, offset
+ *          of integers (integers.h): for each column; else NULL */
 typedef struct {
-    const REAL *a, *b, *from;
+    const REAL *a, *b, *from, *scale;
+    const int32_t *offset;
     REAL *acc;
     long K, block, bk, bv, bp, fr, fv, ar, av;
     int add;
@@ -30,6 +33,20 @@ INLINE long FN(block)(long K, long most) { return K > most ? FN(even)(K, most) :
 /* Vectors of columns of a tile.  With 1 or 2 rows always 4: independent sums hide the latency of the additions. */
 INLINE long FN(wide)(long rows) { return rows > 2 ? COLS : 4; }
 
+#if defined INTEGERS
+#include "integers.h"
+#else
+/* Rows of a tile. */
+INLINE long FN(tile_height)(long rows) { return FN(even)(rows, 6); }
+
+/* How many slots to sum before going on to the next columns: all, or as many blocks as keep the rows in the cache. */
+INLINE long FN(depth)(long rows, long K) {
+    long most = LEFT_BYTES / LEFT_SLOT / (long)sizeof(REAL) / (rows ? rows : 1), block = FN(block)(K, BLOCK_MOST);
+    if (most >= K) return K;
+    if (most < LEFT_LEAST / LEFT_SLOT) most = LEFT_LEAST / LEFT_SLOT;
+    return FN(even)((K + block - 1) / block, most / block) * block;
+}
+
 /* One tile.  A block is summed in registers; the sum so far is beside, in the innermost cache. */
 INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
     REAL sums[6 * 4 * LANES], *to = sums;
@@ -45,15 +62,17 @@ INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
         long n = left < m->block ? left : m->block;
         left -= n;
 #pragma GCC unroll 1
-        for (; n > 0; n--, a += rows, b += bk) {
-            vec w[4];
+        for (; n > 0; n--, b += bk)
+#pragma GCC unroll 2
+            for (int i = 0; i < LEFT_SLOT; i++, a += rows) {
+                vec w[4];
 #pragma GCC unroll 8
-            for (int v = 0; v < cols; v++) w[v] = *(const vec *)(b + v % COLS * bv + v / COLS * bp);
+                for (int v = 0; v < cols; v++) w[v] = FN(weight)(b + v % COLS * bv + v / COLS * bp, i);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; r++)
+                for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-                for (int v = 0; v < cols; v++) s[r][v] = FN(multiply_add)(s[r][v], a[r], w[v]);
-        }
+                    for (int v = 0; v < cols; v++) s[r][v] = FN(multiply_add)(s[r][v], a[r], w[v]);
+            }
         if (from)
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
@@ -73,12 +92,46 @@ INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
     } while (left > 0);
 }
 
+/* Rows of K terms of the left operand as the tiles read them: for each tile its rows side by side, slot after slot.  (Read in
+ * place, rows that lie a power of two apart would evict each other.)  `to` needs QUAD elements of slack.  Returns
+ * where the packed rows are: one row of elements is so already.  `least`: see integers.h. */
+INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to, REAL least) {
+    (void)least;
+    if (rows == 1 && PER_LEFT == 1 && K % PER_SLOT == 0) return a;
+    const REAL *start = to;
+    for (long n; rows > 0; rows -= n, a += n * lda, to += n * LEFT_COLUMNS(SLOTS(K))) {
+        n = FN(tile_height)(rows);
+        const REAL *row[8];
+        for (long r = 0; r < 8; r++) row[r] = a + (r < n ? r : n - 1) * lda;
+        long k = 0;
+        /* What a store leaves beyond the n-th row is overwritten by the next slot's. */
+        for (; (k + QUAD) * PER_LEFT <= K; k += QUAD) {
+            quad in[QUAD], q[8 / QUAD][QUAD];
+            for (long i = 0; i * QUAD < n; i++) {
+                for (long j = 0; j < QUAD; j++) in[j] = FN(slots)(row[i * QUAD + j], k);
+                FN(transpose)(q[i], in);
+            }
+            for (long j = 0; j < QUAD; j++)
+                for (long i = 0; i * QUAD < n; i++) *(quad *)(to + (k + j) * n + i * QUAD) = q[i][j];
+        }
+        for (; k < LEFT_COLUMNS(SLOTS(K)); k++)
+            for (long r = 0; r < n; r++) to[k * n + r] = FN(slot)(row[r], 1, k, K);
+    }
+    return start;
+}
+#endif
+
 #define TILE(rows, cols) \
     NOINLINE void FN(tile_##rows##cols)(const FN(product_t) *m) { FN(tile)(rows, cols, m); }
 #define LOW_TILES(cols) TILE(1, cols) TILE(2, cols)
-#define HIGH_TILES(cols) TILE(3, cols) TILE(4, cols) TILE(5, cols) TILE(6, cols)
 #define LOW_NAMES(cols) FN(tile_1##cols), FN(tile_2##cols)
+#if defined INTEGERS
+#define HIGH_TILES(cols) TILE(3, cols)
+#define HIGH_NAMES(cols) FN(tile_3##cols)
+#else
+#define HIGH_TILES(cols) TILE(3, cols) TILE(4, cols) TILE(5, cols) TILE(6, cols)
 #define HIGH_NAMES(cols) FN(tile_3##cols), FN(tile_4##cols), FN(tile_5##cols), FN(tile_6##cols)
+#endif
 LOW_TILES(1)
 LOW_TILES(2)
 LOW_TILES(3)
@@ -101,83 +154,12 @@ static void (*const FN(tiles)[4][6])(const FN(product_t) *) = {
 #endif
 };
 
-/* Rows of a tile. */
-INLINE long FN(tile_height)(long rows) { return FN(even)(rows, 6); }
-
 /* The same for any number of rows. */
 INLINE void FN(multiply)(FN(product_t) m, long rows, long cols) {
     for (long n; rows > 0; rows -= n) {
         n = FN(tile_height)(rows);
         FN(tiles)[cols - 1][n - 1](&m);
-        m.a += n * m.K, m.acc += n * m.ar;
+        m.a += n * LEFT_LENGTH(m.K), m.acc += n * m.ar;
         if (m.from) m.from += n * m.fr;
     }
-}
-
-/* How many slots to sum before going on to the next columns: all, or as many blocks as keep the rows in the cache. */
-INLINE long FN(depth)(long rows, long K) {
-    long most = LEFT_BYTES / (long)sizeof(REAL) / (rows ? rows : 1), block = FN(block)(K, BLOCK_MOST);
-    if (most >= K) return K;
-    if (most < LEFT_LEAST) most = LEFT_LEAST;
-    return FN(even)((K + block - 1) / block, most / block) * block;
-}
-
-/* Rows of K terms of the left operand as the tiles read them: for each tile its rows side by side, slot after slot.  (Read in
- * place, rows that lie a power of two apart would evict each other.)  `to` needs QUAD elements of slack.  Returns
- * where the packed rows are: one row of elements is so already. */
-INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to) {
-    if (rows == 1 && PER_SLOT == 1) return a;
-    const REAL *start = to;
-    for (long n; rows > 0; rows -= n, a += n * lda, to += n * SLOTS(K)) {
-        n = FN(tile_height)(rows);
-        const REAL *row[8];
-        for (long r = 0; r < 8; r++) row[r] = a + (r < n ? r : n - 1) * lda;
-        long k = 0;
-        /* What a store leaves beyond the n-th row is overwritten by the next slot's. */
-        for (; (k + QUAD) * PER_SLOT <= K; k += QUAD) {
-            quad in[QUAD], q[8 / QUAD][QUAD];
-            for (long i = 0; i * QUAD < n; i++) {
-                for (long j = 0; j < QUAD; j++) in[j] = FN(slots)(row[i * QUAD + j], k);
-                FN(transpose)(q[i], in);
-            }
-            for (long j = 0; j < QUAD; j++)
-                for (long i = 0; i * QUAD < n; i++) *(quad *)(to + (k + j) * n + i * QUAD) = q[i][j];
-        }
-        for (; k < SLOTS(K); k++)
-            for (long r = 0; r < n; r++) to[k * n + r] = FN(slot)(row[r], 1, k, K);
-    }
-    return start;
-}
-
-/* A packed column of a product with w (K, n): LANES of its columns, slot k at to + k * step. */
-INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
-    for (long k = 0; k < SLOTS(K); k++) *(vec *)(to + k * step) = FN(slot_vec)(w, stride, k, K, n);
-}
-
-/* The same for a product with the transpose of w (n, K). */
-INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
-    long k = 0;
-    for (; (k + LANES) * PER_SLOT <= K; k += LANES) {
-        /* LANES x LANES, whole lines of memory at a time: quads of rows that lie a power of two apart would evict each other. */
-        vec part[QUAD][QUADS];
-#pragma GCC unroll 4
-        for (long i = 0; i < QUADS; i++) {
-            vec in[QUAD], out[QUAD];
-#pragma GCC unroll 4
-            for (long j = 0; j < QUAD; j++)
-                in[j] = i * QUAD + j < n ? FN(slots_vec)(w + (i * QUAD + j) * stride, k) : (vec){0};
-            FN(transpose_each)(out, in);
-#pragma GCC unroll 4
-            for (long j = 0; j < QUAD; j++) part[j][i] = out[j];
-        }
-#pragma GCC unroll 4
-        for (long j = 0; j < QUAD; j++) {
-            vec out[QUADS];
-            FN(transpose_quads)(out, part[j]);
-#pragma GCC unroll 4
-            for (long i = 0; i < QUADS; i++) *(vec *)(to + (k + i * QUAD + j) * step) = out[i];
-        }
-    }
-    for (; k < SLOTS(K); k++)
-        for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? FN(slot)(w + j * stride, 1, k, K) : 0;
 }

@@ -5,6 +5,12 @@
  */
 #define SLOTS(K) (((K) + PER_SLOT - 1) / PER_SLOT)
 
+/* In packed weights of 16 or 8 bits (formats.h) a slot of weights has LEFT_SLOT elements of the left operand beside it, and a
+ * row of that LEFT_HEAD elements before its slots; elsewhere it is one and none. */
+#define LEFT_COLUMNS(slots) ((slots) * LEFT_SLOT)
+#define LEFT_LENGTH(slots) ((slots) * LEFT_SLOT + LEFT_HEAD)
+#define PER_LEFT (PER_SLOT / LEFT_SLOT)
+
 /* How many of K terms are in slots [k0, k1). */
 INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1 * PER_SLOT : K) - k0 * PER_SLOT; }
 
@@ -12,8 +18,27 @@ INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1
  * slots, slots_vec
  *               slots k .. k + QUAD - 1, or LANES of them, of terms side by side, all of them full
  * slot, slot_quad, slot_vec
- *               slot k of K terms that lie `stride` apart: of one column, of QUAD, of n out of LANES */
-#if PER_SLOT == 1
+ *               slot k of K terms that lie `stride` apart: of one column, of QUAD, of n out of LANES
+ * weight        the weights beside element i of a slot's left operand */
+#if defined INTEGERS
+/* integers.h has its own. */
+#elif defined WIDEN
+#if defined WIDENS_BY_INTEGERS
+typedef uint16_t FN(shorts) __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+INLINE vec FN(widen_halves)(const uint16_t *p) {
+    const ivec h = __builtin_convertvector(*(const FN(shorts) *)p, ivec), low = (h & 0x7c00) == 0;
+    const ivec bits = ((h & 0x7fff) << 13) + (112 << 23);
+    /* Of a denormal the mantissa counts from 2^-14, as if there were a leading one. */
+    const vec small = (vec)(bits + (1 << 23)) - 0x1p-14f;
+    return (vec)((low & (ivec)small) | (~low & bits) | (h & 0x8000) << 16);
+}
+#endif
+INLINE vec FN(weight)(const REAL *p, int i) { return WIDEN(p, i); }
+INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return sum + a * b; }
+INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }
+INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) { return k < K ? p[k * stride] : 0; }
+#elif PER_SLOT == 1
+INLINE vec FN(weight)(const REAL *p, int i) { (void)i; return *(const vec *)p; }
 INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return sum + a * b; }
 INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }
 INLINE vec FN(slots_vec)(const REAL *p, long k) { return *(const vec *)(p + k); }
@@ -21,6 +46,7 @@ INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) { (void)K; retu
 INLINE quad FN(slot_quad)(const REAL *p, long stride, long k, long K) { (void)K; return *(const quad *)(p + k * stride); }
 INLINE vec FN(slot_vec)(const REAL *p, long stride, long k, long K, long n) { (void)K; return FN(load)(p + k * stride, n); }
 #else
+INLINE vec FN(weight)(const REAL *p, int i) { (void)i; return *(const vec *)p; }
 INLINE vec FN(multiply_add)(vec sum, REAL a, vec b) { return MULTIPLY_ADD_PAIRS(sum, a, b); }
 INLINE quad FN(slots)(const REAL *p, long k) {
     return PAIR_NEIGHBOURS(*(const quad *)(p + 2 * k), *(const quad *)(p + 2 * k + 4));

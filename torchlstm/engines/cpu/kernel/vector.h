@@ -1,10 +1,11 @@
 /* Vectors of LANES elements of type REAL for one instruction set ISA, in GCC/Clang vector extensions.
  *
  * This header and the ones after it (slot.h, product.h, cell.h, forward.h, backward.h, in_place.h, gemm.h, peak.h) are one text, included once
- * for every instruction set and element type by kernels.h; FN(name) makes the names differ.
+ * for every instruction set and element type by kernels.h, and but for the last ones for every format of packed weights by formats.h;
+ * FN(name) makes the names differ.
  */
 
-#define FN(name) JOIN3(name, REAL, ISA)
+#define FN(name) JOIN3(name, KIND, ISA)
 #define JOIN3(a, b, c) JOIN3_(a, b, c)
 #define JOIN3_(a, b, c) a##_##b##_##c
 #define vec FN(vec)
@@ -13,7 +14,7 @@
 #define half FN(half)
 #define iquad FN(iquad)
 #define INLINE TARGET static inline __attribute__((always_inline))
-#define NOINLINE TARGET static __attribute__((noinline))
+#define NOINLINE TARGET static __attribute__((noinline, unused))
 
 typedef REAL vec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER ivec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));

@@ -1,0 +1,105 @@
+/* The tile of int8 weights: rows of the left operand become 16-bit integers, products are exact, sums become floats.
+ *
+ * A slot is four terms.  Of each row the four make two words of 32 bits, as the instruction set multiplies them: WORDS.
+ * ADD_TERMS adds their products with the weights of a slot to the row's SUMS sums, and AS_FLOATS makes a vector of floats of these.
+ * `offset`, 128 times the sum of a column's weights, is what OFFSET puts into the sums first: where activations are multiplied as
+ * bytes without a sign.  MOST_SLOTS slots at most cannot overflow a sum.
+ */
+enum { FN(TALL) = 3, FN(STEPS) = 32767 };
+
+typedef uint32_t FN(word) __attribute__((may_alias));
+
+INLINE long FN(tile_height)(long rows) { return FN(even)(rows, FN(TALL)); }
+
+/* A row has one scale: all of it is packed at once. */
+INLINE long FN(depth)(long rows, long K) { (void)rows; return K; }
+
+INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
+    vec sums[FN(TALL)][4];
+    const FN(word) *a = (const FN(word) *)(m->a + rows);
+    const REAL *b = m->b;
+    const long bk = m->bk, bv = m->bv, bp = m->bp;
+    long left = m->K;
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < cols; v++) sums[r][v] = (vec){0};
+#pragma GCC unroll 1
+    do {
+        ivec s[FN(TALL)][4][SUMS];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < cols; v++)
+#pragma GCC unroll 2
+                for (int i = 0; i < SUMS; i++) s[r][v][i] = (ivec){0};
+        if (left == m->K)
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                for (int v = 0; v < cols; v++) OFFSET(s[r][v], *(const ivec *)(m->offset + v * LANES));
+        long n = left < MOST_SLOTS ? left : MOST_SLOTS;
+        left -= n;
+#pragma GCC unroll 1
+        for (; n > 0; n--, a += 2 * rows, b += bk)
+#pragma GCC unroll 4
+            for (int v = 0; v < cols; v++) {
+                const REAL *w = b + v % COLS * bv + v / COLS * bp;
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) ADD_TERMS(s[r][v], a + 2 * r, w);
+            }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < cols; v++) sums[r][v] += AS_FLOATS(s[r][v]);
+    } while (left > 0);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < cols; v++) {
+            vec sum = sums[r][v] * (*(const vec *)(m->scale + v * LANES) * m->a[r]);
+            if (m->from) sum += *(const vec *)(m->from + r * m->fr + v * m->fv);
+            *(vec *)(m->acc + r * m->ar + v * m->av) = sum;
+        }
+}
+
+/* The scale of a row of K terms: the largest of them, or `least` if that is larger, becomes 32767.  NaN if a term is not
+ * finite, as all gates of the row then are; 0, and a row of zeros, if no term is above FAINT, whose reciprocal overflows. */
+INLINE REAL FN(scale_of)(const REAL *a, long K, REAL least, REAL *inverse) {
+    const REAL FAINT = 1e-33f;
+    ivec most = {0}, larger;
+    for (long k = 0; k < K; k += LANES) {
+        ivec bits = (ivec)FN(load)(a + k, K - k) & 0x7fffffff;
+        larger = bits > most, most = (larger & bits) | (~larger & most);
+    }
+    union { INTEGER bits; REAL real; } top = { .real = least };
+    for (int j = 0; j < LANES; j++)
+        if (most[j] > top.bits) top.bits = most[j];
+    *inverse = 0;
+    if (top.bits >= 0x7f800000) return __builtin_nanf("");
+    if (top.real < FAINT) return 0;
+    *inverse = FN(STEPS) / top.real;
+    return top.real / FN(STEPS);
+}
+
+/* For each tile of rows their scales, then for each slot each row's two words. */
+INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to, REAL least) {
+    const REAL *start = to;
+    for (long n; rows > 0; rows -= n, a += n * lda, to += n * LEFT_LENGTH(SLOTS(K))) {
+        n = FN(tile_height)(rows);
+        for (long r = 0; r < n; r++) {
+            const REAL *row = a + r * lda;
+            FN(word) *words = (FN(word) *)(to + n) + 2 * r;
+            REAL inverse;
+            to[r] = FN(scale_of)(row, K, least, &inverse);
+            for (long k = 0; k < K; k += LANES) {
+                /* Infinity times 0 would be an integer of its own. */
+                ivec q = inverse == 0 ? (ivec){0} : NEAREST(FN(load)(row + k, K - k) * inverse);
+                long count = K - k < LANES ? SLOTS(K - k) : LANES / 4;
+                WORDS(q, words, 2 * n, count);
+                words += 2 * n * count;
+            }
+        }
+    }
+    return start;
+}

@@ -1,0 +1,65 @@
+/* Weights as the tiles read them, packed at a call. */
+
+/* A packed column of a product with w (K, n): LANES of its columns, slot k at to + k * step. */
+INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
+    for (long k = 0; k < SLOTS(K); k++) *(vec *)(to + k * step) = FN(slot_vec)(w, stride, k, K, n);
+}
+
+/* The same for a product with the transpose of w (n, K). */
+INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
+    long k = 0;
+    for (; (k + LANES) * PER_SLOT <= K; k += LANES) {
+        /* LANES x LANES, whole lines of memory at a time: quads of rows that lie a power of two apart would evict each other. */
+        vec part[QUAD][QUADS];
+#pragma GCC unroll 4
+        for (long i = 0; i < QUADS; i++) {
+            vec in[QUAD], out[QUAD];
+#pragma GCC unroll 4
+            for (long j = 0; j < QUAD; j++)
+                in[j] = i * QUAD + j < n ? FN(slots_vec)(w + (i * QUAD + j) * stride, k) : (vec){0};
+            FN(transpose_each)(out, in);
+#pragma GCC unroll 4
+            for (long j = 0; j < QUAD; j++) part[j][i] = out[j];
+        }
+#pragma GCC unroll 4
+        for (long j = 0; j < QUAD; j++) {
+            vec out[QUADS];
+            FN(transpose_quads)(out, part[j]);
+#pragma GCC unroll 4
+            for (long i = 0; i < QUADS; i++) *(vec *)(to + (k + i * QUAD + j) * step) = out[i];
+        }
+    }
+    for (; k < SLOTS(K); k++)
+        for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? FN(slot)(w + j * stride, 1, k, K) : 0;
+}
+
+/* Packed weights of a block of units: 4 / COLS panels of (SLOTS(K), COLS, LANES). */
+NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forward_plan_t *plan) {
+    const sizes_t *s = &job->sizes;
+    long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
+    share(s->directions * Hb, p->rank, p->threads, &from, &to);
+    for (long i = from; i < to; i++) {
+        const weights_t *w = &job->weights[i / Hb];
+        REAL *base = (REAL *)job->scratch + i / Hb * plan->direction;
+        long u = i % Hb, n = H - u * LANES;
+        for (int side = 0; side < 2; side++) {
+            long K = side ? R : s->input, slots = SLOTS(K);
+            for (int g = 0; g < 4; g++)
+                FN(pack_transposed)((const REAL *)(side ? w->w_hh : w->w_ih) + (g * H + u * LANES) * K, K, K, n,
+                                    base + (side ? plan->packed.h : plan->packed.x) + u * 4 * LANES * slots
+                                        + g / COLS * slots * COLS * LANES + g % COLS * LANES, COLS * LANES);
+        }
+        for (int g = 0; g < 4; g++) {
+            long at = g * H + u * LANES;
+            vec b = {0};
+            if (w->b_ih) b += FN(load)((const REAL *)w->b_ih + at, n);
+            if (w->b_hh) b += FN(load)((const REAL *)w->b_hh + at, n);
+            *(vec *)(base + plan->packed.bias + (u * 4 + g) * LANES) = b;
+        }
+    }
+    if (!s->projected) return;
+    share(s->directions * Rb, p->rank, p->threads, &from, &to);
+    for (long i = from; i < to; i++)
+        FN(pack_transposed)((const REAL *)job->weights[i / Rb].w_hr + i % Rb * LANES * H, H, H, R - i % Rb * LANES,
+                            (REAL *)job->scratch + i / Rb * plan->direction + plan->packed.r + i % Rb * LANES * SLOTS(H), LANES);
+}

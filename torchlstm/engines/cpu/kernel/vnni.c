@@ -1,0 +1,47 @@
+/* The kernel for x86 with AVX-512 and its VNNI: weights of int8 alone, by products of bytes. */
+#include "dispatch.h"
+#if HAVE_VNNI
+#include <immintrin.h>
+#define ISA vnni
+#define BYTES 64
+#define COLS 4
+#define DOTS 6
+#define ONLY_INTEGERS
+/* A word is four terms' upper bytes, or their lower ones; the terms are moved to 0 .. 65535, since these have no sign, and the
+ * offset is what that adds. */
+#define SUMS 2
+#define MOST_SLOTS (1 << 13)
+#define OFFSET(s, offset) ((s)[0] = -(offset))
+#if defined EMULATE_AVX512
+/* The same text on other machines, for tests. */
+#define TARGET __attribute__((target("avx2,fma")))
+#define MIN_float(a, b) FN(pick)((a) < (b), a, b)
+#define MAX_float(a, b) FN(pick)((a) > (b), a, b)
+#define TERM(w, i) (((w) << (24 - 8 * (i))) >> 24) * (INTEGER)(a_ >> 8 * (i) & 0xff)
+#define FOUR_TERMS(a, w) ({ uint32_t a_ = (a); TERM(w, 0) + TERM(w, 1) + TERM(w, 2) + TERM(w, 3); })
+#define ADD_TERMS(s, a, p)                                                                                  \
+    {                                                                                                       \
+        ivec w_ = *(const ivec *)(p);                                                                       \
+        (s)[0] += FOUR_TERMS((a)[0], w_), (s)[1] += FOUR_TERMS((a)[1], w_);                                 \
+    }
+#define NEAREST(v) ((ivec)((v) + 0x1.8p23f) - (ivec)((vec){0} + 0x1.8p23f))
+#else
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,fma,avx2")))
+#define MIN_float(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
+#define MAX_float(a, b) (vec)_mm512_max_ps((__m512)(a), (__m512)(b))
+#define LOWEST(n) ((1u << (n)) - 1)
+#define LOAD_float(p, n) (vec)_mm512_maskz_loadu_ps(LOWEST(n), p)
+#define STORE_float(p, v, n) _mm512_mask_storeu_ps(p, LOWEST(n), (__m512)(v))
+#define DOT(sum, a, w) (ivec)_mm512_dpbusd_epi32((__m512i)(sum), _mm512_set1_epi32((int)(a)), _mm512_loadu_si512(w))
+#define ADD_TERMS(s, a, w) ((s)[0] = DOT((s)[0], (a)[0], w), (s)[1] = DOT((s)[1], (a)[1], w))
+#define NEAREST(v) (ivec)_mm512_cvtps_epi32((__m512)(v))
+#endif
+#define AS_FLOATS(s) (__builtin_convertvector((s)[0], vec) * 256 + __builtin_convertvector((s)[1], vec))
+#define BYTE(q, i, shift) (((uint32_t)((q)[i] + 32768) >> (shift)) & 0xff)
+#define WORD(q, i, shift)                                                                                   \
+    (BYTE(q, i, shift) | BYTE(q, (i) + 1, shift) << 8 | BYTE(q, (i) + 2, shift) << 16 | BYTE(q, (i) + 3, shift) << 24)
+#define WORDS(q, to, step, count) \
+    for (long i_ = 0; i_ < (count); i_++) (to)[i_ * (step)] = WORD(q, 4 * i_, 8), (to)[i_ * (step) + 1] = WORD(q, 4 * i_, 0)
+#define PER_SLOT 1
+#include "isa.h"
+#endif
