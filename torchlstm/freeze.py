@@ -74,11 +74,11 @@ def thaw(model: Model) -> Model:
     returns  the model
     """
     frozen: list[tuple[str, Any]] = [(n, module) for n, module in model.named_modules() if isinstance(module, Frozen)]
-    with torch.inference_mode(False), torch.no_grad():
-        floats = [module._store.floats() for _, module in frozen]
+    floats = [module._store.floats() for _, module in frozen]
     rounded = [f"{name or 'the model itself'} ({each.weights})" for name, each in frozen if each.weights is not None]
-    for (_, module), tensors in zip(frozen, floats, strict=True):
-        become_float(module, tensors)
+    with torch.inference_mode(False):
+        for (_, module), tensors in zip(frozen, floats, strict=True):
+            become_float(module, tensors)
     if rounded:
         warnings.warn(f"thaw: the weights are those that rounding has left: {', '.join(rounded)}", stacklevel=2)
     return model

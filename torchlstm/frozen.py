@@ -100,8 +100,8 @@ class Frozen(nn.Module):
             self._store = found.store
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        probe = torch.arange(1, _PROBE + 1).to(self._store.like.dtype)
-        moved, name = fn(probe), type(self).__name__
+        probe = torch.arange(1, _PROBE + 1, dtype=self._store.like.dtype, device="cpu")
+        moved, name = fn(probe.clone()), type(self).__name__
         if moved.device != probe.device:
             raise RuntimeError(
                 f"{name} runs on the CPU, and cannot be moved to {moved.device}: torchlstm.thaw(model) first"
@@ -111,7 +111,7 @@ class Frozen(nn.Module):
                 f"{name}: weights frozen in {way.name_of(self._store)}, for inputs of {probe.dtype}, cannot become "
                 f"{moved.dtype}: torchlstm.thaw(model), convert it, and freeze it again"
             )
-        if not torch.equal(moved, torch.arange(1, _PROBE + 1).to(probe.dtype)):
+        if not torch.equal(moved, probe):
             raise RuntimeError(f"{name}: frozen weights cannot be changed, as by to_empty(): load_state_dict() can")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._store.apply(fn)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..engines.shared.rounding import MOST, Rounded, rounded
-from .frozen_weights import Entry, Store, is_matrix, shapes_of
+from .frozen_weights import Entry, Store, apart, is_matrix, shapes_of
 
 
 class Loaded(NamedTuple):
@@ -29,8 +29,7 @@ def load(store: Store, state_dict: Mapping[str, Any], prefix: str) -> Loaded:
     """Read the weights of a module; what is missing stays as it is."""
     keys: set[str] = set()
     missing, errors = [], []
-    # Loading in inference mode must not leave tensors that nothing else can use.
-    with torch.inference_mode(False), torch.no_grad():
+    with apart():
         entries = store.entries()
         for name, shape in shapes_of(store.sizes, store.cell).items():
             key = prefix + name

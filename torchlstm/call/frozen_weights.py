@@ -2,7 +2,8 @@
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -51,6 +52,22 @@ def _suffixes(sizes: Sizes, cell: bool) -> list[tuple[str, ...]]:
     return [(f"_l{k}", f"_l{k}_reverse")[:directions] for k in range(sizes.num_layers)]
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Plain tensors on the CPU, whatever surrounds the call: a mode, a trace, a default device, inference mode."""
+    c: Any = torch._C
+    tracing = c._get_tracing_state()
+    # Not for None: within an operator torch refuses to set even that.
+    if tracing is not None:
+        c._set_tracing_state(None)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"), _disable_current_modes():
+            yield
+    finally:
+        if tracing is not None:
+            c._set_tracing_state(tracing)
+
+
 class Store:
     """The weights of one frozen module.
 
@@ -71,12 +88,13 @@ class Store:
         self.names = tuple(entries)
         first: Any = entries["weight_ih" if cell else "weight_ih_l0"]
         self.like = first.values.new_empty(0, dtype=first.values.dtype if format is None else torch.float32)
-        self.packed = frozen.pack(sizes, _directions(sizes, cell, entries))
+        with apart():
+            self.packed = frozen.pack(sizes, _directions(sizes, cell, entries))
         # Of packed weights only the sum of both biases is there.
         kept = self.packed is None
         self._kept = {name: entry for name, entry in entries.items() if kept or not is_matrix(name)}
         self.number = next(_keys)
-        self.key = torch.tensor([self.number])
+        self.key = torch.tensor([self.number], device="cpu")
         _stores[self.number] = self
         self._constants: dict[tuple[int, int, int], weakref.ref[Tensor]] = {}
 
@@ -91,7 +109,9 @@ class Store:
         if self.packed is None:
             return dict(self._kept)
         entries: dict[str, Entry] = {}
-        layers = zip(_suffixes(self.sizes, self.cell), frozen.unpack(self.packed), strict=True)
+        with apart():
+            unpacked = frozen.unpack(self.packed)
+        layers = zip(_suffixes(self.sizes, self.cell), unpacked, strict=True)
         for suffixes, directions in layers:
             for suffix, (w_ih, w_hh, _, w_hr) in zip(suffixes, directions, strict=True):
                 found = {"weight_ih": w_ih, "weight_hh": w_hh, "weight_hr": w_hr}
@@ -103,7 +123,8 @@ class Store:
 
     def layers(self, dtype: torch.dtype) -> list[tuple[Weights, ...]]:
         """L of D of `Weights` in a dtype, made anew."""
-        entries = {name: self._as_weight(entry, dtype) for name, entry in self.entries().items()}
+        with apart():
+            entries = {name: self._as_weight(entry, dtype) for name, entry in self.entries().items()}
         return [
             tuple(tuple(entries.get(kind + suffix) for kind in _KINDS) for suffix in suffixes)  # type: ignore[misc]
             for suffixes in _suffixes(self.sizes, self.cell)
@@ -113,10 +134,7 @@ class Store:
         """The weights as floats by layer, direction and kind, the same tensors as long as anybody has them."""
         made = {place: tensor for place, ref in self._constants.items() if (tensor := ref()) is not None}
         if not made or len(made) < len(self._constants):
-            # These are to be tensors with numbers, whatever is being recorded.
-            with _disable_current_modes():
-                layers = self.layers(self.like.dtype)
-            for k, layer in enumerate(layers):
+            for k, layer in enumerate(self.layers(self.like.dtype)):
                 for d, weights in enumerate(layer):
                     for kind, weight in enumerate(weights):
                         if weight is not None:
@@ -126,7 +144,8 @@ class Store:
 
     def floats(self) -> dict[str, Tensor]:
         """The parameters that these weights are to a float module, by name, made anew."""
-        return {name: self._as_weight(entry, self.like.dtype).clone() for name, entry in self.entries().items()}
+        with apart():
+            return {name: self._as_weight(entry, self.like.dtype).clone() for name, entry in self.entries().items()}
 
     def _as_weight(self, entry: Entry, dtype: torch.dtype) -> Tensor:
         if isinstance(entry, Rounded):
@@ -172,7 +191,7 @@ def store_of_module(module: Any, format: Format, where: str = "") -> Store:
     check_format(format)
     sizes, cell = sizes_of(module)
     entries: dict[str, Entry] = {}
-    with torch.inference_mode(False), torch.no_grad():
+    with apart():
         for name in shapes_of(sizes, cell):
             weight = module._parameters[name].detach()
             if not is_matrix(name):
