@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,33 +78,37 @@ def _library(folder: str) -> Path:
     return library
 
 
-def allocations(who: str, python_too: bool = False) -> float:
-    """How many calls of the allocator a step makes, in a process of its own.
+@cache
+def allocations(python_too: bool = False) -> dict[str, float]:
+    """How many calls of the allocator a step of each of WHO makes, in a process of its own.
 
     python_too  whether Python's own small objects count, which else come from Python's pools
     """
     with TemporaryDirectory() as folder:
         library = _library(folder)
         variables = os.environ | {"LD_PRELOAD": str(library)} | ({"PYTHONMALLOC": "malloc"} if python_too else {})
-        command = [sys.executable, "-m", "benchmarks.frozen_stream", "--count", who, "--library", str(library)]
+        command = [sys.executable, "-m", "benchmarks.frozen_stream", "--count", str(library)]
         done = subprocess.run(command, cwd=_HERE.parent, capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
-    return float(json.loads(done.stdout))
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
-def _count(who: str, library: str) -> float:
+def _count(library: str) -> dict[str, float]:
     """What the process of `allocations` does."""
     torch.set_num_threads(1)
-    counter = ctypes.CDLL(library).allocations
+    counter, found = ctypes.CDLL(library).allocations, {}
     with torch.inference_mode():
-        call = call_of(who)
-        for _ in repeat(None, _CALLS):
-            call()
-        counter(1)
-        for _ in repeat(None, _CALLS):
-            call()
-        return int(counter(0)) / _CALLS
+        for who in WHO:
+            call = call_of(who)
+            for _ in repeat(None, _CALLS):
+                call()
+            counter(1)
+            for _ in repeat(None, _CALLS):
+                call()
+            found[who] = int(counter(0)) / _CALLS
+    return found
 
 
 def measure(who: str, settings: Settings) -> Figures:
@@ -113,8 +118,8 @@ def measure(who: str, settings: Settings) -> Figures:
     return {
         "us": 1e6 * pairs.second,
         "nn/it": pairs.ratio,
-        "allocations": allocations(who),
-        "Python's too": allocations(who, python_too=True),
+        "allocations": allocations()[who],
+        "Python's too": allocations(python_too=True)[who],
     }
 
 
@@ -130,13 +135,12 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.frozen_stream", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--count", help=argparse.SUPPRESS)
-    parser.add_argument("--library", help=argparse.SUPPRESS)
+    parser.add_argument("--count", metavar="LIBRARY", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     options = parser.parse_args(given)
     if options.count:
-        print(json.dumps(_count(options.count, options.library)))
+        print(json.dumps(_count(options.count)))
         return 0
     torch.set_num_threads(options.threads)
     rows = [measure_extra(extra, Settings(threads=options.threads, seconds=options.seconds)) for extra in EXTRAS]
