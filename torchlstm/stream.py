@@ -55,10 +55,10 @@ class Stream:
 
     def __call__(self, input: Tensor, out: Tensor | None = None) -> Tensor:
         """The output for the next chunk, in `out` if there is one; of a cell, h."""
-        if self._in_place and self._state is not None and not is_compiling():
-            output = self._step_in_place(input, out)
-            if output is not None:
-                return output
+        if self._in_place and self._batch is not None and not is_compiling():
+            done: Tensor | None = self._step_in_place(input, out)
+            if done is not None:
+                return done
         if out is not None:
             self._check_out(input, out)
             return out.copy_(self(input))
@@ -80,17 +80,22 @@ class Stream:
         self._batch = batch
         return output
 
-    def _step_in_place(self, input: Tensor, out: Tensor | None) -> Tensor | None:
+    def _step_in_place(self, input: Tensor, out: Tensor | None) -> Any:
         """A chunk by one call of the kernel, or None where it takes no such call; nothing has happened then."""
-        module = self._module
-        packed = module._store.packed
-        if packed is None or not takes_native():
+        module: Any = self._module
+        packed, state = module._store.packed, self._state
+        if packed is None or state is None or not takes_native():
             return None
         if self._is_cell:
-            return frozen.step_cell(packed, input, self._state, out)
+            h = state[0]
+            fits = out is None or (type(out) is Tensor and out.shape == h.shape and not out.requires_grad)
+            if not fits or not frozen.step_cell(packed, input, state):
+                return None
+            # What is handed out must not be the state.
+            return h.clone() if out is None else out.copy_(h)
         if module.training and module.dropout:
             return None
-        return frozen.step(packed, input, self._state, out, module.batch_first)
+        return frozen.step(packed, input, state, out, module.batch_first)
 
     def _check_out(self, input: Any, out: Any) -> None:
         """Raise unless the output for this input can be written into `out`."""
@@ -102,6 +107,8 @@ class Stream:
         size = self._module.hidden_size if self._is_cell else self._module.proj_size or self._module.hidden_size
         if out.shape != (*input.shape[:-1], size):
             raise RuntimeError(f"Stream: Expected out of shape {(*input.shape[:-1], size)}, got {tuple(out.shape)}")
+        if out.requires_grad:
+            raise RuntimeError("Stream: out has no history, and this tensor requires grad")
 
     def _step(self, input: Tensor) -> Tensor:
         output: Tensor

@@ -14,7 +14,7 @@ from ..engines.shared.access import DIRECT, access_of
 from ..engines.shared.operators import _fold, _unfold
 from . import dispatch
 from .frozen_weights import Store, store_of
-from .packing import Packed
+from .packing import Packed, _shaped
 from .plan import Form, Plan
 from .precision import autocasts
 from .stack import Traced, run_stack
@@ -153,7 +153,8 @@ def _run_rows(weights: Any, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor) -> 
         if results is None:
             return None
         y, (h_n, c_n) = results
-        return y.view(x.shape[0], y.shape[2]), h_n, c_n
+        # No view, which autograd would not let be shaped in place.
+        return _shaped(y, [x.shape[0], y.shape[2]]), h_n, c_n
     alive, batch = int(rows.batch_sizes[0]), h_0.shape[1]
     given = (h_0, c_0) if alive == batch else (h_0[:, :alive].contiguous(), c_0[:, :alive].contiguous())
     results = frozen.run(weights, PackedSequence(x, rows.batch_sizes), given, None, False, None)

@@ -4,6 +4,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeAlias
 
 import torch
@@ -82,14 +83,30 @@ class Store:
     they were rounded, and packs them again where it is loaded.
     """
 
-    def __init__(self, sizes: Sizes, format: Format, cell: bool, entries: Mapping[str, Entry]) -> None:
-        """Pack matrices, rounded, and biases; whoever calls gives them away."""
+    def __init__(
+        self,
+        sizes: Sizes,
+        format: Format,
+        cell: bool,
+        entries: Mapping[str, Entry],
+        packed: frozen.Packed | None = None,
+    ) -> None:
+        """Keep matrices, rounded, and biases; whoever calls gives them away.
+
+        packed  the matrices, of which entries then has none; None: they are packed here
+        """
         self.sizes, self.format, self.cell = sizes, format, cell
-        self.names = tuple(entries)
-        first: Any = entries["weight_ih" if cell else "weight_ih_l0"]
-        self.like = first.values.new_empty(0, dtype=first.values.dtype if format is None else torch.float32)
+        self.names = tuple(shapes_of(sizes, cell))
+        dtype = packed.dtype if packed is not None else torch.float32
+        if packed is None and format is None:
+            first: Any = entries[self.names[0]]
+            dtype = first.values.dtype
         with apart():
-            self.packed = frozen.pack(sizes, _directions(sizes, cell, entries))
+            self.like = torch.empty(0, dtype=dtype)
+            # Without a format, weights of 16 bits would look like those of one.
+            if packed is None and (format is not None or dtype in (torch.float32, torch.float64)):
+                packed = frozen.pack(sizes, _directions(sizes, cell, entries))
+        self.packed = packed
         # Of packed weights only the sum of both biases is there.
         kept = self.packed is None
         self._kept = {name: entry for name, entry in entries.items() if kept or not is_matrix(name)}
@@ -103,6 +120,13 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.sizes, self.format, self.cell, self.entries())
+
+    def reduce_shared(self) -> tuple[Any, ...]:
+        """As `__reduce__`, on the way to another process: memory that is shared stays so, packed as it is."""
+        if self.packed is None or not self.packed.data.is_shared():
+            return self.__reduce__()
+        layout = {name: value for name, value in vars(self.packed).items() if name != "handle"}
+        return _attach, (self.sizes, self.format, self.cell, self._kept, layout)
 
     def entries(self) -> dict[str, Entry]:
         """Matrices and biases by name, in the order of torch.nn; those that are packed are unpacked."""
@@ -162,6 +186,19 @@ class Store:
             else fn(entry)
             for name, entry in self._kept.items()
         }
+
+
+ForkingPickler.register(Store, Store.reduce_shared)
+
+
+def _attach(sizes: Sizes, format: Format, cell: bool, kept: dict[str, Entry], layout: dict[str, Any]) -> Store:
+    """A store on weights that another process has packed; they are packed anew where its instruction set was another."""
+    own = frozen.Packed(sizes, format, layout["dtype"])
+    if own.isa == layout["isa"]:
+        own.data = layout["data"]
+        return Store(sizes, format, cell, kept, own)
+    vars(own).update(layout)
+    return Store(sizes, format, cell, Store(sizes, format, cell, kept, own).entries())
 
 
 def _directions(sizes: Sizes, cell: bool, entries: Mapping[str, Any]) -> list[tuple[Direction, ...]]:
