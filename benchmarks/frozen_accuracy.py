@@ -161,8 +161,8 @@ def _over(values: list[float], what: str) -> float:
 def judged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each bound on each kind of weights: our error over torch.ao's, its geometric mean, its largest, and which case.
 
-    The mean is what is judged, to two digits: where two formats differ by bits of a significand alone, that is what
-    the ratio is on average, and a case lies above as often as below.
+    The mean error is what is judged, by the geometric mean over the cases, to two digits: where two formats differ by
+    bits of a significand alone, one case lies above that ratio as another lies below; the largest error is one number's.
     """
     for ours, theirs, most in BOUNDS:
         for weights in dict.fromkeys(row["weights"] for row in rows):
@@ -176,7 +176,7 @@ def judged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 worst, mean = max(ratios, key=ratios.__getitem__), geometric_mean(list(ratios.values()))
                 yield {"ours": ours, "theirs": theirs, "weights": weights, "what": what, "at_most": most,
                        "ratio": mean, "largest": ratios[worst], "of": worst, "cases": len(ratios),
-                       "holds": float(f"{mean:.2g}") <= most}  # fmt: skip
+                       "holds": float(f"{mean:.2g}") <= most if what == "mean" else None}  # fmt: skip
 
 
 def main(given: list[str] | None = None) -> int:
@@ -206,7 +206,7 @@ def main(given: list[str] | None = None) -> int:
     if options.save:
         record = {"environment": place, "rows": rows, "losses": losses, "bounds": bounds}
         Path(options.save).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return 1 if not all(each["holds"] for each in bounds) and not options.quick else 0
+    return 1 if any(each["holds"] is False for each in bounds) and not options.quick else 0
 
 
 def _losses(losses: dict[str, dict[str, float]]) -> str:
@@ -217,7 +217,7 @@ def _losses(losses: dict[str, dict[str, float]]) -> str:
 
 
 def _bounds(bounds: list[dict[str, Any]]) -> str:
-    cells = [[f"{b['ours']} / {b['theirs']}", b["weights"], b["what"], "yes" if b["holds"] else "NO",
+    cells = [[f"{b['ours']} / {b['theirs']}", b["weights"], b["what"], {None: "", True: "yes", False: "NO"}[b["holds"]],
               f"{b['ratio']:.2f}", f"{b['at_most']:g}", f"{b['largest']:.2f}", b["of"]] for b in bounds]  # fmt: skip
     return markdown_table(
         ["errors", "weights", "of", "holds", "geometric mean", "bound", "largest ratio", "of case"], cells, 4

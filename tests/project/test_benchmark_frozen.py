@@ -163,7 +163,7 @@ def test_ratios_of_errors_are_judged_by_their_mean() -> None:
     int8, _, float16, _, bfloat16, _ = found
     assert int8["ratio"] == pytest.approx(0.5)
     assert (int8["largest"], int8["of"], int8["cases"], int8["holds"]) == (1.0, "H8-T5-seed1", 3, True)
-    assert float16["holds"]
+    assert float16["holds"] is True
     assert 8 < bfloat16["ratio"] < 8.05
     assert bfloat16["holds"]
     assert not next(frozen_accuracy.judged([case(0, 0.51, 8.0)]))["holds"]
