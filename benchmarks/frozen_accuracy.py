@@ -161,8 +161,8 @@ def _over(values: list[float], what: str) -> float:
 def judged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each bound on each kind of weights: our error over torch.ao's, its geometric mean, its largest, and which case.
 
-    The mean error is what is judged, by the geometric mean over the cases, to two digits: where two formats differ by
-    bits of a significand alone, one case lies above that ratio as another lies below; the largest error is one number's.
+    The mean error is judged, by the geometric mean over the cases, to two digits: where two formats differ by bits of
+    a significand alone, one case lies above that ratio as another lies below; the largest error is one number's.
     """
     for ours, theirs, most in BOUNDS:
         for weights in dict.fromkeys(row["weights"] for row in rows):
