@@ -122,8 +122,8 @@ class Store:
         return Store, (self.sizes, self.format, self.cell, self.entries())
 
     def reduce_shared(self) -> tuple[Any, ...]:
-        """As `__reduce__`, on the way to another process: memory that is shared stays so, packed as it is."""
-        if self.packed is None or not self.packed.data.is_shared():
+        """As `__reduce__`, on the way to another process of this machine: as of any tensor it shares the memory then."""
+        if self.packed is None:
             return self.__reduce__()
         layout = {name: value for name, value in vars(self.packed).items() if name != "handle"}
         return _attach, (self.sizes, self.format, self.cell, self._kept, layout)
@@ -142,8 +142,16 @@ class Store:
                 for kind in _KINDS:
                     entry = found.get(kind, self._kept.get(kind + suffix))
                     if entry is not None:
-                        entries[kind + suffix] = entry
+                        entries[kind + suffix] = self._own(entry)
         return entries
+
+    def _own(self, entry: Entry) -> Entry:
+        """An entry that is no view of what is packed: that would be in a file or a program with it."""
+        if not isinstance(entry, Rounded) or self.packed is None:
+            return entry
+        packed = self.packed.data.untyped_storage().data_ptr()
+        parts = (p.clone() if p is not None and p.untyped_storage().data_ptr() == packed else p for p in entry)
+        return Rounded(*parts)  # type: ignore[arg-type]
 
     def layers(self, dtype: torch.dtype) -> list[tuple[Weights, ...]]:
         """L of D of `Weights` in a dtype, made anew."""

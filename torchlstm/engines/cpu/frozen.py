@@ -102,7 +102,9 @@ class _Layout(NamedTuple):
         order = self._order()
         shape = (self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside)
         lies = memory.view([shape[axis] for axis in order])
-        padded = lies.permute([order.index(axis) for axis in range(6)]).reshape(self.gates, self.blocks * self.lanes, -1)
+        padded = lies.permute([order.index(axis) for axis in range(6)]).reshape(
+            self.gates, self.blocks * self.lanes, -1
+        )
         return padded[:, : self.columns, : self.K].reshape(self.gates * self.columns, self.K)
 
     def pack_columns(self, values: Tensor) -> Tensor:
@@ -161,7 +163,11 @@ def _parts(packed: Packed) -> list[tuple[_Parts, ...]]:
 def pack(sizes: Sizes, weights: list[tuple[Direction, ...]]) -> Packed | None:
     """Pack rounded weights, L of D of `Direction`, or None where no kernel can read them."""
     first = weights[0][0][0]
-    format = None if first.values.is_floating_point() and first.values.dtype in (torch.float32, torch.float64) else first.values.dtype
+    format = (
+        None
+        if first.values.is_floating_point() and first.values.dtype in (torch.float32, torch.float64)
+        else first.values.dtype
+    )
     dtype = first.values.dtype if format is None else torch.float32
     terms = max(sizes.input_size, sizes.hidden_size, 2 * (sizes.proj_size or sizes.hidden_size))
     if engine.ENGINE.unavailable() is not None or format not in _NUMBERS or sizes.num_layers > _MOST_LAYERS:
