@@ -177,3 +177,14 @@ def test_a_frozen_stream_asks_for_no_memory() -> None:
         pytest.skip(str(unfit))
     assert found["nn"] > found["unfrozen"] > 1
     assert {who: found[who] for who in rivals.FORMATS} == dict.fromkeys(rivals.FORMATS, 0)
+
+
+@pytest.mark.skipif(not HAS_ORT, reason="ONNX Runtime is not installed")
+def test_onnx_runtime_is_given_integers() -> None:
+    found = frozen.workload((1, 1, 64))
+    inputs = found.inputs()
+    truth = rivals.truth_of(found, inputs)["h_n"]
+    gaps = {name: (rivals.RIVALS[name].prepare(found, inputs).results["h_n"] - truth).abs().max().item()
+            for name in ("ort", "ort-int8")}  # fmt: skip
+    assert gaps["ort"] < 1e-5
+    assert 1e-4 < gaps["ort-int8"] < 0.1
