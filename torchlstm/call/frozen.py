@@ -188,7 +188,8 @@ _library.define(
     "float dropout) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.nondeterministic_seeded,),
 )
-_library.define("no_gradient(Tensor like) -> Tensor")
+# With a cotangent among its arguments: else a compiler would run it in the forward.
+_library.define("no_gradient(Tensor cotangent, Tensor like) -> Tensor")
 _operator: Any = torch.ops.torchlstm.frozen.default
 _no_gradient: Any = torch.ops.torchlstm.no_gradient.default
 
@@ -239,13 +240,17 @@ def _run_mapped(info: Any, dims: Any, key: Tensor, *args: Any) -> Any:
     return tuple(_unfold(each, axis, count) for each, axis in zip(results, (0, 1, 1), strict=True)), (1, 2, 2)
 
 
-def _refuse(like: Tensor) -> Tensor:
+def _refuse(*_: Tensor) -> Tensor:
     raise RuntimeError(NO_GRADIENT)
 
 
-def _backward(ctx: Any, *_: Any) -> Any:
+def _refuse_fake(_: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _backward(ctx: Any, cotangent: Tensor, *_: Any) -> Any:
     # Where a program is compiled its backward is made, wanted or not: the error waits for somebody to run it.
-    return None, *(_no_gradient(like) for like in ctx.saved_tensors), None, None, None, None
+    return None, *(_no_gradient(cotangent, like) for like in ctx.saved_tensors), None, None, None, None
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -255,7 +260,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 _library.impl("frozen", _run, "CompositeExplicitAutograd")
 _library.impl("no_gradient", _refuse, "CompositeExplicitAutograd")
 torch.library.register_fake("torchlstm::frozen", _run_fake, lib=_library)
-torch.library.register_fake("torchlstm::no_gradient", torch.empty_like, lib=_library)
+torch.library.register_fake("torchlstm::no_gradient", _refuse_fake, lib=_library)
 torch.library.register_vmap("torchlstm::frozen", _run_mapped, lib=_library)
 torch.library.register_autograd("torchlstm::frozen", _backward, setup_context=_setup, lib=_library)
 

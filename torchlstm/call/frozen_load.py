@@ -59,7 +59,7 @@ def _entry(store: Store, key: str, matrix: bool, given: Any, scale: Any, shape: 
     format, own = store.format, store.like.dtype
     if scale is not None:
         _check_tensor(key + "_scale", scale, shape[:1])
-        return _of_integers(key, given.cpu(), scale.cpu())
+        return _of_integers(key, given.cpu(), scale.detach().cpu())
     if matrix and format is not None:
         # Not of another format of 16 bits: to round twice is nobody's intention.
         if given.dtype not in (format, torch.float32, torch.float64):

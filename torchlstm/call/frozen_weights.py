@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..engines.contract import Weights
@@ -55,14 +56,22 @@ def _suffixes(sizes: Sizes, cell: bool) -> list[tuple[str, ...]]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Plain tensors on the CPU, whatever surrounds the call: a mode, a trace, a default device, inference mode."""
+    """Plain tensors on the CPU, whatever surrounds the call: a mode, a transform, a trace, a device, inference mode.
+
+    Not torch.no_grad(), which would be part of a program that is being exported: nothing here requires grad.
+    """
     c: Any = torch._C
     tracing = c._get_tracing_state()
     # Not for None: within an operator torch refuses to set even that.
     if tracing is not None:
         c._set_tracing_state(None)
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"), _disable_current_modes():
+        with (
+            torch.inference_mode(False),
+            torch.device("cpu"),
+            temporarily_clear_interpreter_stack(),
+            _disable_current_modes(),
+        ):
             yield
     finally:
         if tracing is not None:
@@ -122,7 +131,7 @@ class Store:
         return Store, (self.sizes, self.format, self.cell, self.entries())
 
     def reduce_shared(self) -> tuple[Any, ...]:
-        """As `__reduce__`, on the way to another process of this machine: as of any tensor it shares the memory then."""
+        """As `__reduce__`, on the way to another process: as that of any tensor, the memory is shared then."""
         if self.packed is None:
             return self.__reduce__()
         layout = {name: value for name, value in vars(self.packed).items() if name != "handle"}
@@ -134,24 +143,26 @@ class Store:
             return dict(self._kept)
         entries: dict[str, Entry] = {}
         with apart():
-            unpacked = frozen.unpack(self.packed)
-        layers = zip(_suffixes(self.sizes, self.cell), unpacked, strict=True)
-        for suffixes, directions in layers:
-            for suffix, (w_ih, w_hh, _, w_hr) in zip(suffixes, directions, strict=True):
-                found = {"weight_ih": w_ih, "weight_hh": w_hh, "weight_hr": w_hr}
-                for kind in _KINDS:
-                    entry = found.get(kind, self._kept.get(kind + suffix))
-                    if entry is not None:
-                        entries[kind + suffix] = self._own(entry)
+            layers = zip(_suffixes(self.sizes, self.cell), frozen.unpack(self.packed), strict=True)
+            for suffixes, directions in layers:
+                for suffix, (w_ih, w_hh, _, w_hr) in zip(suffixes, directions, strict=True):
+                    found = {"weight_ih": w_ih, "weight_hh": w_hh, "weight_hr": w_hr}
+                    for kind in _KINDS:
+                        entry = found.get(kind, self._kept.get(kind + suffix))
+                        if entry is not None:
+                            entries[kind + suffix] = self._own(entry)
         return entries
 
     def _own(self, entry: Entry) -> Entry:
-        """An entry that is no view of what is packed: that would be in a file or a program with it."""
-        if not isinstance(entry, Rounded) or self.packed is None:
+        """An entry that is no view of more memory: all that would go into a file or a program with it."""
+        if not isinstance(entry, Rounded):
             return entry
-        packed = self.packed.data.untyped_storage().data_ptr()
-        parts = (p.clone() if p is not None and p.untyped_storage().data_ptr() == packed else p for p in entry)
-        return Rounded(*parts)  # type: ignore[arg-type]
+
+        def own(part: Tensor) -> Tensor:
+            part = part.contiguous()
+            return part.clone() if part.untyped_storage().nbytes() != part.nbytes else part
+
+        return Rounded(own(entry.values), None if entry.scale is None else own(entry.scale))
 
     def layers(self, dtype: torch.dtype) -> list[tuple[Weights, ...]]:
         """L of D of `Weights` in a dtype, made anew."""
@@ -200,7 +211,7 @@ ForkingPickler.register(Store, Store.reduce_shared)
 
 
 def _attach(sizes: Sizes, format: Format, cell: bool, kept: dict[str, Entry], layout: dict[str, Any]) -> Store:
-    """A store on weights that another process has packed; they are packed anew where its instruction set was another."""
+    """A store on weights that another process has packed, for the same instruction set; else they are packed anew."""
     own = frozen.Packed(sizes, format, layout["dtype"])
     if own.isa == layout["isa"]:
         own.data = layout["data"]

@@ -55,7 +55,7 @@ def check_frozen(model: nn.Module, call: tuple[Any, Any], weights: torch.dtype |
     floats = copy.deepcopy(model)
     plan = plan_freeze(floats, weights)
     names = [name for name, _, reason in plan if reason is None]
-    left_alone = [f"{name}: {reason}" for name, _, reason in plan if reason]
+    left_alone = [f"{name or '(the model itself)'}: {reason}" for name, _, reason in plan if reason]
     if not names:
         why = "; ".join(left_alone) or "it contains no LSTM and no LSTMCell that is not frozen"
         raise ValueError(f"nothing to freeze in {type(model).__name__}: {why}")
