@@ -177,7 +177,7 @@ def title(place: dict[str, Any]) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measure and print: the rows as they are there, then the bounds; 1 if a bound does not hold."""
+    """Measure and print the rows and the bounds; 1 if a bound does not hold, or nothing was measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", metavar="PATTERN", default="*", help="rows whose names match")
     parser.add_argument("--threads", type=int, metavar="N", default=torch.get_num_threads())
@@ -193,12 +193,16 @@ def main(given: list[str] | None = None) -> int:
     settings = Settings(threads=options.threads, seconds=seconds, quick=options.quick)
     place = environment("cpu")
     print(title(place) + ("; QUICK: the figures say nothing" if options.quick else ""), flush=True)
-    rows = [measure_extra(extra, settings) for extra in progress(chosen, len(chosen), "frozen")]
+    rows: list[ExtraRow] = []
+    for extra in progress(chosen, len(chosen), "frozen"):
+        rows.append(measure_extra(extra, settings))
+        if options.save:  # what is there, should the rest be cut off
+            record = {"environment": place, "settings": vars(options), "rows": rows, "bounds": list(judged(rows))}
+            Path(options.save).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print("\n".join(extras_text(rows)))
     print("\n".join(["", *aligned(bounds_table(rows))]))
-    if options.save:
-        record = {"environment": place, "settings": vars(options), "rows": rows, "bounds": list(judged(rows))}
-        Path(options.save).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not any(row["figures"] for row in rows):
+        return 1
     return 1 if any(each["holds"] is False for each in judged(rows)) and not options.quick else 0
 
 

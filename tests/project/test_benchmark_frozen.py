@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import torchlstm
 from benchmarks import frozen, frozen_accuracy, frozen_stream, rivals
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import Settings
@@ -188,3 +189,9 @@ def test_onnx_runtime_is_given_integers() -> None:
             for name in ("ort", "ort-int8")}  # fmt: skip
     assert gaps["ort"] < 1e-5
     assert 1e-4 < gaps["ort-int8"] < 0.1
+
+
+def test_nothing_measured_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delattr(torchlstm, "freeze")
+    assert frozen.main(["--quick", "--only", "frozen-int8-T1-B1-H128", "--threads", "1"]) == 1
+    assert "frozen-int8-T1-B1-H128 (Unfit: this torchlstm has no freeze)" in capsys.readouterr().out
