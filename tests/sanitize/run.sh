@@ -25,7 +25,7 @@ build() {
     local name=$1
     shift
     mkdir "$work/$name"
-    printf '%s\0' "$kernel"/{avx512,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,threads,pace}.c | compile "$name" "$@"
+    printf '%s\0' "$kernel"/{avx512,vnni,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,threads,pace}.c | compile "$name" "$@"
     "$cc" "$@" "$work/$name"/*.o -o "$work/$name/driver" -lm -lpthread
 }
 
