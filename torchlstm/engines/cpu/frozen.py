@@ -57,7 +57,7 @@ class Packed:
             directions,
         )
         self.isa = next(name for name, number in engine.ISAS.items() if number == isa)
-        self.data = torch.zeros(sum(self.bytes) * directions, dtype=torch.uint8)
+        self.data = engine._empty(torch.empty(0, dtype=torch.uint8), sum(self.bytes) * directions).zero_()
 
 
 class _Layout(NamedTuple):
@@ -88,7 +88,7 @@ class _Layout(NamedTuple):
 
     def _order(self) -> tuple[int, ...]:
         """The axes gate, block, lane, slot, group of terms, term of a group in the order of the memory."""
-        return (1, 0, 3, 4, 2, 5) if self.terms == 1 else (1, 3, 0, 4, 2, 5)
+        return (1, 3, 0, 4, 2, 5)
 
     def pack(self, weight: Tensor) -> Tensor:
         """A weight (gates * columns, K) as it lies in memory."""

@@ -189,8 +189,7 @@ NOINLINE void FN(final_outputs)(const FN(layer_t) *l, REAL *h_n) {
 /* Panels of a block of units with K slots, as forward packs them, or packed before (kernel.h). */
 INLINE FN(panels_t) FN(panels)(const REAL *at, long K, int format) {
     FN(panels_t) p = { .at = at, .slot = COLS * LANES, .vector = LANES, .panel = K * COLS * LANES };
-    if (format == AS_THEY_ARE) p.slot = LANES, p.vector = K * LANES, p.panel = COLS * K * LANES;
-    else if (format != UNPACKED) p.slot = 4 * LANES, p.panel = COLS * LANES;
+    if (format != UNPACKED) p.slot = 4 * LANES, p.panel = COLS * LANES;
     return p;
 }
 /* As one panel follows the other. */

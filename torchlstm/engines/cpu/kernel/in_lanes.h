@@ -1,11 +1,11 @@
 /* Little work forward from packed weights: what in_place.h computes from torch's own, with the same bits.
  *
  * There the terms of a gate go to LANES partial sums, term k to lane k % LANES, and the lanes are added pair by pair.  Here a
- * vector holds a gate of LANES units, a panel is (K, LANES) for each gate, and each of the partial sums is a vector of its own.
+ * vector holds a gate of LANES units, a panel is (K, 4, LANES), and each of the partial sums is a vector of its own.
  */
 
 /* Rows of the left operand and of weights with K terms: row r at a + r * lda; gate g of unit j at w + (g H + j) K, or
- * packed at w + (j / LANES * 4 + g) K LANES the panel of its block. */
+ * packed at w + j / LANES * 4 K LANES the panel of its block. */
 typedef struct { const REAL *a, *w; long lda, K; } FN(operands_t);
 
 /* The gates of some rows and units: (rows, LANES, 4). */
@@ -16,10 +16,7 @@ typedef struct {
     long H;
 } FN(gates_t);
 
-/* Partial sums that are kept in registers: of one row all lanes of a gate, and of more than one gate where these are few;
- * of more rows a quad of lanes. */
-#define LANE_GATES (LANES >= 8 ? 1 : 8 / LANES > 4 ? 4 : 8 / LANES)
-#define LANE_GROUP(rows) ((rows) == 1 || LANES < 4 ? LANES : 4)
+enum { FN(HIGH) = 24 };                 /* rows at a time, whose gates a thread keeps on its stack */
 
 /* Where a product with operands in memory order would put the last n terms of K: lanes from here on. */
 INLINE long FN(rest_lane)(long n, long K) {
@@ -31,131 +28,137 @@ INLINE long FN(rest_lane)(long n, long K) {
 #endif
 }
 
-/* sums[r][g][j] += terms k of rows times weights of `gates` gates, for the lanes j of [first, first + lanes). */
-INLINE void FN(lane_tile)(int rows, int gates, int lanes, FN(operands_t) o, long first, vec sums[DOTS][4][LANES]) {
-    vec s[DOTS][4][LANES];
-    const long K = o.K, lda = o.lda, gate = K * LANES;
-    const REAL *a = o.a + first, *w = o.w + first * LANES;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int g = 0; g < gates; g++)
-#pragma GCC unroll 16
-            for (int j = 0; j < lanes; j++) s[r][g][j] = sums[r][g][j];
-    long k = K;
-#pragma GCC unroll 1
-    for (; k >= LANES; k -= LANES, a += LANES, w += LANES * LANES)
-#pragma GCC unroll 16
-        for (int j = 0; j < lanes; j++)
-#pragma GCC unroll 4
-            for (int g = 0; g < gates; g++) {
-                vec y = *(const vec *)(w + g * gate + j * LANES);
-#pragma GCC unroll 8
-                for (int r = 0; r < rows; r++) s[r][g][j] += a[r * lda + j] * y;
-            }
-    if (k) {
-        /* Lanes without a term add a product of zeros, as they do there. */
-        const long lane = FN(rest_lane)(k, K) - first;
-        a -= first, w -= first * LANES;
-#pragma GCC unroll 16
-        for (int j = 0; j < lanes; j++)
-#pragma GCC unroll 4
-            for (int g = 0; g < gates; g++) {
-                long i = j - lane;
-                vec y = {0};
-                if (i >= 0 && i < k) y = *(const vec *)(w + g * gate + i * LANES);
-#pragma GCC unroll 8
-                for (int r = 0; r < rows; r++) s[r][g][j] += (i >= 0 && i < k ? a[r * lda + i] : 0) * y;
-            }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int g = 0; g < gates; g++)
-#pragma GCC unroll 16
-            for (int j = 0; j < lanes; j++) sums[r][g][j] = s[r][g][j];
-}
+/* The sums of a block of units: of each row and gate those of whole quads of lanes, and of the first half of a quad's. */
+typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sums_t);
 
-/* The sum of the lanes, in the order of lane_sums. */
-INLINE vec FN(sum_lanes)(const vec s[LANES]) {
-    vec q[QUADS];
-#pragma GCC unroll 4
-    for (int i = 0; i < QUADS; i++)
+/* Lanes are added in the order of lane_sums: of a quad 0 and 2, 1 and 3, then both; of two lanes 0 and 1.  This is the lane at
+ * place p of that order. */
 #if QUAD == 4
-        q[i] = (s[4 * i] + s[4 * i + 2]) + (s[4 * i + 1] + s[4 * i + 3]);
+#define LANE_AT(p) ((p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2)
 #else
-        q[i] = s[2 * i] + s[2 * i + 1];
+#define LANE_AT(p) (p)
 #endif
-#if LANES == 4 * QUAD
-    return (q[0] + q[2]) + (q[1] + q[3]);
-#elif LANES == 2 * QUAD
-    return q[0] + q[1];
-#else
-    return q[0];
-#endif
-}
 
-/* Gates [g, g + gates) of a block of units whose panels are at `w` of each operand: acc (rows, 4, LANES), all of `rows`. */
-INLINE void FN(lane_block)(int rows, int gates, const FN(gates_t) *m, long r, long unit, long g, const REAL *from, long step,
-                           REAL *acc) {
-    enum { GROUP = LANE_GROUP(2) };
-    vec sums[DOTS][4][LANES];
-    const int lanes = LANE_GROUP(rows);
-#pragma GCC unroll 1
-    for (int first = 0; first < LANES; first += lanes) {
-        vec part[DOTS][4][LANES];
+/* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
+ * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side. */
+INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
+    vec s[DOTS][4][4];
+    const long slot = 4 * LANES, first = LANE_AT(p);
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++)
+    for (int h = 0; h < rows; h++)
 #pragma GCC unroll 4
-            for (int h = 0; h < gates; h++)
-#pragma GCC unroll 16
-                for (int j = 0; j < lanes; j++) part[i][h][j] = (vec){0};
+        for (int g = 0; g < 4; g++)
+#pragma GCC unroll 4
+            for (int j = 0; j < lanes; j++) s[h][g][j] = (vec){0};
 #pragma GCC unroll 1
-        for (int i = 0; i < m->count; i++) {
-            FN(operands_t) o = m->of[i];
-            o.a += r * o.lda, o.w += (unit * 4 + g * LANES) * o.K;
-            FN(lane_tile)(rows, gates, lanes, o, first, part);
+    for (int n = 0; n < m->count; n++) {
+        const FN(operands_t) o = m->of[n];
+        const long lda = o.lda;
+        const REAL *a = o.a + (r + i) * lda, *w = o.w + unit * 4 * o.K;
+        long k = o.K;
+#pragma GCC unroll 1
+        for (; k >= LANES; k -= LANES, a += LANES, w += LANES * slot)
+#pragma GCC unroll 4
+            for (int j = 0; j < lanes; j++)
+#pragma GCC unroll 4
+                for (int g = 0; g < 4; g++) {
+                    vec y = *(const vec *)(w + (first + LANE_AT(j)) * slot + g * LANES);
+#pragma GCC unroll 8
+                    for (int h = 0; h < rows; h++) s[h][g][j] += a[h * lda + first + LANE_AT(j)] * y;
+                }
+        if (!k) continue;
+        /* Lanes without a term add 0, as they do there: what is -0 becomes 0. */
+        const long lane = FN(rest_lane)(k, o.K);
+#pragma GCC unroll 4
+        for (int j = 0; j < lanes; j++)
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) {
+                const long at = first + LANE_AT(j) - lane;
+                if (at >= 0 && at < k) {
+                    vec y = *(const vec *)(w + at * slot + g * LANES);
+#pragma GCC unroll 8
+                    for (int h = 0; h < rows; h++) s[h][g][j] += a[h * lda + at] * y;
+                } else {
+#pragma GCC unroll 8
+                    for (int h = 0; h < rows; h++) s[h][g][j] += (vec){0};
+                }
+            }
+    }
+#pragma GCC unroll 8
+    for (int h = 0; h < rows; h++)
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) {
+            vec *quad_sum = &to->quads[i + h][g][p / QUAD], *half_sum = &to->half[i + h][g], sum = s[h][g][0];
+            if (lanes > 1) sum += s[h][g][1];
+            if (lanes == 4) sum += s[h][g][2] + s[h][g][3];
+            const long place = p % QUAD;
+            if (place == 0) *quad_sum = sum;
+            else if (QUAD == 2 || place == 1 || lanes == 2) *quad_sum += sum;
+            else if (place == 2) *half_sum = sum;
+            else *quad_sum += *half_sum + sum;
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-            for (int h = 0; h < gates; h++)
-#pragma GCC unroll 16
-                for (int j = 0; j < lanes; j++) sums[i][h][first + j] = part[i][h][j];
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int h = 0; h < gates; h++)
-            *(vec *)(acc + (i * 4 + g + h) * LANES) = FN(sum_lanes)(sums[i][h]) + *(const vec *)(from + i * step + (g + h) * LANES);
 }
 
-#define LANE_BLOCK(rows, gates)                                                                             \
-    NOINLINE void FN(lane_block_##rows)(const FN(gates_t) *m, long r, long unit, const REAL *from, long step, REAL *acc) { \
-        for (long g = 0; g < 4; g += gates) FN(lane_block)(rows, gates, m, r, unit, g, from, step, acc);    \
+#define LANE_TILE(rows, lanes)                                                                                              \
+    NOINLINE void FN(lane_tile_##rows##lanes)(const FN(gates_t) *m, long r, long i, long unit, long p, FN(lane_sums_t) *to) { \
+        FN(lane_tile)(rows, lanes, m, r, i, unit, p, to);                                                                   \
     }
-LANE_BLOCK(1, LANE_GATES)
-LANE_BLOCK(2, 1)
-LANE_BLOCK(3, 1)
+LANE_TILE(1, 1)
+LANE_TILE(2, 1)
+LANE_TILE(3, 1)
+LANE_TILE(1, 2)
 #if DOTS == 6
-LANE_BLOCK(4, 1)
-LANE_BLOCK(5, 1)
-LANE_BLOCK(6, 1)
+LANE_TILE(4, 1)
+LANE_TILE(5, 1)
+LANE_TILE(6, 1)
+LANE_TILE(2, 2)
+LANE_TILE(3, 2)
+#if QUAD == 4
+LANE_TILE(1, 4)
 #endif
-static void (*const FN(lane_blocks)[DOTS])(const FN(gates_t) *, long r, long unit, const REAL *from, long step, REAL *acc) = {
-    FN(lane_block_1), FN(lane_block_2), FN(lane_block_3),
+#endif
+typedef void FN(lane_tile_t)(const FN(gates_t) *, long r, long i, long unit, long p, FN(lane_sums_t) *);
+static FN(lane_tile_t) *const FN(lane_tiles)[DOTS] = {
+    FN(lane_tile_11), FN(lane_tile_21), FN(lane_tile_31),
 #if DOTS == 6
-    FN(lane_block_4), FN(lane_block_5), FN(lane_block_6),
+    FN(lane_tile_41), FN(lane_tile_51), FN(lane_tile_61),
 #endif
 };
 
-/* As gates_in_place, of a block of units whose weights are packed. */
+/* As gates_in_place, of a block of units whose weights are packed.  Of few rows more lanes at a time, for as many sums as the
+ * registers have room for; of many the weights of a lane stay in the cache for all tiles of rows. */
 NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
-    for (long i = 0, high; i < rows; i += high) {
-        high = FN(even)(rows - i, DOTS);
-        FN(lane_blocks)[high - 1](m, r + i, unit, from + i * step, step, acc + i * 4 * LANES);
+    FN(lane_sums_t) sums;
+    FN(lane_tile_t) *few = NULL;
+    int lanes = 1;
+    if (rows == 1) few = FN(lane_tile_12), lanes = 2;
+#if DOTS == 6
+    if (rows == 2) few = FN(lane_tile_22), lanes = 2;
+    if (rows == 3) few = FN(lane_tile_32), lanes = 2;
+#if QUAD == 4
+    if (rows == 1) few = FN(lane_tile_14), lanes = 4;
+#endif
+#endif
+    for (long p = 0; p < LANES; p += lanes) {
+        if (few) few(m, r, 0, unit, p, &sums);
+        else
+            for (long i = 0, high; i < rows; i += high) {
+                high = FN(even)(rows - i, DOTS);
+                FN(lane_tiles)[high - 1](m, r, i, unit, p, &sums);
+            }
     }
+    for (long i = 0; i < rows; i++)
+        for (long g = 0; g < 4; g++) {
+            const vec *q = sums.quads[i][g];
+#if LANES == 4 * QUAD
+            vec sum = (q[0] + q[2]) + (q[1] + q[3]);
+#elif LANES == 2 * QUAD
+            vec sum = q[0] + q[1];
+#else
+            vec sum = q[0];
+#endif
+            *(vec *)(acc + (i * 4 + g) * LANES) = sum + *(const vec *)(from + i * step + g * LANES);
+        }
 }
-#undef LANE_GATES
-#undef LANE_GROUP
-#undef LANE_BLOCK
+#undef LANE_AT
+#undef LANE_TILE

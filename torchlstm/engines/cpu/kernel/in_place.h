@@ -106,8 +106,6 @@ static void (*const FN(dot_tiles)[DOTS])(const FN(gates_t) *, long r, long j, lo
 #endif
 };
 
-enum { FN(HIGH) = 24 };                 /* rows at a time, whose gates a thread keeps on its stack */
-
 /* Gates of the `n` units from `unit` on: acc (rows, 4, LANES) = from + operands from row r on; `from` at row stride `step`. */
 NOINLINE void FN(gates_in_place)(const FN(gates_t) *m, long r, long rows, long unit, long n, const REAL *from, long step, REAL *acc) {
     if (m->packed) { FN(gates_in_lanes)(m, r, rows, unit, from, step, acc); return; }

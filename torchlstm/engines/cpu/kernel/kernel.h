@@ -98,8 +98,7 @@ enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
 
 /* How weights in a format are packed for an instruction set: the one that reads them, `lanes` units in a block, terms of a slot
  * that are side by side (kernel "terms, lanes, beside": a slot of `lanes` columns is (terms / beside, lanes, beside)), and the bytes of
- * one direction.  A panel is (4, slots, lanes) where the weights are as they are, else (slots, 4, lanes); of the projection
- * (slots, lanes). */
+ * one direction.  A panel is (slots, 4, lanes), of the projection (slots, lanes). */
 typedef struct { int isa, lanes, beside; size_t bytes; } packed_t;
 packed_t torchlstm_packed(const sizes_t *, int format, int isa);
 
