@@ -136,8 +136,10 @@ class Stream:
         """
         if self._state is None:
             return self._start
+        if not self._in_place:
+            return self._state
         h, c = self._state
-        return (h.clone(), c.clone()) if self._in_place else (h, c)
+        return h.clone(), c.clone()
 
     @state.setter
     def state(self, state: State) -> None:
