@@ -136,17 +136,16 @@ class Stream:
         """
         if self._state is None:
             return self._start
-        return self._copied(self._state) if self._in_place else self._state
+        if not self._in_place:
+            return self._state
+        h, c = self._state
+        return h.clone(), c.clone()
 
     @state.setter
     def state(self, state: State) -> None:
         checks.check_pair("Stream", state)
-        state = state[0].detach(), state[1].detach()
-        self._state, self._batch = self._copied(state) if self._in_place else state, None
-
-    @staticmethod
-    def _copied(state: State) -> State:
-        return state[0].clone(), state[1].clone()
+        # Not written in place: the next chunk, the first of its batch, makes new tensors.
+        self._state, self._batch = (state[0].detach(), state[1].detach()), None
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew: all sequences, or some of them.

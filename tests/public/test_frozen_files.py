@@ -59,6 +59,9 @@ def test_values_are_those_of_rounding(weights: Any) -> None:
             scale = state[key + "_scale"]
             assert torch.equal(state[key], (value / scale[:, None]).round().to(torch.int8))
             torch.testing.assert_close(scale, value.abs().amax(1) / 127, rtol=2**-16, atol=0)
+            # No digit is lost where they are widened.
+            product = state[key].float() * scale[:, None]
+            assert torch.equal(product.double(), state[key].double() * scale[:, None].double())
         else:
             assert torch.equal(state[key], value.to(state[key].dtype))
 
