@@ -143,7 +143,7 @@ def _measure(
 
     measure_all(run, settings, workloads, show)
     measure_extras(run, settings, extras)
-    print(clear + "\n".join([*extras_text(run), "", *table.below()]))
+    print(clear + "\n".join([*extras_text(run["extras"]), "", *table.below()]))
     return run
 
 

@@ -120,7 +120,7 @@ def _against(peer: Peer, workload: Workload, inputs: Inputs, ours: Call, mode: s
     note = None
     try:
         if peer.apart and settings.threads > 1:
-            pairs = _apart(lambda: prepare(peer, workload, inputs, mode, settings.device).call, ours, settings)
+            pairs = apart(lambda: prepare(peer, workload, inputs, mode, settings.device).call, ours, settings)
         else:
             theirs = prepare(peer, workload, inputs, mode, settings.device)
             pairs, note = _pairs(peer, theirs.call, ours, settings), theirs.note
@@ -152,8 +152,8 @@ def _alone(call: Call, settings: Settings, seconds: float) -> float:
     return interleave(call, call, settings.device, seconds, shortest=SHORTEST).first
 
 
-def _apart(make: Callable[[], Call], ours: Call, settings: Settings) -> Pairs:
-    """Blocks of the peer and of ours in turns; the peer, and its threads, live for their block only."""
+def apart(make: Callable[[], Call], ours: Call, settings: Settings) -> Pairs:
+    """Time a peer whose threads spin between calls: blocks of it and of ours in turns; it lives for its blocks only."""
     seconds = settings.seconds / _ROUNDS / 2
     blocks = []
     for _ in range(_ROUNDS):

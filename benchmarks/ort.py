@@ -1,6 +1,9 @@
-"""ONNX Runtime's LSTM: the operator as a model of one node a layer, inference only."""
+"""ONNX Runtime's LSTM: the operator as a model of one node a layer, inference only; its weights in 8 bits if asked."""
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -95,10 +98,31 @@ def model_of(workload: Workload, module: nn.Module) -> bytes:
     return serialized
 
 
-def prepare(workload: Workload, inputs: Inputs, device: str) -> tuple[Callable[[], Any], dict[str, Tensor]]:
+def quantized(model: bytes) -> bytes:
+    """The same model with `DynamicQuantizeLSTM` of com.microsoft, as ONNX Runtime's own tool makes it: int8 weights."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # The tool writes files only, and recommends a pass over the model that changes nothing in one of LSTMs.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "quantized.onnx"
+            quantize_dynamic(onnx.load_model_from_string(model), file, weight_type=QuantType.QInt8)
+            return file.read_bytes()
+    finally:
+        logging.disable(before)
+
+
+def prepare(
+    workload: Workload, inputs: Inputs, device: str, int8: bool = False
+) -> tuple[Callable[[], Any], dict[str, Tensor]]:
     """A call of a session of its own, which ends with the call's last reference, and the results of one call.
 
     Where states are given, the next call gets those of this one; a ragged batch comes padded, with its lengths.
+
+    int8  whether the model is `quantized`
     """
     if device != "cpu":
         raise Unfit("ONNX Runtime is measured on the CPU only")
@@ -113,6 +137,7 @@ def prepare(workload: Workload, inputs: Inputs, device: str) -> tuple[Callable[[
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     model = model_of(workload, module_of(workload, False))
+    model = quantized(model) if int8 else model
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     input, hx, _ = arguments(inputs, grad=False)
     cell, lengths = workload.case.cell, None

@@ -1,11 +1,11 @@
 """A run as text: the table of the terminal, the same as Markdown, and what both say below it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .peers import PEERS
-from .record import Mode, Row, Run
+from .record import ExtraRow, Mode, Row, Run
 from .workloads import MODES, WORKLOADS, is_averaged, is_sweep
 
 START, END = "<!-- table -->", "<!-- end table -->"
@@ -189,10 +189,10 @@ def _fewer_threads(run: Run) -> Iterator[str]:
             yield f"used {count} of {threads(run)}: {', '.join(names)}"
 
 
-def _extra_tables(run: Run) -> Iterator[tuple[list[str], list[list[str]]]]:
+def _extra_tables(extras: Sequence[ExtraRow]) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Of each group of rows of another kind the names of its columns, and its cells."""
-    for group in dict.fromkeys(row["group"] for row in run["extras"]):
-        rows = [row for row in run["extras"] if row["group"] == group]
+    for group in dict.fromkeys(row["group"] for row in extras):
+        rows = [row for row in extras if row["group"] == group]
         columns = list(dict.fromkeys(column for row in rows for column in row["figures"]))
         cells = [[row["name"], *(number(row["figures"].get(column)) for column in columns)] for row in rows]
         for row, line in zip(rows, cells, strict=True):
@@ -201,26 +201,26 @@ def _extra_tables(run: Run) -> Iterator[tuple[list[str], list[list[str]]]]:
         yield [group, *columns], cells
 
 
-def extras_text(run: Run) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as lines for the terminal, each column as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def extras_text(extras: Sequence[ExtraRow]) -> list[str]:
     """The tables of another kind for the terminal, an empty line before each."""
-    lines = []
-    for names, cells in _extra_tables(run):
-        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-        lines.append("")
-        for line in (names, *cells):
-            lines.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    return lines
+    return [line for names, cells in _extra_tables(extras) for line in ("", *aligned([names, *cells]))]
 
 
 def text(run: Run) -> str:
     """The whole report for the terminal."""
     table = Table(run)
     lines = ["", table.header(), *map(table.line, rows_of(run))] if run["rows"] else []
-    return "\n".join([*table.title(), *lines, *extras_text(run), "", *table.below()])
+    return "\n".join([*table.title(), *lines, *extras_text(run["extras"]), "", *table.below()])
 
 
-def _markdown_table(names: list[str], cells: list[list[str]], left: int) -> str:
-    """The first columns, so many, are of words."""
+def markdown_table(names: list[str], cells: list[list[str]], left: int) -> str:
+    """Cells as a table of Markdown; the first columns, so many, are of words."""
     lines = ["| " + " | ".join(names) + " |", "|---" * left + "|---:" * (len(names) - left) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
     return "\n".join(lines)
@@ -231,8 +231,8 @@ def markdown(run: Run) -> str:
     table = Table(run)
     parts = ["\n".join(table.title())]
     if run["rows"]:
-        parts.append(_markdown_table([name for name, _ in table.columns], list(map(table.cells, rows_of(run))), 2))
-    parts += [_markdown_table(names, cells, 1) for names, cells in _extra_tables(run)]
+        parts.append(markdown_table([name for name, _ in table.columns], list(map(table.cells, rows_of(run))), 2))
+    parts += [markdown_table(names, cells, 1) for names, cells in _extra_tables(run["extras"])]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in table.below())])
 
 

@@ -1,10 +1,12 @@
 """What a run measures: the workloads and the other rows whose names or groups match what was asked for."""
 
-from . import busy, overhead
+from . import busy, frozen, frozen_stream, overhead
 from .extras import Extra
 from .workloads import WORKLOADS, Workload, is_sweep, matching
 
-EXTRAS: dict[str, Extra] = {extra.name: extra for extra in (*overhead.EXTRAS, *busy.EXTRAS)}
+EXTRAS: dict[str, Extra] = {
+    extra.name: extra for module in (overhead, busy, frozen, frozen_stream) for extra in module.EXTRAS
+}
 
 
 def select(patterns: str | None, device: str) -> tuple[list[Workload], list[Extra]]:

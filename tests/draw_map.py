@@ -30,6 +30,8 @@ ROOMS = {
             "lazy.py",
             "stream.py",
             "swap.py",
+            "frozen.py",
+            "freeze.py",
             "explain.py",
             "export.py",
             "trace.py",

@@ -5,6 +5,8 @@ from .cell import LSTMCell
 from .cells import LayerNormLSTM, stack_cells
 from .dispatch import EngineRefusal, engines, use_engine
 from .explain import explain
+from .freeze import freeze, plan_freeze, thaw
+from .frozen import FrozenLSTM, FrozenLSTMCell
 from .lazy import LazyLSTM
 from .lstm import LSTM
 from .stream import Stream
@@ -15,6 +17,8 @@ __version__ = "0.2.0"
 __all__ = [
     "LSTM",
     "EngineRefusal",
+    "FrozenLSTM",
+    "FrozenLSTMCell",
     "LSTMCell",
     "LayerNormLSTM",
     "LazyLSTM",
@@ -24,11 +28,14 @@ __all__ = [
     "engines",
     "explain",
     "export",
+    "freeze",
     "init",
+    "plan_freeze",
     "plan_swap",
     "restore",
     "stack_cells",
     "swap",
+    "thaw",
     "use_engine",
     "viz",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .call.dispatch import choose, forced_engine, support_of
+from .call.frozen import compute_dtype, name_of, why_float
 from .call.packing import Packed, pack
 from .call.plan import Form, Plan, plan_cell, plan_lstm, plan_stack
 from .call.precision import autocasts
@@ -15,9 +16,11 @@ from .call.segments import Segments
 from .cell import LSTMCell
 from .cells.stack import CellStack
 from .engines.contract import Dense, Problem, problem_of
+from .engines.cpu import frozen
 from .engines.cuda import told
 from .engines.cuda.engine import may_round
-from .engines.shared.access import access_of
+from .engines.shared.access import DIRECT, access_of
+from .frozen import Frozen, FrozenLSTM
 from .lazy import LazyLSTM
 from .lstm import LSTM
 
@@ -62,16 +65,30 @@ class Loop(NamedTuple):
         return f"layer {self.layer}: a loop in torch operations: {self.reason}"
 
 
+class FrozenLayer(NamedTuple):
+    """A layer of a frozen module that the CPU engine computes from packed weights, and by which kernel."""
+
+    layer: int
+    isa: str
+    kernel: str
+    engine: str = "cpu"
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}: packed for {self.isa}: {self.kernel}"
+
+
 class Explanation(NamedTuple):
     """What `explain` found; prints as text."""
 
     forced: str | None  # the engine in force, or None for automatic choice
-    decisions: list[Decision | Loop]
+    decisions: list[Decision | Loop | FrozenLayer]
     segments: str | None = None  # what becomes of lengths and resets, or of a jagged input
+    frozen: str | None = None  # of a frozen module: the format of its weights, and what becomes of them
 
     def __str__(self) -> str:
         how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"
-        return "\n".join([how, *([self.segments] if self.segments else []), *map(str, self.decisions)])
+        more = [text for text in (self.frozen, self.segments) if text]
+        return "\n".join([how, *more, *map(str, self.decisions)])
 
 
 def explain(
@@ -88,9 +105,9 @@ def explain(
     input, hx, lengths, resets  as the module takes them; nothing is computed
     trace                       ask for `LSTM.trace` of them, not for the call; only engines other than `reference`
                                 trace at kernel speed
+    Of a frozen module it says the format of the weights, and the kernel that reads them packed, or why none does.
     Raises TypeError for any other module: `swap` it first; and for what an LSTMCell has not.
     """
-    how = None
     if isinstance(module, CellStack):
         if lengths is not None or resets is not None or trace:
             raise TypeError("explain: lengths, resets and trace are for an LSTM, got a CellStack")
@@ -98,21 +115,54 @@ def explain(
         return Explanation(forced_engine(), [_stack_decision(module, k, packed) for k in range(module.num_layers)])
     if isinstance(module, LazyLSTM) and module.has_uninitialized_params():
         raise RuntimeError("explain: a LazyLSTM has no input_size, and runs on no engine, before its first call")
+    if isinstance(module, Frozen):
+        return _explain_frozen(module, input, hx, lengths, resets, trace)
     if isinstance(module, LSTM):
         plan = plan_lstm(module, input, hx, lengths, resets, trace=trace)
     elif isinstance(module, LSTMCell):
-        if lengths is not None or resets is not None or trace:
-            raise TypeError("explain: lengths, resets and trace are for an LSTM, got an LSTMCell")
+        _check_cell(lengths, resets, trace)
         plan = plan_cell(module, input, hx)  # type: ignore[arg-type]
     else:
         raise TypeError(f"explain expects a torchlstm.LSTM or LSTMCell, got {type(module).__qualname__}: swap it first")
     packed = pack(plan, input, hx, lengths, resets)
-    if plan.segmented:
-        how = _describe(packed.segments)
-    elif plan.form is Form.JAGGED:
-        how = _describe(packed.segments, "jagged input")
     problems = _problems(plan, packed, module)
-    return Explanation(forced_engine(), [_decide(index, problem) for index, problem in enumerate(problems)], how)
+    decisions: list[Any] = [_decide(index, problem) for index, problem in enumerate(problems)]
+    return Explanation(forced_engine(), decisions, _described(plan, packed))
+
+
+def _explain_frozen(module: Any, input: Any, hx: Any, lengths: Any, resets: Any, trace: bool) -> Explanation:
+    if isinstance(module, FrozenLSTM):
+        plan, packed, _ = module._begin(input, hx, lengths, resets, None, trace)
+    else:
+        _check_cell(lengths, resets, trace)
+        plan, packed, _ = module._begin(input, hx)
+    store: Any = module._store
+    text = f"frozen, weights in {name_of(store)}"
+    decisions: list[Any]
+    dtype = compute_dtype(store, plan)
+    why = why_float(store, plan, dtype) or (
+        None if access_of((packed.data,)) is DIRECT else "its tensors are no memory"
+    )
+    if why is None:
+        kernel = frozen.kernel_name(store.packed, packed.rows.steps, packed.batch)
+        decisions = [FrozenLayer(k, store.packed.isa, kernel) for k in range(len(plan.problems))]
+        text += ", packed"
+    else:
+        problems = (each._replace(dtype=dtype) for each in _problems(plan, packed, module))
+        decisions = [_decide(k, problem) for k, problem in enumerate(problems)]
+        text += f", computed in {dtype}: {why}"
+    return Explanation(forced_engine(), decisions, _described(plan, packed), text)
+
+
+def _check_cell(lengths: Any, resets: Any, trace: bool) -> None:
+    if lengths is not None or resets is not None or trace:
+        raise TypeError("explain: lengths, resets and trace are for an LSTM, got an LSTMCell")
+
+
+def _described(plan: Plan, packed: Packed) -> str | None:
+    if plan.segmented:
+        return _describe(packed.segments)
+    return _describe(packed.segments, "jagged input") if plan.form is Form.JAGGED else None
 
 
 def _describe(segments: Segments | None, what: str = "lengths and resets") -> str:

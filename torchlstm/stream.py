@@ -4,9 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from .call import checks
+from .call.dispatch import takes_native
 from .cell import LSTMCell
+from .engines.cpu import frozen
+from .frozen import Frozen
 from .lstm import LSTM
 
 State = tuple[Tensor, Tensor]
@@ -27,6 +31,9 @@ class Stream:
     unbatched; for a cell one step, (B, I) or (I,).  No steps, T = 0, are fine.  B is that of the first chunk.  Between
     layers a module in training draws a dropout mask for every chunk.
 
+    `stream(chunk, out=buffer)` writes the output into a tensor of its shape and returns that.  Over a frozen LSTM or
+    cell the state is kept in place, `state` is a copy of it, and a call with a buffer allocates nothing.
+
     Raises TypeError for other modules, ValueError for a bidirectional one: it needs a sequence's end to begin with.
     """
 
@@ -40,12 +47,21 @@ class Stream:
         if hx is not None:
             checks.check_pair("Stream", hx)
         self._module: Any = module
+        # The state then belongs to nobody else, and is written in place.
+        self._in_place = isinstance(module, Frozen) and not grad
         self._start, self._grad = hx, grad
         self._state: State | None = None
         self._batch: tuple[int, ...] | None = None  # (B,), () if unbatched, None before the first chunk
 
-    def __call__(self, input: Tensor) -> Tensor:
-        """The output for the next chunk; of a cell, h."""
+    def __call__(self, input: Tensor, out: Tensor | None = None) -> Tensor:
+        """The output for the next chunk, in `out` if there is one; of a cell, h."""
+        if self._in_place and self._batch is not None and not is_compiling():
+            done: Tensor | None = self._step_in_place(input, out)
+            if done is not None:
+                return done
+        if out is not None:
+            self._check_out(input, out)
+            return out.copy_(self(input))
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             raise RuntimeError("Stream: torch.jit.trace would keep the state of its example: trace the module itself")
         checks.check_tensor("Stream", input)
@@ -64,10 +80,42 @@ class Stream:
         self._batch = batch
         return output
 
+    def _step_in_place(self, input: Tensor, out: Tensor | None) -> Any:
+        """A chunk by one call of the kernel, or None where it takes no such call; nothing has happened then."""
+        module: Any = self._module
+        packed, state = module._store.packed, self._state
+        if packed is None or state is None or not takes_native():
+            return None
+        if self._is_cell:
+            h = state[0]
+            fits = out is None or (type(out) is Tensor and out.shape == h.shape and not out.requires_grad)
+            if not fits or not frozen.step_cell(packed, input, state):
+                return None
+            # What is handed out must not be the state.
+            return h.clone() if out is None else out.copy_(h)
+        if module.training and module.dropout:
+            return None
+        return frozen.step(packed, input, state, out, module.batch_first)
+
+    def _check_out(self, input: Any, out: Any) -> None:
+        """Raise unless the output for this input can be written into `out`."""
+        checks.check_tensor("Stream", input)
+        if self._grad:
+            raise ValueError("Stream: out has no history, and this stream has gradients: it was made with grad=True")
+        if not isinstance(out, Tensor):
+            raise TypeError(f"Stream: Expected out to be a Tensor, got {type(out).__name__}")
+        size = self._module.hidden_size if self._is_cell else self._module.proj_size or self._module.hidden_size
+        if out.shape != (*input.shape[:-1], size):
+            raise RuntimeError(f"Stream: Expected out of shape {(*input.shape[:-1], size)}, got {tuple(out.shape)}")
+        if out.requires_grad:
+            raise RuntimeError("Stream: out has no history, and this tensor requires grad")
+
     def _step(self, input: Tensor) -> Tensor:
         output: Tensor
-        result = self._module(input, self.state)
+        result = self._module(input, self._start if self._state is None else self._state)
         output, (h, c) = (result[0], result) if self._is_cell else result
+        if self._in_place and self._is_cell:
+            h = h.clone()  # what is handed out must not be the state
         self._state = (h.detach(), c.detach()) if h.requires_grad else (h, c)
         return output
 
@@ -86,11 +134,17 @@ class Stream:
 
         It can be set: the next chunk goes on from there.
         """
-        return self._start if self._state is None else self._state
+        if self._state is None:
+            return self._start
+        if not self._in_place:
+            return self._state
+        h, c = self._state
+        return h.clone(), c.clone()
 
     @state.setter
     def state(self, state: State) -> None:
         checks.check_pair("Stream", state)
+        # Not written in place: the next chunk, the first of its batch, makes new tensors.
         self._state, self._batch = (state[0].detach(), state[1].detach()), None
 
     def reset(self, rows: Any = None) -> None:

@@ -124,6 +124,18 @@ def test_demo_as_a_program(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "as close as rounding allows" in done.stdout
     assert "characters per second: torch.nn" in done.stdout
+    frozen = done.stdout.partition("frozen, on the CPU")[2].splitlines()
+    rows = {line.split("  ")[0]: line.split("  ") for line in frozen[2:7]}
+    assert list(rows) == [
+        "not frozen",
+        "weights=None",
+        "weights=torch.bfloat16",
+        "weights=torch.float16",
+        "weights=torch.int8",
+    ]
+    bits = [float(row[1]) for row in ([c for c in cells if c] for cells in rows.values())]
+    assert bits[0] == bits[1]
+    assert bits == pytest.approx([bits[0]] * 5, abs=0.01)
     assert "(engine: " in done.stdout
     assert "def " in done.stdout
     assert (tmp_path / "demo.png").is_file() or "matplotlib is not installed" in done.stdout

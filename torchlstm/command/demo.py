@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..explain import explain
 from ..lstm import LSTM
 from ..swap import swap
+from . import frozen
 from .progress import progress
 
 STEPS = 150
@@ -118,6 +119,8 @@ def run(device: str, steps: int, picture: str) -> int:
         for each in runs[step % 3 :] + runs[: step % 3]:
             each.step(batch, seed=step)
     agreed = _report(runs, engine)
+    print("\nthe swapped model frozen, on the CPU, one character at a time:")
+    print("\n".join(frozen.rows(ours, data[: frozen.CHARACTERS + 1])))
     print(f"\nwhat the swapped model writes:\n{_sample(ours, index, alphabet, device)}\n")
     _draw(runs, picture)
     return 0 if agreed else 1

@@ -3,7 +3,21 @@
 from .cases import CASES, Case
 from .check import Report, check
 from .digits import Ratio, digits
+from .frozen import FrozenReport
 from .judge import Verdict, judge
 from .run import Result, run_case, select
 
-__all__ = ["CASES", "Case", "Ratio", "Report", "Result", "Verdict", "check", "digits", "judge", "run_case", "select"]
+__all__ = [
+    "CASES",
+    "Case",
+    "FrozenReport",
+    "Ratio",
+    "Report",
+    "Result",
+    "Verdict",
+    "check",
+    "digits",
+    "judge",
+    "run_case",
+    "select",
+]

@@ -1,20 +1,22 @@
 """`check`: does a user's own model compute the same after `swap`?"""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..engines.shared.torch_private import pytree
 from ..swap import plan_swap, restore, swap
+from .call import SEED, leaves, outputs_of
+from .call import forward as call_forward
+from .frozen import FrozenReport, check_frozen
 from .judge import Verdict, judge
 from .observe import Observation
 from .report import table
 from .timing import Pairs, interleave
 
-_SEED = 17
 _SECONDS = 0.5  # of timing, for either
 
 
@@ -52,16 +54,26 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
 
-def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
+@overload
+def check(model: nn.Module, *inputs: Any, freeze: torch.dtype | None, **kwargs: Any) -> FrozenReport: ...
+@overload
+def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report: ...
+def check(model: nn.Module, *inputs: Any, freeze: Any = False, **kwargs: Any) -> Report | FrozenReport:
     """Compare a model with its swapped self: every output and gradient under one seed, and the time both take.
+
+    With `freeze`, a format that `torchlstm.freeze` takes, None included, compare it with a frozen copy instead: the
+    largest and the mean difference of every output without gradients, sizes, and time, as a `FrozenReport`.
 
     The bound is set by a control: the model as it is with every LSTM weight moved by about one unit in the last place.
     What differs by little more than that differs by rounding.
 
     model            any module that contains an nn.LSTM or nn.LSTMCell; it is copied, not changed
     inputs, kwargs   a call of it; floating tensors in them are given gradients
-    Raises ValueError if there is nothing to swap, or if the model returns no floating tensor.
+    freeze           False, or the format
+    Raises ValueError if there is nothing to swap or to freeze, or if the model returns no floating tensor.
     """
+    if freeze is not False:
+        return check_frozen(model, (inputs, kwargs), freeze, _SECONDS)
     theirs = restore(copy.deepcopy(model))
     plan = plan_swap(theirs)
     swapped = [candidate.name for candidate in plan if candidate.reason is None]
@@ -81,7 +93,7 @@ def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     device = weights.device.type
 
     def forward(module: nn.Module) -> Callable[[], Any]:
-        return lambda: _forward(module, *_leaves(call, grad=False))
+        return lambda: call_forward(module, *leaves(call, grad=False))
 
     def training(module: nn.Module) -> Callable[[], Any]:
         return lambda: _observe(module, call)
@@ -97,51 +109,22 @@ def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
 
 def _nudge(module: nn.Module) -> None:
     """Move every weight up or down by about one unit in the last place."""
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for weight in module.parameters():
             signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight.device) * 2 - 1
             weight.mul_(1 + signs.to(weight.real.dtype) * torch.finfo(weight.dtype).eps)
 
 
-def _leaves(call: tuple[Any, Any], grad: bool) -> tuple[Any, Any]:
-    """The call with its tensors copied, so that no model can change another's input."""
-
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        copied = value.detach().clone()
-        return copied.requires_grad_(grad) if _floating(copied) else copied
-
-    result: tuple[Any, Any] = pytree.tree_map(leaf, call)
-    return result
-
-
-def _floating(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _forward(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    torch.manual_seed(_SEED)
-    with torch.no_grad():
-        return module(*args, **kwargs)
-
-
 def _observe(module: nn.Module, call: tuple[Any, Any]) -> Observation:
     """Outputs and gradients of one call with random cotangents, by name."""
-    args, kwargs = _leaves(call, grad=True)
+    args, kwargs = leaves(call, grad=True)
     module.zero_grad(set_to_none=True)
-    torch.manual_seed(_SEED)
+    torch.manual_seed(SEED)
     result = module(*args, **kwargs)
-    outputs = {
-        f"output{pytree.keystr(path)}": value
-        for path, value in pytree.tree_flatten_with_path(result)[0]
-        if isinstance(value, Tensor) and _floating(value)
-    }
-    if not outputs:
-        raise ValueError(f"{type(module).__name__} returned no floating tensor to compare, but {type(result).__name__}")
+    outputs = outputs_of(module, result)
     seen: Observation = {name: value.detach() for name, value in outputs.items()}
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(SEED)
     differentiable = [value for value in outputs.values() if value.requires_grad]
     cotangents = [torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device) for v in differentiable]
     if differentiable:

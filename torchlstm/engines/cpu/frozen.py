@@ -217,6 +217,8 @@ def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: T
     """
     if is_compiling() or lengths is not None:
         return None
+    if hx is not None and (type(hx) not in (tuple, list) or len(hx) != 2):
+        return None
     h, c = (None, None) if hx is None else hx
     if type(x) is not PackedSequence:
         return engine._kernel.frozen_lstm(packed.handle, packed.data, x, h, c, None, batch_first, out)
@@ -229,6 +231,8 @@ def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: T
 def run_cell(packed: Packed, x: Any, hx: Any) -> Any:
     """What a cell returns, (h, c), or None; x (B, I) or (I,)."""
     if is_compiling():
+        return None
+    if hx is not None and (type(hx) not in (tuple, list) or len(hx) != 2):
         return None
     h, c = (None, None) if hx is None else hx
     return engine._kernel.frozen_cell(packed.handle, packed.data, x, h, c)

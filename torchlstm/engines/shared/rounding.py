@@ -26,6 +26,12 @@ class Rounded(NamedTuple):
     scale: Tensor | None = None
 
 
+def check_format(format: object) -> None:
+    """Raise ValueError unless this is a format."""
+    if format not in FORMATS:
+        raise ValueError(f"Expected weights to be one of {', '.join(map(str, FORMATS))}, got {format!r}")
+
+
 def rounded(weight: Tensor, format: Format, name: str = "weight") -> Rounded:
     """A weight (rows, columns) of float32 in a format, rounded to nearest, ties to even.
 

@@ -1,0 +1,129 @@
+"""Freeze the LSTMs of a model for inference, their weights packed once and rounded if you like, and thaw them again."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from .call.frozen_weights import shapes_of, sizes_of, store_of_module
+from .cell import LSTMCell
+from .engines.shared.rounding import Format, check_format
+from .frozen import Frozen, become_float, become_frozen
+from .lazy import LazyLSTM
+from .lstm import LSTM
+from .swap import Candidate, Model
+
+_FLOAT = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
+
+
+def plan_freeze(model: nn.Module, weights: Format = None) -> list[Candidate]:
+    """What `freeze(model, weights)` would do: every LSTM and LSTMCell in the model, torch.nn's and ours.
+
+    Subclasses are among them, and modules that are frozen in another format.  Each has a `reason` to be left alone, or
+    None.  What is in the weights is not looked at: `freeze` raises for NaN and infinity.
+
+    >>> for name, module, reason in torchlstm.plan_freeze(model, torch.int8): print(name, reason or "frozen")
+    """
+    check_format(weights)
+    return [
+        Candidate(name, module, _reason(module, weights))
+        for name, module in model.named_modules()
+        if isinstance(module, _FLOAT) and not (isinstance(module, Frozen) and module.weights == weights)
+    ]
+
+
+def freeze(model: Model, weights: Format = None) -> Model:
+    """Make every LSTM and LSTMCell of a model one for inference, in place, whose weights are packed once.
+
+    weights  None: as they are, and the model's results are the same bits as before
+             torch.bfloat16, torch.float16, torch.int8: what is kept of each matrix, see `FrozenLSTM`
+    returns  the model
+
+    The modules stay the objects they are and become a `FrozenLSTM` or `FrozenLSTMCell`: their names, hooks and modes
+    stay, and so do tied modules.  Their parameters are gone, from the model's too: an optimizer that holds them
+    still does.  `thaw` goes back.  Modules that cannot be frozen are left alone, with one warning that names them.
+
+    Raises ValueError for a format there is not, and for a weight that is not finite or too large for its format; the
+    model is then as it was.
+
+    >>> model = torchlstm.freeze(model.eval(), torch.int8)
+    >>> torch.save(model.state_dict(), "frozen.pt")  # a quarter of the size
+    """
+    plan = plan_freeze(model, weights)
+    # All before the first module changes: whatever fails, the model is as it was.
+    stores = [
+        (module, store_of_module(module, weights, name + "." if name else ""))
+        for name, module, reason in plan
+        if reason is None
+    ]
+    for module, store in stores:
+        become_frozen(module, store, type(module))
+    left = [f"{name or 'the model itself'}: {reason}" for name, _, reason in plan if reason]
+    if left:
+        warnings.warn("freeze left alone: " + "; ".join(left), stacklevel=2)
+    return model
+
+
+def thaw(model: Model) -> Model:
+    """Undo `freeze`: make every frozen module of a model what it was, with new parameters, in place.
+
+    Where `weights` was None the parameters are those that there were, exactly.  Where they were rounded they are the
+    float32 values that rounding has left, and a warning names the modules: what was rounded off is gone.
+
+    returns  the model
+    """
+    frozen: list[tuple[str, Any]] = [(n, module) for n, module in model.named_modules() if isinstance(module, Frozen)]
+    floats = [module._store.floats() for _, module in frozen]
+    rounded = [f"{name or 'the model itself'} ({each.weights})" for name, each in frozen if each.weights is not None]
+    with torch.inference_mode(False):
+        for (_, module), tensors in zip(frozen, floats, strict=True):
+            become_float(module, tensors)
+    if rounded:
+        warnings.warn(f"thaw: the weights are those that rounding has left: {', '.join(rounded)}", stacklevel=2)
+    return model
+
+
+def _reason(module: nn.Module, weights: Format) -> str | None:
+    """Why this LSTM or LSTMCell, or one of a subclass, is left alone."""
+    kind = type(module)
+    if isinstance(module, Frozen):
+        return f"it is frozen with weights={module.weights} already: thaw first"
+    if isinstance(module, LazyLSTM):
+        return "it is lazy, and becomes an LSTM at its first call: call it first"
+    if kind not in _FLOAT:
+        if hasattr(module, "parametrizations"):
+            return (
+                f"it is parametrized, which made its class a subclass of {kind.__mro__[1].__name__}: remove that first"
+            )
+        return f"its class {kind.__module__}.{kind.__qualname__} is a subclass, whose own methods freezing would lose"
+    if "forward" in vars(module):
+        return "it has a forward of its own, set on the instance"
+    return _reason_of_weights(module, weights)
+
+
+def _reason_of_weights(module: nn.Module, weights: Format) -> str | None:
+    expected = shapes_of(*sizes_of(module))
+    if more := [name for name in module._parameters if name not in expected and module._parameters[name] is not None]:
+        return (
+            f"it has the parameter {more[0]} besides those of an LSTM, as of spectral or weight norm: remove that first"
+        )
+    dtype = None
+    for name, shape in expected.items():
+        weight = module._parameters.get(name)
+        if weight is None:
+            return f"its {name} is no parameter" if getattr(module, name, None) is not None else f"its {name} is None"
+        if type(weight) is not nn.Parameter:
+            return f"its {name} is a {type(weight).__name__}, which is no plain tensor"
+        if weight.shape != shape:
+            return f"its {name} has shape {tuple(weight.shape)}, expected {shape}"
+        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            return f"its {name} has hooks, which freezing would lose"
+        if weight.device.type != "cpu":
+            return f"its weights are on {weight.device}, and a frozen LSTM runs on the CPU: model.cpu() first"
+        dtype = dtype or weight.dtype
+        if weight.dtype != dtype:
+            return f"its {name} is {weight.dtype}, others are {dtype}"
+    if weights is not None and dtype != torch.float32:
+        return f"its weights are {dtype}, and what is rounded to {weights} is torch.float32: model.float() first"
+    return None

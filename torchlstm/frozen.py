@@ -1,0 +1,292 @@
+"""FrozenLSTM and FrozenLSTMCell: for inference, from weights that are packed once, in 16 or 8 bits if you like."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn.utils.rnn import PackedSequence
+
+from .call import frozen as way
+from .call.checks import check_lstm_input
+from .call.dispatch import takes_native
+from .call.frozen_load import load
+from .call.frozen_weights import Store, store_of_module
+from .call.packing import Packed, pack, pack_states, unpack, unpack_state
+from .call.plan import Plan, plan_cell, plan_lstm
+from .cell import LSTMCell
+from .engines.cpu import frozen as kernel
+from .engines.shared.access import sees_functions
+from .engines.shared.rounding import Format, Rounded
+from .engines.shared.threads import mend_fork
+from .lstm import LSTM
+from .trace import Trace, states_of
+
+State = tuple[Tensor, Tensor]
+
+# What `_apply` tries a conversion on before the weights.
+_PROBE = 8
+
+
+class Frozen(nn.Module):
+    """What FrozenLSTM and FrozenLSTMCell share: weights that are no parameters, how they are saved and loaded."""
+
+    _store: Store
+    # What `thaw` makes of it, and which of its parameters are not trained.
+    _was: type[nn.Module]
+    _untrained: frozenset[str] = frozenset()
+
+    @property
+    def weights(self) -> Format:
+        """The format of the matrices: None as they were, torch.bfloat16, torch.float16 or torch.int8."""
+        return self._store.format
+
+    def extra_repr(self) -> str:
+        """As the float module's, and the format."""
+        return super().extra_repr() + ("" if self.weights is None else f", weights={self.weights}")
+
+    def reset_parameters(self) -> None:
+        """Raise RuntimeError: there are no parameters."""
+        if "_store" in self.__dict__:
+            raise RuntimeError(f"{type(self).__name__}: its weights are frozen: torchlstm.thaw(model) first")
+        super().reset_parameters()  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        store = self.__dict__.get("_store")
+        if store is not None and name in store.names:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}: its weights are packed. state_dict() has a copy of them, and "
+                "torchlstm.thaw(model) gives the float module back"
+            )
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        store = self.__dict__.get("_store")
+        if store is not None and name in store.names:
+            raise AttributeError(
+                f"{type(self).__name__}: {name} is packed and cannot be set: load_state_dict() takes new weights, and "
+                "torchlstm.thaw(model) gives the float module back"
+            )
+        super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        packed = self._store.packed is not None
+        for name, entry in self._store.entries().items():
+            parts = entry if isinstance(entry, Rounded) else (entry, None)
+            new = packed and isinstance(entry, Rounded)
+            for suffix, tensor in zip(("", "_scale"), parts, strict=True):
+                if tensor is not None:
+                    destination[prefix + name + suffix] = tensor if new else tensor.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        reports = (missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
+        found = load(self._store, state_dict, prefix)
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in found.keys]
+        missing_keys += found.missing if strict else []
+        error_msgs += found.errors
+        if found.store is not None:
+            self._store = found.store
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        probe = torch.arange(1, _PROBE + 1, dtype=self._store.like.dtype, device="cpu")
+        moved, name = fn(probe.clone()), type(self).__name__
+        if moved.device != probe.device:
+            raise RuntimeError(
+                f"{name} runs on the CPU, and cannot be moved to {moved.device}: torchlstm.thaw(model) first"
+            )
+        if moved.dtype != probe.dtype:
+            raise RuntimeError(
+                f"{name}: weights frozen in {way.name_of(self._store)}, for inputs of {probe.dtype}, cannot become "
+                f"{moved.dtype}: torchlstm.thaw(model), convert it, and freeze it again"
+            )
+        if not torch.equal(moved, probe):
+            raise RuntimeError(f"{name}: frozen weights cannot be changed, as by to_empty(): load_state_dict() can")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._store.apply(fn)
+        return self
+
+
+class FrozenLSTM(Frozen, LSTM):
+    """As LSTM, for inference: weights are packed once, and may be rounded to 16 or 8 bits.
+
+    `freeze` makes it of every LSTM in a model; the constructor draws weights as LSTM's does, to load others into it:
+
+        weights  None: as they are, and results are the same bits as LSTM's
+                 torch.bfloat16, torch.float16: half the bytes of float32; sums are float32
+                 torch.int8: a quarter; each row of a matrix has a scale of its own, and biases stay float32
+        dtype    of the weights where `weights` is None; rounded ones take float32, and inputs are float32 then
+
+    >>> lstm = torchlstm.FrozenLSTM(8, 16, weights=torch.int8)
+    >>> lstm.load_state_dict(torch.load("frozen.pt", weights_only=True))
+    >>> output, (h_n, c_n) = lstm(torch.randn(10, 4, 8))
+
+    Inputs, states, results and their shapes are LSTM's: lengths, resets, packed and jagged input, autocast; of `trace`
+    nothing has a gradient.  It runs on the CPU.  `train()` changes nothing but dropout between layers.
+
+    There are no parameters.  `state_dict` has the names of an LSTM's, in the dtype of the format, and with int8 the
+    scale of each row besides, "weight_ih_l0_scale" (4 * hidden_size,).  `load_state_dict` takes that, or the float
+    weights of an LSTM, which it rounds; where anything does not fit it changes nothing in the module.
+
+    Nothing is differentiated: where gradients are wanted by its input or states the call works, and a backward through
+    it raises RuntimeError.  In transforms of torch.func and in programs of torch.export the weights are those that
+    rounding has left, as floats, and derivatives with respect to the input are theirs.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        weights: Format = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__(input_size, hidden_size, *options, "cpu", dtype)
+        become_frozen(self, store_of_module(self, weights), LSTM)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
+    ) -> tuple[Any, State]:
+        """See the class."""
+        if not is_compiling() and resets is None and reset_state is None and takes_native():
+            packed = self._store.packed
+            if packed is not None and not (self.dropout and self.training):
+                results: tuple[Any, State] | None = kernel.run(packed, input, hx, lengths, self.batch_first, None)
+                if results is not None:
+                    return results
+        if type(input) is not Tensor and sees_functions(input):
+            extras = {"lengths": lengths, "resets": resets, "reset_state": reset_state}
+            return torch.overrides.handle_torch_function(self.forward, (input,), input, hx, **extras)
+        plan, rows, states = self._begin(input, hx, lengths, resets, reset_state)
+        y, h_n, c_n = way.compute(self._store, plan, rows, states)
+        return unpack(plan, rows, y), (unpack_state(plan, rows, h_n), unpack_state(plan, rows, c_n))
+
+    def trace(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
+    ) -> Trace:
+        """As LSTM's, from the weights as floats; nothing has a gradient."""
+        plan, rows, states = self._begin(input, hx, lengths, resets, reset_state, trace=True)
+        y, h_n, c_n, traced = way.trace(self._store, plan, rows, states)
+        state = unpack_state(plan, rows, h_n), unpack_state(plan, rows, c_n)
+        return Trace(unpack(plan, rows, y), state, [states_of(plan, rows, each) for each in traced])
+
+    def _begin(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None,
+        lengths: Any,
+        resets: Any,
+        reset_state: State | None,
+        trace: bool = False,
+    ) -> tuple[Plan, Packed, list[Tensor]]:
+        mend_fork()
+        way.check_dtype("FrozenLSTM", input, self._store)
+        plan = plan_lstm(way.Seen(self, self._store), input, hx, lengths, resets, reset_state, trace)
+        packed = pack(plan, input, hx, lengths, resets)
+        return plan, packed, pack_states(plan, packed, hx, reset_state)
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """As LSTM's."""
+        way.check_dtype("FrozenLSTM", input, self._store)
+        check_lstm_input(input, batch_sizes is not None, self._store.like, self.input_size)
+
+
+class FrozenLSTMCell(Frozen, LSTMCell):
+    """As LSTMCell, for inference, from weights that are packed once and may be rounded; all else as of `FrozenLSTM`.
+
+    input     (B, input_size), or (input_size,) unbatched
+    hx        None for zeros, or (h, c), each (B, hidden_size), or (hidden_size,) with unbatched input
+    returns   (h', c'), shaped as hx
+
+    >>> cell = torchlstm.FrozenLSTMCell(8, 16, weights=torch.bfloat16)
+    >>> h, c = cell(torch.randn(4, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        weights: Format = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, "cpu", dtype)
+        become_frozen(self, store_of_module(self, weights), LSTMCell)
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """See the class."""
+        if not is_compiling() and takes_native() and (packed := self._store.packed) is not None:
+            results: State | None = kernel.run_cell(packed, input, hx)
+            if results is not None:
+                return results
+        if type(input) is not Tensor and sees_functions(input):
+            return torch.overrides.handle_torch_function(self.forward, (input,), input, hx)
+        plan, rows, states = self._begin(input, hx)
+        _, h, c = way.compute(self._store, plan, rows, states)
+        return unpack_state(plan, rows, h), unpack_state(plan, rows, c)
+
+    def _begin(self, input: Tensor, hx: State | None) -> tuple[Plan, Packed, list[Tensor]]:
+        """As FrozenLSTM's."""
+        mend_fork()
+        way.check_dtype("FrozenLSTMCell", input, self._store)
+        plan = plan_cell(way.SeenCell(self, self._store), input, hx)
+        packed = pack(plan, input, hx)
+        return plan, packed, pack_states(plan, packed, hx)
+
+
+def become_frozen(module: Any, store: Store, was: type[nn.Module]) -> None:
+    """Make an LSTM or LSTMCell a frozen one, with these weights, that `thaw` makes a `was` of."""
+    module._untrained = frozenset(name for name in store.names if not module._parameters[name].requires_grad)
+    module._was = was
+    for name in store.names:
+        del module._parameters[name]
+    if not store.cell:
+        # Of nn.RNNBase: other names for the parameters that have gone.
+        module._flat_weights = [None] * len(store.names)
+        module._flat_weight_refs = [None] * len(store.names)
+    module.__class__ = FrozenLSTMCell if store.cell else FrozenLSTM
+    module._store = store
+
+
+def become_float(module: Any, floats: dict[str, Tensor]) -> None:
+    """Undo `become_frozen`, with these parameters."""
+    untrained = module._untrained
+    was, cell = module._was, module._store.cell
+    for name in ("_store", "_was", "_untrained"):
+        del module.__dict__[name]
+    module.__class__ = was
+    for name, tensor in floats.items():
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=name not in untrained)
+    if not cell:
+        module._init_flat_weights()
