@@ -8,6 +8,7 @@ from torch import nn
 
 from .call.frozen_weights import shapes_of, sizes_of, store_of_module
 from .cell import LSTMCell
+from .engines.shared import torch_private
 from .engines.shared.rounding import Format, check_format
 from .frozen import Frozen, become_float, become_frozen
 from .lazy import LazyLSTM
@@ -104,20 +105,21 @@ def _reason(module: nn.Module, weights: Format) -> str | None:
 
 def _reason_of_weights(module: nn.Module, weights: Format) -> str | None:
     expected = shapes_of(*sizes_of(module))
-    if more := [name for name in module._parameters if name not in expected and module._parameters[name] is not None]:
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    if more := [name for name in own if name not in expected]:
         return (
             f"it has the parameter {more[0]} besides those of an LSTM, as of spectral or weight norm: remove that first"
         )
     dtype = None
     for name, shape in expected.items():
-        weight = module._parameters.get(name)
+        weight = own.get(name)
         if weight is None:
             return f"its {name} is no parameter" if getattr(module, name, None) is not None else f"its {name} is None"
         if type(weight) is not nn.Parameter:
             return f"its {name} is a {type(weight).__name__}, which is no plain tensor"
         if weight.shape != shape:
             return f"its {name} has shape {tuple(weight.shape)}, expected {shape}"
-        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        if torch_private.has_hooks(weight):
             return f"its {name} has hooks, which freezing would lose"
         if weight.device.type != "cpu":
             return f"its weights are on {weight.device}, and a frozen LSTM runs on the CPU: model.cpu() first"

@@ -17,6 +17,7 @@ from .call.packing import Packed, pack, pack_states, unpack, unpack_state
 from .call.plan import Plan, plan_cell, plan_lstm
 from .cell import LSTMCell
 from .engines.cpu import frozen as kernel
+from .engines.shared import torch_private
 from .engines.shared.access import sees_functions
 from .engines.shared.rounding import Format, Rounded
 from .engines.shared.threads import mend_fork
@@ -267,10 +268,10 @@ class FrozenLSTMCell(Frozen, LSTMCell):
 
 def become_frozen(module: Any, store: Store, was: type[nn.Module]) -> None:
     """Make an LSTM or LSTMCell a frozen one, with these weights, that `thaw` makes a `was` of."""
-    module._untrained = frozenset(name for name in store.names if not module._parameters[name].requires_grad)
+    module._untrained = frozenset(name for name in store.names if not getattr(module, name).requires_grad)
     module._was = was
     for name in store.names:
-        del module._parameters[name]
+        delattr(module, name)
     if not store.cell:
         # Of nn.RNNBase: other names for the parameters that have gone.
         module._flat_weights = [None] * len(store.names)
@@ -287,6 +288,6 @@ def become_float(module: Any, floats: dict[str, Tensor]) -> None:
         del module.__dict__[name]
     module.__class__ = was
     for name, tensor in floats.items():
-        module._parameters[name] = nn.Parameter(tensor, requires_grad=name not in untrained)
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=name not in untrained))
     if not cell:
-        module._init_flat_weights()
+        torch_private.init_flat_weights(module)

@@ -37,6 +37,8 @@ class Stream:
     Raises TypeError for other modules, ValueError for a bidirectional one: it needs a sequence's end to begin with.
     """
 
+    _in_place = False  # of streams that were pickled before there was such a thing
+
     def __init__(self, module: nn.Module, hx: State | None = None, *, grad: bool = False) -> None:
         kind = getattr(module, "_orig_mod", module)  # of a compiled module
         self._is_cell = isinstance(kind, LSTMCell | nn.LSTMCell)

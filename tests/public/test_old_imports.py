@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = {
     "torchlstm": (
         "LSTM EngineRefusal LSTMCell LayerNormLSTM Stream cells convert engines explain init plan_swap restore "
-        "stack_cells swap use_engine viz __version__ LazyLSTM export"
+        "stack_cells swap use_engine viz __version__ LazyLSTM export FrozenLSTM FrozenLSTMCell freeze plan_freeze thaw"
     ),
     "torchlstm.lazy": "LazyLSTM",
     "torchlstm.export": "decompositions",

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from ..engines.contract import Dense, Problem, Ragged, Rows, Weights
 from ..engines.cpu import frozen
+from ..engines.shared import torch_private
 from ..engines.shared.access import DIRECT, access_of
 from ..engines.shared.operators import _fold, _unfold
 from . import dispatch
 from .frozen_weights import Store, store_of
-from .packing import Packed, _shaped
+from .packing import Packed
 from .plan import Form, Plan
 from .precision import autocasts
 from .stack import Traced, run_stack
@@ -116,7 +116,7 @@ def _compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> 
         results = _operator(store.key, x, h_0, c_0, sizes, packed.rows.steps, plan.directions, plan.dropout)
         return results  # type: ignore[no-any-return]
     access = access_of((x, h_0, c_0))
-    if access.transformed or access.refusal or forward_ad._current_level >= 0:
+    if access.transformed or access.refusal or torch_private.forward_ad._current_level >= 0:
         # Within a transform nobody can tell whether a gradient is wanted: it flows, as through the float module.
         return run_stack(plan, packed, states, store.layers(x.dtype))[:3]
     call = _Call(store, plan, packed, access is DIRECT)
@@ -154,7 +154,7 @@ def _run_rows(weights: Any, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor) -> 
             return None
         y, (h_n, c_n) = results
         # No view, which autograd would not let be shaped in place.
-        return _shaped(y, [x.shape[0], y.shape[2]]), h_n, c_n
+        return torch_private.unsafe_view(y, [x.shape[0], y.shape[2]]), h_n, c_n
     alive, batch = int(rows.batch_sizes[0]), h_0.shape[1]
     given = (h_0, c_0) if alive == batch else (h_0[:, :alive].contiguous(), c_0[:, :alive].contiguous())
     results = frozen.run(weights, PackedSequence(x, rows.batch_sizes), given, None, False, None)

@@ -9,12 +9,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ..engines.contract import Weights
 from ..engines.cpu import frozen
 from ..engines.cpu.frozen import Direction, Sizes
+from ..engines.shared import torch_private
 from ..engines.shared.rounding import Format, Rounded, as_float, check_format, rounded
 
 # A matrix, or a bias.
@@ -60,22 +59,21 @@ def apart() -> Iterator[None]:
 
     Not torch.no_grad(), which would be part of a program that is being exported: nothing here requires grad.
     """
-    c: Any = torch._C
-    tracing = c._get_tracing_state()
+    tracing = torch_private.get_tracing_state() if torch_private.is_tracing() else None
     # Not for None: within an operator torch refuses to set even that.
     if tracing is not None:
-        c._set_tracing_state(None)
+        torch_private.set_tracing_state(None)
     try:
         with (
             torch.inference_mode(False),
             torch.device("cpu"),
-            temporarily_clear_interpreter_stack(),
-            _disable_current_modes(),
+            torch_private.clear_interpreter_stack(),
+            torch_private.disable_modes(),
         ):
             yield
     finally:
         if tracing is not None:
-            c._set_tracing_state(tracing)
+            torch_private.set_tracing_state(tracing)
 
 
 class Store:
@@ -249,7 +247,7 @@ def store_of_module(module: Any, format: Format, where: str = "") -> Store:
     entries: dict[str, Entry] = {}
     with apart():
         for name in shapes_of(sizes, cell):
-            weight = module._parameters[name].detach()
+            weight = getattr(module, name).detach()
             if not is_matrix(name):
                 entries[name] = weight.clone()
             elif format is None:
@@ -266,4 +264,4 @@ def sizes_of(module: Any) -> tuple[Sizes, bool]:
     if hasattr(module, "num_layers"):
         options = (module.num_layers, module.bidirectional, module.proj_size, module.bias)
         return Sizes(module.input_size, module.hidden_size, *options), False
-    return Sizes(module.input_size, module.hidden_size, bias=module._parameters["bias_ih"] is not None), True
+    return Sizes(module.input_size, module.hidden_size, bias=module.bias_ih is not None), True

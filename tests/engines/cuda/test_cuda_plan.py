@@ -36,7 +36,7 @@ def _plan(hidden: int, dtype: torch.dtype = BFLOAT16, batch: int = 16, direction
         (Steps, {"hidden": 16, "dtype": FLOAT64}),
         (Slices, {"hidden": 512, "directions": 2}), (Slices, {"hidden": 1024, "directions": 2}),
         (Slices, {"hidden": 1024, "directions": 2, "direction": "backward"}), (Steps, {"hidden": 64, "steps": 1}),
-        (Slices, {"hidden": 1024, "batch": 64}), (Steps, {"hidden": 1024, "batch": 65}),
+        (Steps, {"hidden": 1024, "batch": 65}),
         (Slices, {"hidden": 1024, "batch": 128, "dtype": FLOAT32}),
         (Steps, {"hidden": 1024, "batch": 129, "dtype": FLOAT32}),
         (Slices, {"hidden": 64, "dtype": FLOAT32, "precise": True}),

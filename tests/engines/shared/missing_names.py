@@ -65,6 +65,25 @@ lazy = torchlstm.LazyLSTM(4)
 
 # By name: the program.  It fails where an assertion does.
 PROGRAMS = {
+    "torch._C.__file__": """
+right(True)
+torch.set_num_threads(2)
+close(ours(x)[0], theirs(x)[0])
+""",
+    "torch.Tensor._backward_hooks": """
+right(True)
+ours.weight_hh_l0.register_hook(lambda gradient: gradient)
+assert torchlstm.plan_freeze(ours)[0].reason is None
+theirs.weight_hh_l0.register_post_accumulate_grad_hook(lambda weight: None)
+assert "has hooks" in torchlstm.plan_freeze(theirs)[0].reason
+""",
+    "torch.Tensor._post_accumulate_grad_hooks": """
+right(True)
+ours.weight_hh_l0.register_post_accumulate_grad_hook(lambda weight: None)
+assert torchlstm.plan_freeze(ours)[0].reason is None
+theirs.weight_hh_l0.register_hook(lambda gradient: gradient)
+assert "has hooks" in torchlstm.plan_freeze(theirs)[0].reason
+""",
     "torch._C._is_tracing": """
 right(True)
 traced = torch.jit.trace(ours, (x.detach(),))
@@ -84,6 +103,28 @@ close(output, 2 * theirs(x)[0])
 right(True)
 raises(RuntimeError, "vmap", torch.func.vmap(lambda n: ours(x, lengths=n)[0]), torch.tensor([[3, 6], [2, 2]]))
 close(ours(x, lengths=torch.tensor([3, 6]))[0][:3], theirs(x)[0][:3])
+""",
+    "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": """
+right(True)
+many = torch.randn(5, 6, 2, 3)
+true = torch.stack([theirs(each)[0] for each in many])
+for ours in (torchlstm.freeze(ours), torchlstm.freeze(torchlstm.thaw(ours))):
+    with torch.no_grad():
+        close(torch.func.vmap(lambda each: ours(each)[0])(many), true)
+        close(ours(many[0])[0], true[0])
+""",
+    "torch.utils._python_dispatch._disable_current_modes": """
+right(True)
+from torch.utils._python_dispatch import TorchDispatchMode
+class Seen(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+frozen = torchlstm.freeze(ours)
+with Seen(), torch.no_grad():
+    output = frozen(x)[0]
+close(output, theirs(x)[0])
+with torch.no_grad():
+    close(frozen(x)[0], theirs(x)[0])
 """,
     "torch._C._len_torch_dispatch_stack": """
 right(False)

@@ -65,10 +65,10 @@ def run(name, program):
         owner = getattr(owner, part, None)
     if words or name.startswith("torch.nested."):  # its program takes it away
         private, told = load_private()
-    elif name == "torch.Tensor._version":
-        torch.Tensor._version = property()
+    elif name.startswith("torch.Tensor._") and not name.endswith("__"):  # the base class has it
+        setattr(torch.Tensor, last, property())
         private, told = load_private()
-        del torch.Tensor._version
+        delattr(torch.Tensor, last)
     elif name == "torch.ops.aten._unsafe_view":
         aten, torch.ops.aten = owner, Aten()
         private, told = load_private()
@@ -151,10 +151,12 @@ NOT_TORCHS = {
 # and what is overridden, since torch calls it.
 IN_PLACE = {
     ("call/dispatch.py", "profiler._is_profiler_enabled"),
+    ("call/frozen.py", "self._parameters"),  # for `plan.py`, in the place of a module
     ("call/plan.py", "module._parameters"),
     ("call/weights.py", "module._parameters"),
     ("engines/reference/engine.py", "forward_ad._current_level"),
     ("engines/shared/access.py", "forward_ad._current_level"),
+    ("frozen.py", "super()._apply"),
     ("lazy.py", "super()._apply"),
 }
 

@@ -8,8 +8,9 @@ import sys
 import sysconfig
 from typing import Any, NewType, Protocol
 
-import torch
 from torch import Tensor
+
+from ..shared import torch_private
 
 Sizes = NewType("Sizes", object)
 
@@ -204,7 +205,9 @@ def _connect(extension: Any) -> None:
     """Hand the extension torch's OpenMP runtime, where torch has it for itself: see openmp.h."""
     if extension.openmp and sys.platform != "darwin":
         return
-    found = ctypes.CDLL(torch._C.__file__)
+    if torch_private.LIBRARY is None:
+        return
+    found = ctypes.CDLL(torch_private.LIBRARY)
     if all(hasattr(found, name) for name in _OPENMP):
         extension.use_openmp(*(ctypes.cast(getattr(found, name), ctypes.c_void_p).value for name in _OPENMP))
 

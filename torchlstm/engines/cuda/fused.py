@@ -95,7 +95,7 @@ def backward(
 def _states(plan: Slices, like: Tensor, first: Tensor | None = None) -> Tensor:
     """Where a kernel leaves the last c, or the first's gradient (D, B, H).
 
-    A program with several products a step keeps it there from step to step, so that it is float32 and begins as `first`,
+    A program with several products a step keeps it there from step to step: it is float32 then, and begins as `first`,
     None for zero.
     """
     if plan.tile == plan.rows:

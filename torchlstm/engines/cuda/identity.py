@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from functools import cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,8 +81,7 @@ def _common() -> Identity:
 
 def _own_version() -> str:
     """The version of this package, also where it is not installed."""
-    package = __package__.split(".")[0]
-    return str(import_module(package).__version__)
+    return str(sys.modules[__package__.split(".")[0]].__version__)
 
 
 def _version(*names: str) -> str:

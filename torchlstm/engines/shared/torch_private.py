@@ -6,7 +6,7 @@ and mostly slower, or an error that says so; and a warning names it.
 
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
@@ -26,6 +26,9 @@ _OUT_OF_C = "calls take the way in Python"
 
 # Every name, from torch on.  `tests/engines/shared/test_torch_private.py` takes each of them away.
 NAMES = {
+    "torch._C.__file__": Private(
+        "leads to torch's OpenMP runtime where torch has it for itself", "layers run on one thread there"
+    ),
     "torch._C._is_tracing": Private(
         "is torch.jit tracing? asked in C", "torch.jit.is_tracing is asked, a little slower"
     ),
@@ -59,6 +62,9 @@ NAMES = {
     ),
     "torch._check": Private(
         "tells torch.export that a batch is not negative", "torch.export decides by itself whether it needs to be told"
+    ),
+    "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": Private(
+        "unpacks a frozen module's weights apart from torch.func's transforms", "transforms see them being unpacked"
     ),
     "torch._subclasses.fake_tensor.FakeTensor": Private(
         "a tensor without numbers: kernels run as operators on it", "the reference engine runs on it"
@@ -109,11 +115,20 @@ NAMES = {
     "torch.overrides.has_torch_function_unary": Private(
         "does a subclass of Tensor see operations?", "torch.overrides.has_torch_function is asked, a little slower"
     ),
+    "torch.utils._python_dispatch._disable_current_modes": Private(
+        "unpacks a frozen module's weights apart from dispatch modes", "modes see them being unpacked"
+    ),
     "torch.utils._pytree": Private(
         "finds the tensors in what a model takes and returns, in `parity.check`", "`parity.check` raises RuntimeError"
     ),
     "torch.Tensor.__dlpack_c_exchange_api__": Private(
         "reads tensors in C; the extension looks it up itself", "there is no CPU engine, and `engines` says why"
+    ),
+    "torch.Tensor._backward_hooks": Private(
+        "has a weight hooks? `plan_freeze` leaves such a module alone", "they are lost in freezing"
+    ),
+    "torch.Tensor._post_accumulate_grad_hooks": Private(
+        "has a weight hooks? `plan_freeze` leaves such a module alone", "they are lost in freezing"
     ),
     "torch.Tensor._version": Private(
         "has an argument been changed in place that only gradients of gradients read?",
@@ -169,6 +184,9 @@ def _copied(tensor: Tensor, shape: list[int]) -> Tensor:
 
 Answer = Callable[..., Any]
 
+# The file of torch's extension.
+LIBRARY: str | None = find("torch._C.__file__")
+
 # --- what torch is doing just now ---
 
 is_tracing: Answer = find("torch._C._is_tracing") or torch.jit.is_tracing  # type: ignore[attr-defined]
@@ -182,6 +200,12 @@ len_torch_function_stack: Answer = find("torch._C._len_torch_function_stack") or
 is_any_autocast_enabled: Answer = find("torch._C._is_any_autocast_enabled") or _yes
 get_tracing_state: Answer = _or_raise("torch._C._get_tracing_state")
 set_tracing_state: Answer = _or_raise("torch._C._set_tracing_state")
+with suppress(ImportError):
+    import torch._functorch.pyfunctorch
+clear_interpreter_stack: Answer = (
+    find("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack") or nullcontext
+)
+disable_modes: Answer = find("torch.utils._python_dispatch._disable_current_modes") or nullcontext
 current_graph_task_id: Answer = _or_raise("torch._C._current_graph_task_id")
 
 # Where `_current_level` and `_is_profiler_enabled` stand, which change; C reads them from the dict of the same.
@@ -216,6 +240,12 @@ unsafe_view: Answer = getattr(find("torch.ops.aten._unsafe_view"), "default", _c
 expect: Answer = find("torch._check") or _no
 sleep: Answer = _or_raise("torch.cuda._sleep")
 HAS_VERSIONS = hasattr(torch.empty(0), "_version")
+_HOOKS = [name for name in ("_backward_hooks", "_post_accumulate_grad_hooks") if hasattr(torch.empty(0), name)]
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether somebody waits for a tensor's gradient."""
+    return any(getattr(tensor, name) for name in _HOOKS)
 
 
 def version(tensor: Tensor) -> int:

@@ -338,16 +338,14 @@ static int connect(void) {
     PyObject *torch = PyImport_ImportModule("torch"), *parameter = PyImport_ImportModule("torch.nn.parameter");
     tensor_type = torch ? PyObject_GetAttrString(torch, "Tensor") : NULL;
     parameter_type = parameter ? PyObject_GetAttrString(parameter, "Parameter") : NULL;
-    Py_XDECREF(torch);
-    Py_XDECREF(parameter);
+    Py_XDECREF(torch), Py_XDECREF(parameter);
     if (!tensor_type || !parameter_type) return -1;
     const char *attribute = "__dlpack_c_exchange_api__", *name = "dlpack_exchange_api";
     PyObject *capsule = PyObject_GetAttrString(tensor_type, attribute);
     if (!capsule || !PyCapsule_IsValid(capsule, name)) {
         Py_XDECREF(capsule);
         PyErr_Clear();
-        PyErr_Format(PyExc_ImportError, "torch.Tensor.%s is no capsule %s; that of torch 2.11 and newer is", attribute,
-                     name);
+        PyErr_Format(PyExc_ImportError, "torch.Tensor.%s is no capsule %s; that of torch 2.11 and newer is", attribute, name);
         return -1;
     }
     /* The capsule is torch's, and its table static: neither goes away. */
@@ -393,9 +391,8 @@ static PyMethodDef methods[] = {
     NAMED(sizes), ALONE(forward_scratch), NAMED(forward), ALONE(backward_scratch), NAMED(backward),
     NAMED(gemm_scratch), NAMED(gemm), NAMED(readable), ALONE(huge), ALONE(isa), NAMED(peak),
     { "connect", connect_torch, METH_O, NULL }, PLACED("lstm", call_lstm), PLACED("cell", call_cell), PLACED("keep", keep),
-    { "frozen", frozen, METH_VARARGS, NULL }, PLACED("frozen_lstm", frozen_lstm), PLACED("frozen_cell", frozen_cell),
-    PLACED("frozen_step", frozen_step),
-    PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL },
+    PLACED("gradients", gradients), { "form", shape_of_form, METH_O, NULL }, { "frozen", frozen, METH_VARARGS, NULL },
+    PLACED("frozen_lstm", frozen_lstm), PLACED("frozen_cell", frozen_cell), PLACED("frozen_step", frozen_step),
     { "threads", threads, METH_NOARGS, NULL }, ALONE(adapt), PLACED("use_openmp", use_openmp), { 0 },
 };
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, (void *)start }, { 0 } };

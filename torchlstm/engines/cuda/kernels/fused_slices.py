@@ -196,7 +196,8 @@ def backward(
     p_acts, p_w_hh, p_words, p_cells, p_c_0, p_dy, p_dh_n, p_dc_n, p_dc, p_dacts, p_dcells, p_dgates,
     p_starts, p_lengths, T, B, P, TILES, LIMIT, OFFSET,
     H: tl.constexpr, PAD: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, SLICES: tl.constexpr,
-    KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr, RAGGED: tl.constexpr, REVERSE: tl.constexpr,
+    KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr, BB: tl.constexpr, TILE: tl.constexpr,
+    RAGGED: tl.constexpr, REVERSE: tl.constexpr,
     TRACE: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The time loop backward; dh_0 is a product of dgates, made afterwards."""
