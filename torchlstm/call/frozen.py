@@ -109,7 +109,7 @@ def trace(
 
 def _compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     x, (h_0, c_0) = packed.data, states
-    if torch.compiler.is_exporting():
+    if torch_private.is_exporting():
         return run_stack(plan, packed, states, _constant_layers(store, x.dtype))[:3]
     if torch.compiler.is_compiling():
         sizes = packed.rows.batch_sizes if isinstance(packed.rows, Ragged) else None

@@ -26,17 +26,25 @@ class Precision(NamedTuple):
         return y.to(self.h), h_n.to(self.h), c_n.to(self.c)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(kind: str) -> bool:
+    """Whether a type of device has autocast: the meta device, for one, has none to ask about.
+
+    Torch 2.11's compiler cannot trace the question.
+    """
+    return torch.amp.is_autocast_available(kind)
+
+
 def autocasts(tensor: Tensor) -> bool:
     """Whether autocast, as it is set now, would cast this tensor."""
     kind = tensor.device.type
-    # The meta device, for one, has no autocast to ask about.
-    return tensor.dtype in _CASTABLE and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return tensor.dtype in _CASTABLE and _has_autocast(kind) and torch.is_autocast_enabled(kind)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype of autocast on a device as it is set now, or None."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 

@@ -99,6 +99,11 @@ output = ours(x)[0]
 output.mul_(2)
 close(output, 2 * theirs(x)[0])
 """,
+    "torch.compiler._is_exporting_flag": """
+right(True)
+program = torch.export.export(ours, (x.detach(),))
+close(program.module()(x.detach())[0], theirs(x)[0])
+""",
     "torch._C._functorch.is_batchedtensor": """
 right(True)
 raises(RuntimeError, "vmap", torch.func.vmap(lambda n: ours(x, lengths=n)[0]), torch.tensor([[3, 6], [2, 2]]))

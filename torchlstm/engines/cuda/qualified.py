@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..contract import Problem
+from ..shared import torch_private
 from ..shared.access import DIRECT
 from .classes import LOOPS, Decisions, Form, Interval, Point, class_of, form_of, intervals, least_steps
 from .device import gpu_of
@@ -66,7 +67,7 @@ def automatic(problem: Problem, tf32: bool) -> Problem | str:
 
     tf32  whether products of float32 may round their operands to TF32
     """
-    if torch.compiler.is_exporting():
+    if torch_private.is_exporting():
         return "but is not chosen in an exported program, which may run elsewhere"
     if problem.access.transformed or (torch.compiler.is_compiling() and _transforms()):
         return "but is not chosen inside a transform of torch.func, where the size of the batch is not known"

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import Dense, Problem, Weights
+from ..shared import torch_private
 
 
 def exporting(problem: Problem) -> bool:
     """Whether this call is being traced for ONNX."""
-    return not problem.access.direct and torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return not problem.access.direct and torch_private.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def layer(

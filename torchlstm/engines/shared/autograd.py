@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..contract import Layer, Problem, Weights
 from ..reference import engine as reference
-from . import chunks, operators, per_sample
+from . import chunks, operators, per_sample, torch_private
 from .access import Access, access_of, as_plain
 from .gradients import gradients
 from .kernel import Call, Kernel, flatten, unflatten
@@ -39,7 +39,7 @@ def layer_of(kernel: Kernel) -> Layer:
             return y, h_n, c_n, *saved
         static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
         # An exported program has no gradients: what only they need would be written for nothing.
-        if (differentiable or problem.access.transformed) and not torch.compiler.is_exporting():
+        if (differentiable or problem.access.transformed) and not torch_private.is_exporting():
             tensors = _distinct(x, h_0, c_0, *flat)
             result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
         else:

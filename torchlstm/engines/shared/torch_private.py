@@ -76,6 +76,10 @@ NAMES = {
     "torch.autograd.profiler._is_profiler_enabled": Private(
         "does a profiler want to see the layers by name?", f"{_OUT_OF_C}, and all layers are named, slower"
     ),
+    "torch.compiler._is_exporting_flag": Private(
+        "is a program being exported? to torch 2.11's compiler `is_exporting` is always true",
+        "torch.compiler.is_exporting is asked",
+    ),
     "torch.cuda._sleep": Private(
         "begins two layers together, in `torchlstm qualify`", "`torchlstm qualify` raises RuntimeError"
     ),
@@ -207,6 +211,14 @@ clear_interpreter_stack: Answer = (
 )
 disable_modes: Answer = find("torch.utils._python_dispatch._disable_current_modes") or nullcontext
 current_graph_task_id: Answer = _or_raise("torch._C._current_graph_task_id")
+
+_HAS_EXPORTING = find("torch.compiler._is_exporting_flag") is not None
+
+
+def is_exporting() -> bool:
+    """Whether a program is being exported; also while a compiler traces the question."""
+    return bool(torch.compiler._is_exporting_flag) if _HAS_EXPORTING else torch.compiler.is_exporting()
+
 
 # Where `_current_level` and `_is_profiler_enabled` stand, which change; C reads them from the dict of the same.
 forward_ad: Any = torch.autograd.forward_ad

@@ -127,7 +127,7 @@ def forward(
         if TILE > BB:
             before = load_like(p_c + o_state, mask, c, ASM)
         first = i_tile * TILE + sub * BB
-        count = B - first
+        count = tl.minimum(B - first, BB)
         if RAGGED:
             count = tl.sum(live.to(tl.int32), 0)  # lengths fall: they are the first ones
         b_read = _readable(first, count, BB)
