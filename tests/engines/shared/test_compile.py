@@ -213,6 +213,8 @@ def test_operators_by_torchs_own_checks() -> None:
             torch.library.opcheck(torch.ops.torchlstm.lstm_backward.default, (*given, needs), test_utils=checks)
 
 
+# What torch 2.11 says where it loads a program of its own.
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
 def test_export_with_dynamic_batch_and_time(strict: bool) -> None:
     module = torchlstm.LSTM(2, 4, 2, bidirectional=True, batch_first=True).eval()
