@@ -57,10 +57,10 @@ run() {
     echo "$name: $found, $((SECONDS - start)) s"
 }
 
-# tile NAME: the loop of the largest tile keeps its sums in registers, 24 multiply-adds a turn
+# tile NAME: the loop of the largest tile of float and double keeps its sums in registers, 24 multiply-adds a turn
 tile() {
     "${cc%gcc}objdump" -d --no-show-raw-insn "$work/$1/portable.o" | awk '
-        /^[0-9a-f]+ </ { inside = /<tile_64_/; name = $2 }
+        /^[0-9a-f]+ </ { inside = /<tile_64_(float|double)_/; name = $2 }
         !inside { next }
         { n++; sub(":", "", $1); place[$1] = n; op[n] = $2; line[n] = $0 }
         $2 == "b.ne" && $3 in place && !(name in seen) {
