@@ -122,7 +122,7 @@ def _side_by_side(monkeypatch: pytest.MonkeyPatch, leave_out: int = 0, limit: in
 
 # Three slices of 8 units, two directions, and either two tiles of 16 sequences or one program that has both.
 CUTS = {
-    "two-tiles": Slices(8, 3, 2, 1, 16, 16, 16, 2, 4),
+    "two-tiles": Slices(8, 3, 2, 1, 16, 16, 16, 2, 4, peek=True),
     "one-tile": Slices(8, 3, 1, 2, 16, 16, 32, 1, 4),
 }
 BACK = {

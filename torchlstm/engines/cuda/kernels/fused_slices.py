@@ -134,8 +134,9 @@ def forward(
         if PEEK:
             late = (row_earlier * D + (first + count - 1) * D + i_d) * PAD
             slices = tl.arange(0, SLICES_UP)
-            known = tl.sum((begun & live & (tl.arange(0, BB) == count - 1)).to(tl.int32), 0) > 0
-            await_one_each(p_words + (late + slices * HS) // WORD, (slices < SLICES) & known, LIMIT, ASM)
+            known = tl.sum((begun & live & (tl.arange(0, BB) == count - 1)).to(tl.int32), 0)
+            p_late = p_words + (late + slices * HS) // WORD
+            await_one_each(p_late, (slices < SLICES) & (slices * 0 + known > 0), LIMIT, ASM)
         p_y_words = p_words + (row_earlier * D * PAD + b_read[None, :, None] * (D * PAD) + i_d * PAD) // WORD
         p_h_0 = p_h_0_words + (i_d * B + b_read)[None, :, None] * (PAD // WORD)
         i = tl.zeros([KS, BB, HS], tl.float32)
