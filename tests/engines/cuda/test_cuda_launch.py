@@ -112,6 +112,53 @@ def test_what_triton_compiles_anew_for_is_dispatched_anew(other: str, kernel: _K
     assert [call[0] for call in kernel.calls] == ["dispatched", "again"] * 2
 
 
+def _again(kernel: _Kernel, *tensors: Any, row: int = 3, together: bool = True, **constants: Any) -> None:
+    constants = constants or {"SAVE": True, "H": 5}
+    launching.launch_again("file", "name", (2,), 4, tensors, (row,), together=together, **constants)
+
+
+def test_a_known_launch_goes_past_the_dispatcher(kernel: _Kernel) -> None:
+    a, b = _Tensor(), _Tensor(16)
+    _again(kernel, a, b)
+    _again(kernel, _Tensor(32), b, row=4)
+    (how, grid, args, kwargs), again = kernel.calls
+    assert (how, grid, args) == ("dispatched", (2,), (a, b, 3))
+    assert kwargs == {"SAVE": True, "H": 5, "num_warps": 4, "launch_cooperative_grid": True, **launching.OPTIONS}
+    assert again[:2] == ("again", (2, 1, 1))
+    assert again[2][1:] == (b, 4, 5, True)
+    assert again[3] == 77
+
+
+ANEW: dict[str, Any] = {
+    "alignment": ((_Tensor(8), _Tensor()), {}), "dtype": ((_Tensor(), _Tensor(dtype=FLOAT16)), {}),
+    "absent": ((_Tensor(), None), {}), "device": ((_Tensor(index=1), _Tensor(index=1)), {}),
+    "constant": ((_Tensor(), _Tensor()), {"SAVE": False, "H": 5}),
+    "together": ((_Tensor(), _Tensor()), {"together": False}),
+    "number": ((_Tensor(), _Tensor()), {"row": 1 << 31}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", ANEW)
+def test_what_is_not_known_is_dispatched(other: str, kernel: _Kernel) -> None:
+    _again(kernel, _Tensor(), _Tensor())
+    tensors, options = ANEW[other]
+    _again(kernel, *tensors, **options)
+    assert [call[0] for call in kernel.calls] == ["dispatched"] * 2
+
+
+def test_a_known_launch_that_finds_no_room_says_so(kernel: _Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    _again(kernel, _Tensor(), _Tensor())
+    for text, kind in ((FULL, launching.NoRoom), ("an illegal memory access was encountered", RuntimeError)):
+
+        def fail(*_: Any, text: str = text) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(kernel, "run", fail)
+        with pytest.raises(RuntimeError, match=text[-20:]) as raised:
+            _again(kernel, _Tensor(), _Tensor())
+        assert type(raised.value) is kind
+
+
 def test_numbers_beyond_32_bits_are_always_dispatched(kernel: _Kernel) -> None:
     for _ in range(2):
         repeated = _repeated(_Tensor(), _Tensor(), most=1 << 31)
