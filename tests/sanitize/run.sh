@@ -33,7 +33,7 @@ build() {
     local name=$1
     shift
     mkdir "$work/$name"
-    printf '%s\0' "$kernel"/{avx512,vnni,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,pace}.c "$here/$team.c" | compile "$name" "$@"
+    printf '%s\0' "$kernel"/{avx512,amx,vnni,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,pace}.c "$here/$team.c" | compile "$name" "$@"
     local runtime=()
     if [ "$team" = openmp ]; then runtime=(-Wl,--wrap=GOMP_parallel -lgomp); fi
     "$cc" "$@" "$work/$name"/*.o -o "$work/$name/driver" "${runtime[@]}" -lm -lpthread

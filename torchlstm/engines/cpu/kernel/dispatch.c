@@ -2,10 +2,18 @@
 #include "dispatch.h"
 
 #if defined __x86_64__
+#if HAVE_AMX && !defined EMULATE_AVX512
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+/* Linux' numbers for the tile registers' content. */
+enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+#endif
 #if defined EMULATE_AVX512
 static int have_avx512(void) { return 1; }
 static int have_bfloat16(void) { return 1; }
 static int have_vnni(void) { return 1; }
+static int have_amx(void) { return 1; }
 #else
 static int have_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -20,6 +28,22 @@ static int have_bfloat16(void) {
 static int have_vnni(void) {
 #if HAVE_VNNI
     return have_avx512() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
+#else
+    return 0;
+#endif
+}
+/* The tile registers are the process' only after it has asked for them; it is asked once, when int8 weights are packed. */
+static int have_amx(void) {
+#if HAVE_AMX
+    static atomic_int known;
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!answer) {
+        unsigned a, b, c, d = 0;
+        answer = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 25 & 1 && have_vnni()
+                 && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) ? 1 : -1;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer > 0;
 #else
     return 0;
 #endif
@@ -68,6 +92,9 @@ static const kernels_t *forward_kernels(const forward_t *f, int isa) {
     const int format = f->format - IN_BFLOAT16;
 #if defined __x86_64__
 #if HAVE_VNNI
+#if HAVE_AMX
+    if (f->format == IN_INT8 && isa == AVX512 && have_amx()) return torchlstm_packed_amx[format];
+#endif
     if (f->format == IN_INT8 && isa == AVX512) return torchlstm_packed_vnni[format];
 #endif
     if (isa == AVX512) return torchlstm_packed_avx512[format];

@@ -2,7 +2,8 @@
  *
  *   KIND        the format's name
  *   PER_SLOT    weights in 32 bits of a panel
- *   LEFT_SLOT   elements of the left operand in the place of these, and LEFT_HEAD before all slots of a row
+ *   LEFT_SLOT   elements of the left operand in the place of these, LEFT_HEAD before all slots of a row, whose number is rounded
+ *               up to a multiple of LEFT_BLOCK
  *   WIDEN(p, i) the weights beside element i of a slot's left operand, as floats; or INTEGERS with what integers.h names
  */
 #include "vector.h"

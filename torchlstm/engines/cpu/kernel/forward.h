@@ -228,4 +228,7 @@ TARGET static void FN(forward)(const forward_t *job, part_t *p, const forward_pl
         FN(run_layer)(&l, p, plan->gates);
         FN(final_outputs)(&l, (REAL *)job->h_n + d * B * R);
     }
+#if defined INTEGERS && defined TILE_PRODUCTS
+    RELEASE_TILES();
+#endif
 }

@@ -15,6 +15,8 @@
  *   WIDEN_HALVES(p)      a vector of float of as many float16 from p on; not where the generic one below will do
  *   SUMS, BESIDE, OFFSET, ADD_TERMS, AS_FLOATS, WORDS, NEAREST, MOST_SLOTS
  *                   products of int8 weights: integers.h; ONLY_INTEGERS if nothing else is wanted of this set
+ *   TILE_PRODUCTS, RELEASE_TILES
+ *                   products of more than three rows of int8 weights by tile registers, and the end of their use: amx.c
  *   MIN_float, MAX_float, MIN_double, MAX_double (a, b) on vectors, b where either is NaN
  */
 #include "plan.h"
@@ -74,6 +76,7 @@
 #define PER_SLOT 2
 #define LEFT_SLOT 2
 #define LEFT_HEAD 0
+#define LEFT_BLOCK 1
 #define WIDEN(p, i) (vec)(*(const ivec *)(p) << 16 * !(i) & -65536)
 #include "formats.h"
 #undef WIDEN
@@ -84,6 +87,7 @@
 #undef PER_SLOT
 #undef LEFT_SLOT
 #undef LEFT_HEAD
+#undef LEFT_BLOCK
 #define FLOATS_(isa) &kernels_bfloats_##isa, &kernels_halves_##isa
 #define FLOATS(isa) FLOATS_(isa)
 #else
@@ -94,12 +98,19 @@
 #define INTEGERS
 #define PER_SLOT 4
 #define LEFT_SLOT 2
+#if defined TILE_PRODUCTS
+#define LEFT_HEAD 8
+#define LEFT_BLOCK TILE_SLOTS
+#else
 #define LEFT_HEAD 1
+#define LEFT_BLOCK 1
+#endif
 #include "formats.h"
 #undef INTEGERS
 #undef PER_SLOT
 #undef LEFT_SLOT
 #undef LEFT_HEAD
+#undef LEFT_BLOCK
 #define BYTES_(isa) &kernels_integers_##isa
 #define BYTES_OF(isa) BYTES_(isa)
 #else

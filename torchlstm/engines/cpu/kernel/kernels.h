@@ -2,6 +2,7 @@
 #define KIND REAL
 #define LEFT_SLOT 1
 #define LEFT_HEAD 0
+#define LEFT_BLOCK 1
 #include "vector.h"
 #include "slot.h"
 #include "product.h"
@@ -22,3 +23,4 @@ static const kernels_t FN(kernels) = {
 #include "end.h"
 #undef LEFT_SLOT
 #undef LEFT_HEAD
+#undef LEFT_BLOCK

@@ -36,6 +36,10 @@ static inline long blocks(long n, int lanes) { return (n + lanes - 1) / lanes; }
 /* Forward: a thread's buffer of gates before activation holds as many steps as fit this; half a small L2 cache. */
 enum { GATES_BYTES = 192 << 10 };
 
+/* The same for weights of int8, whose products are a small part of the time: more steps share one pass over W_ih.  At 1,024 units,
+ * 16 sequences and AMX a call takes 44 ms with it, 50 with GATES_BYTES (Emerald Rapids, one thread); at 512 units no less. */
+enum { INTEGER_GATES_BYTES = 768 << 10 };
+
 /* Rows of the left operand of a product are packed, as many terms at a time as fit LEFT_BYTES: they should stay in the
  * cache while the columns change.  But at least LEFT_LEAST terms: starting a sum costs too. */
 enum { LEFT_BYTES = 256 << 10, LEFT_LEAST = 256 };
@@ -59,13 +63,18 @@ static inline long thin_room(long depth, long lanes) { return GEMM_ROWS * depth 
 /* Rows whose outputs are projected at a time. */
 enum { OUTPUT_ROWS = 24 };
 
-/* Elements for the packed rows of a step, or of those that are projected, with slack.  A row of int8 is packed whole. */
+/* Elements for the packed rows of a step, or of those that are projected, with slack.  A row of int8 is packed whole, to
+ * blocks of TILE_SLOTS slots where there are tiles, and has up to 8 elements before them. */
 static inline long left_room(const sizes_t *s, int format) {
     long longest = s->input > s->output ? s->input : s->output, most = LEFT_BYTES / s->element, least = s->batch * LEFT_LEAST;
-    long outputs = s->projected ? OUTPUT_ROWS * (s->hidden + 4) : 0, whole = format == IN_INT8 ? s->batch * (longest / 2 + 4) : 0;
+    long outputs = s->projected ? OUTPUT_ROWS * (s->hidden + 40) : 0, whole = format == IN_INT8 ? s->batch * (longest / 2 + 40) : 0;
     most = most > least ? most : least, outputs = outputs > whole ? outputs : whole;
     return (most > outputs ? most : outputs) + 32;
 }
+
+/* Slots that a tile of int8 products takes at a time (amx.c).  Of the last ones of a panel it may read beyond the panel, for
+ * products with zeros: behind all weights is room for that. */
+enum { TILE_SLOTS = 16 };
 
 /* Where the packed weights of one direction lie: panels of the inputs, the recurrence, the projection; the biases, (blocks of
  * units, 4, lanes); of int8 for each of the three the scales of its columns and as many offsets.  All offsets count elements,
@@ -80,7 +89,7 @@ static inline packed_plan_t plan_packed(const sizes_t *s, int format, int lanes)
     p.h = at, at += units * blocks(s->output, slot);
     p.r = at, at += outputs * blocks(s->hidden, slot);
     p.bias = at, at += units;
-    p.scales = at, at += format == IN_INT8 ? 4 * units + 2 * outputs : 0;
+    p.scales = at, at += format == IN_INT8 ? 4 * units + 2 * outputs + TILE_SLOTS * 4 * lanes : 0;
     p.total = blocks(at, 32) * 32;
     return p;
 }
@@ -109,7 +118,7 @@ static inline forward_plan_t plan_forward(const sizes_t *s, int format, int thre
     p.raw = format == UNPACKED ? p.packed.total : 0;
     p.direction = blocks(p.raw + (s->projected ? s->batch * s->hidden : 0), 32) * 32;
     p.threads = p.direction * s->directions;
-    long least = s->batch * 4 * lanes, room = GATES_BYTES / s->element;
+    long least = s->batch * 4 * lanes, room = (format == IN_INT8 ? INTEGER_GATES_BYTES : GATES_BYTES) / s->element;
     long most = s->steps * s->batch * width;
     p.gates = blocks(room < least ? least : room < most ? room : most, 32) * 32;
     p.left = p.gates;

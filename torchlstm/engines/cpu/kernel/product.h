@@ -158,7 +158,11 @@ static void (*const FN(tiles)[4][6])(const FN(product_t) *) = {
 INLINE void FN(multiply)(FN(product_t) m, long rows, long cols) {
     for (long n; rows > 0; rows -= n) {
         n = FN(tile_height)(rows);
-        FN(tiles)[cols - 1][n - 1](&m);
+#if defined INTEGERS && defined TILE_PRODUCTS
+        if (n > FN(TALL)) FN(tall_tile)(n, cols, &m);
+        else
+#endif
+            FN(tiles)[cols - 1][n - 1](&m);
         m.a += n * LEFT_LENGTH(m.K), m.acc += n * m.ar;
         if (m.from) m.from += n * m.fr;
     }

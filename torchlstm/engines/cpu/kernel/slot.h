@@ -6,9 +6,10 @@
 #define SLOTS(K) (((K) + PER_SLOT - 1) / PER_SLOT)
 
 /* In packed weights of 16 or 8 bits (formats.h) a slot of weights has LEFT_SLOT elements of the left operand beside it, and a
- * row of that LEFT_HEAD elements before its slots; elsewhere it is one and none. */
+ * row of that LEFT_HEAD elements before its slots; elsewhere it is one and none.  A row takes the room of whole blocks of
+ * LEFT_BLOCK slots. */
 #define LEFT_COLUMNS(slots) ((slots) * LEFT_SLOT)
-#define LEFT_LENGTH(slots) ((slots) * LEFT_SLOT + LEFT_HEAD)
+#define LEFT_LENGTH(slots) (((slots) + LEFT_BLOCK - 1) / LEFT_BLOCK * LEFT_BLOCK * LEFT_SLOT + LEFT_HEAD)
 #define PER_LEFT (PER_SLOT / LEFT_SLOT)
 
 /* How many of K terms are in slots [k0, k1). */

@@ -1,8 +1,10 @@
-/* The kernel for x86 with AVX-512 and its VNNI: weights of int8 alone, by products of bytes. */
+/* The kernel for x86 with AVX-512 and its VNNI: weights of int8 alone, by products of bytes.  amx.c includes it too. */
 #include "dispatch.h"
 #if HAVE_VNNI
 #include <immintrin.h>
+#if !defined ISA
 #define ISA vnni
+#endif
 #define BYTES 64
 #define COLS 4
 #define DOTS 6
@@ -25,6 +27,7 @@
         (s)[0] += FOUR_TERMS((a)[0], w_), (s)[1] += FOUR_TERMS((a)[1], w_);                                 \
     }
 #define NEAREST(v) ((ivec)((v) + 0x1.8p23f) - (ivec)((vec){0} + 0x1.8p23f))
+#define LOW_BYTES(q, to) for (int i_ = 0; i_ < LANES; i_++) ((unsigned char *)(to))[i_] = (unsigned char)(q)[i_]
 #else
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,fma,avx2")))
 #define MIN_float(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
@@ -35,13 +38,22 @@
 #define DOT(sum, a, w) (ivec)_mm512_dpbusd_epi32((__m512i)(sum), _mm512_set1_epi32((int)(a)), _mm512_loadu_si512(w))
 #define ADD_TERMS(s, a, w) ((s)[0] = DOT((s)[0], (a)[0], w), (s)[1] = DOT((s)[1], (a)[1], w))
 #define NEAREST(v) (ivec)_mm512_cvtps_epi32((__m512)(v))
+#define LOW_BYTES(q, to) _mm_storeu_si128((__m128i *)(void *)(to), _mm512_cvtepi32_epi8((__m512i)(q)))
 #endif
 #define AS_FLOATS(s) (__builtin_convertvector((s)[0], vec) * 256 + __builtin_convertvector((s)[1], vec))
-#define BYTE(q, i, shift) (((uint32_t)((q)[i] + 32768) >> (shift)) & 0xff)
-#define WORD(q, i, shift)                                                                                   \
-    (BYTE(q, i, shift) | BYTE(q, (i) + 1, shift) << 8 | BYTE(q, (i) + 2, shift) << 16 | BYTE(q, (i) + 3, shift) << 24)
-#define WORDS(q, to, step, count) \
-    for (long i_ = 0; i_ < (count); i_++) (to)[i_ * (step)] = WORD(q, 4 * i_, 8), (to)[i_ * (step) + 1] = WORD(q, 4 * i_, 0)
+/* The upper and the lower bytes of LANES terms. */
+#define UPPER_AND_LOWER(q, upper, lower)                                                                    \
+    {                                                                                                       \
+        const ivec moved_ = (q) + 32768, shifted_ = moved_ >> 8;                                            \
+        LOW_BYTES(shifted_, upper);                                                                         \
+        LOW_BYTES(moved_, lower);                                                                           \
+    }
+#define WORDS(q, to, step, count)                                                                           \
+    {                                                                                                       \
+        uint32_t upper_[4], lower_[4];                                                                      \
+        UPPER_AND_LOWER(q, upper_, lower_)                                                                  \
+        for (long i_ = 0; i_ < (count); i_++) (to)[i_ * (step)] = upper_[i_], (to)[i_ * (step) + 1] = lower_[i_]; \
+    }
 #define PER_SLOT 1
 #include "isa.h"
 #endif
