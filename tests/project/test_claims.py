@@ -84,6 +84,15 @@ def test_every_row_has_a_probe_or_a_reason() -> None:
     assert set(rows) == CLAIMS.keys() | UNPROBED.keys()
 
 
+def test_readme_names_as_refused_what_the_table_says_is() -> None:
+    readme = PAGES[0].read_text(encoding="utf-8")
+    (bullet,) = re.findall(r"^- \*\*What `nn.LSTM` refuses\*\*: (.*?)\[", readme, re.MULTILINE | re.DOTALL)
+    refused = " ".join(row for row, says in table().items() if says.startswith("refused"))
+    terms = re.findall(r"`(.+?)`", bullet)
+    assert len(terms) > 5
+    assert [term for term in terms if term not in refused] == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="every probe is a fork")
 @pytest.mark.parametrize("row", CLAIMS, ids=lambda row: re.sub(r"\W+", "-", row).strip("-"))
 def test_claim(row: str) -> None:
