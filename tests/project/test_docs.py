@@ -31,7 +31,10 @@ def name_of(page: Path) -> str:
 
 
 class Block(NamedTuple):
-    """A fenced block: its page, its number there, what it needs besides torch, its language and text."""
+    """A fenced block: its page, its number there, its language and text.
+
+    needs  None for torch alone; "cuda" for a GPU, "kernel" for the CPU's kernel, or the name of a module
+    """
 
     page: Path
     number: int
@@ -74,11 +77,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export's own
 @pytest.mark.parametrize("block", PROGRAMS, ids=str)
 def test_program_runs(block: Block) -> None:
     if block.needs == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+    elif block.needs == "kernel":
+        if reason := torchlstm.engines()["cpu"]:
+            pytest.skip(reason)
     elif block.needs:
         pytest.importorskip(block.needs)
     with warnings.catch_warnings():
@@ -216,14 +223,17 @@ def test_files_in_code_font_exist() -> None:
             assert (ROOT / name).exists(), f"{name_of(page)} names {name}"
 
 
-def test_every_page_is_linked_from_another() -> None:
+def test_every_page_is_linked_from_another_or_in_the_navigation() -> None:
+    navigation = ROOT / "mkdocs.yml"
+    listed = navigation.read_text(encoding="utf-8") if navigation.exists() else ""
     linked = {
         (page.parent / target.partition("#")[0]).resolve()
-        for page in PAGES
+        for page in (*PAGES, ROOT / "CONTRIBUTING.md")
         for target in LINK.findall(without_code(page))
         if not target.startswith("#")
     }
-    assert set(PAGES[1:]) <= linked
+    left = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:] if page not in linked]
+    assert [name for name in left if name not in listed] == []
 
 
 def test_readme_is_short_and_begins_with_a_picture() -> None:
