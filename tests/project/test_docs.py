@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,7 @@ import torch
 
 import torchlstm
 from torchlstm.__main__ import main
+from torchlstm.call.dispatch import forced_engine
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,7 +35,7 @@ def name_of(page: Path) -> str:
 class Block(NamedTuple):
     """A fenced block: its page, its number there, its language and text.
 
-    needs  None for torch alone; "cuda" for a GPU, "kernel" for the CPU's kernel, or the name of a module
+    needs  None for torch alone; "cuda" for a GPU, "kernel" for the CPU's kernel, "linux", or the name of a module
     """
 
     page: Path
@@ -68,12 +70,12 @@ def test_every_fence_is_seen_and_has_a_language() -> None:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder that files may be written to, and torch as it was afterwards."""
     monkeypatch.chdir(tmp_path)
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    engine, threads, dtype = forced_engine() or "auto", torch.get_num_threads(), torch.get_default_dtype()
     torch.set_printoptions(profile="default")
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    torchlstm.use_engine("auto")
+    torchlstm.use_engine(engine)
 
 
 @pytest.mark.usefixtures("place")
@@ -86,6 +88,9 @@ def test_program_runs(block: Block) -> None:
     elif block.needs == "kernel":
         if reason := torchlstm.engines()["cpu"]:
             pytest.skip(reason)
+    elif block.needs == "linux":
+        if sys.platform != "linux":
+            pytest.skip("tried on Linux only")
     elif block.needs:
         pytest.importorskip(block.needs)
     with warnings.catch_warnings():
