@@ -290,7 +290,7 @@ def test_misuse(input: Any, keywords: dict[str, Any], kind: type[Exception], mes
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
 def test_nn_lstm_refuses_it(batch_first: bool) -> None:
-    """As the README says of torch 2.13."""
+    """As docs/differences.md says of torch 2.13."""
     theirs, ours = pair(batch_first=batch_first)
     with pytest.raises((RuntimeError, ValueError), match=r"only concrete integers|Transpose is not supported"):
         theirs(jagged())

@@ -1,4 +1,4 @@
-"""What README says of torch.nn.LSTM in "What differs", and a program for every claim.  No tests."""
+"""What the pages say of torch.nn.LSTM in "What differs", and a program for every claim.  No tests."""
 
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ nn.LSTM(3, 4, batch_first=True)(x)
         ],
     ),
     "`torch.onnx.export(dynamo=True)` with dynamic axes": (
-        "one LSTM node, from torch 2.15 on, before (2.13, 2.14) with `batch_first` only; none with `proj_size` runs",
+        "one LSTM node from torch 2.15 on, with 2.13 and 2.14 only for `batch_first`; no working file with `proj_size`",
         [
             Probe(_ONNX.format(options=""), later=(((2, 15), RAN),), needs="onnxruntime"),
             Probe(_ONNX.format(options="batch_first=True"), later=(((2, 13), RAN),), needs="onnxruntime"),
@@ -106,7 +106,7 @@ torch.export.export(nn.LSTM(3, 4), (torch.randn(5, 2, 3),), dynamic_shapes=shape
         ],
     ),
     "Autocast to float16 on CPU": (
-        "training is refused by oneDNN; inference too on many processors",
+        "oneDNN refuses training, and inference too on many processors",
         [
             Probe(
                 """
@@ -117,14 +117,14 @@ with torch.autocast("cpu", torch.float16):
         ],
     ),
     "`LSTMCell` with unbatched input and batched state": (
-        "an error about its insides, and of one unit the end of the process; an error that says so from torch 2.15 on",
+        "an error about internal shapes, and a crash of the process with one unit; a clear error from torch 2.15 on",
         [
             Probe(_CELL.format(hidden=4, x="3", h="2, 4")),
             Probe(_CELL.format(hidden=1, x="3", h="1, 1"), DIED, later=(((2, 15), RAISED),)),
         ],
     ),
     "A `PackedSequence` with rows beyond its `batch_sizes`; an `hx` too large for an unsorted one": (
-        "computes something",
+        "computes a result without an error",
         [
             Probe("nn.LSTM(3, 4)(nn.utils.rnn.PackedSequence(torch.randn(9, 3), torch.tensor([3, 2])))", RAN),
             Probe(
@@ -159,7 +159,7 @@ torch.testing.assert_close(output, true.float())
 UNPROBED = {
     "Parameters, initial draws, `state_dict`, repr": "it is what is compared with",
     "Numbers and gradients": "it is what is compared with",
-    "Per-sample gradients by `vmap(grad)`; by [opacus](#privacy)": "tests/third_party/test_comparison.py",
+    "Per-sample gradients by `vmap(grad)`; by [opacus](privacy.md)": "tests/third_party/test_comparison.py",
     "Double backward on CUDA, backward in eval mode on CUDA": "it wants a GPU",
     "States of another dtype, one stacked tensor as `hx`, packed input with a wrong `hx`": "a matter of words",
     "Inputs or states that have decayed to denormals": "a matter of time",

@@ -1,4 +1,4 @@
-"""README says of torch.nn what programs show on the torch at hand, each in a process that has done nothing else."""
+"""The pages say of torch.nn what programs show on the torch at hand, each in a process that has done nothing else."""
 
 import functools
 import json
@@ -13,7 +13,10 @@ import pytest
 import torch
 from claims import CLAIMS, DIED, ENVIRONMENT, RAISED, RAN, UNPROBED, Probe
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# A table with this head says of torch.nn what a program has to show.
+HEAD = "| | `torch.nn.LSTM` | `torchlstm.LSTM` |\n"
 VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 
 # Imports torch once and forks for every program: a fork has what an `import torch` leaves, and nothing of the others.
@@ -62,16 +65,32 @@ def of_all() -> dict[str, str]:
 
 
 def table() -> dict[str, str]:
-    """The rows of "What differs": their first cell, and the second, which is about torch.nn."""
-    section = README.split("## What differs from nn.LSTM\n")[1].split("\n#")[0]
-    lines = re.findall(r"^\| (.+?) \| (.*?) ?\| .+ \|$", section, re.MULTILINE)
-    return {first: second for first, second in lines if first.strip()}
+    """The rows of all such tables in README and docs/: their first cell, and the second, which is about torch.nn."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for part in page.read_text(encoding="utf-8").split(HEAD)[1:]:
+            rows = part.split("\n\n")[0].splitlines()[1:]
+            cells = [re.fullmatch(r"\| (.+?) \| (.*?) ?\| .+ \|", row) for row in rows]
+            assert all(cells), f"{page.name} has a row of another form"
+            for first, second in (cell.groups() for cell in cells if cell):
+                assert first not in found, f"{page.name} says it again: {first}"
+                found[first] = second
+    return found
 
 
 def test_every_row_has_a_probe_or_a_reason() -> None:
     rows = table()
     assert len(rows) == len(CLAIMS) + len(UNPROBED)
     assert set(rows) == CLAIMS.keys() | UNPROBED.keys()
+
+
+def test_readme_names_as_refused_what_the_table_says_is() -> None:
+    readme = PAGES[0].read_text(encoding="utf-8")
+    (bullet,) = re.findall(r"^- \*\*What `nn.LSTM` refuses\*\*: (.*?)\[", readme, re.MULTILINE | re.DOTALL)
+    refused = " ".join(row for row, says in table().items() if says.startswith("refused"))
+    terms = re.findall(r"`(.+?)`", bullet)
+    assert len(terms) > 5
+    assert [term for term in terms if term not in refused] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="every probe is a fork")

@@ -307,7 +307,7 @@ def test_an_output_that_is_changed_in_place_is_not_missed(options: dict[str, Any
 
 
 def test_nn_lstm_refuses_such_a_change() -> None:
-    """As the README says of torch 2.13, for dense input in one direction."""
+    """As docs/differences.md says of torch 2.13, for dense input in one direction."""
     output, _ = nn.LSTM(3, 4)(torch.randn(5, 2, 3))
     torch.relu_(output)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -159,7 +159,7 @@ def test_restore_leaves_subclasses_of_ours_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:.*torch.jit", "ignore:.*quantiz")
 def test_script_and_quantize_after_restoring_a_copy() -> None:
-    """What wants nn.LSTM itself gets it: the way that the README gives."""
+    """What wants nn.LSTM itself gets it: the way that docs/swap.md gives."""
     model: Any = torchlstm.swap(nn.Sequential(nn.LSTM(4, 6))).eval()
     x = torch.randn(5, 3, 4)
     twin = torchlstm.restore(copy.deepcopy(model))

@@ -1,4 +1,4 @@
-"""The README's table of what each LSTM can do: every cell that says yes or no is tried."""
+"""The table of what each LSTM can do: every cell that says yes or no is tried."""
 
 import io
 import re
@@ -20,7 +20,7 @@ import torchlstm
 import torchlstm.integrations.opacus
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's classes
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "differences.md"
 KINDS: dict[str, Any] = {
     "nn.LSTM": nn.LSTM,
     "opacus DPLSTM": DPLSTM,
@@ -222,8 +222,8 @@ PROBES: dict[str, Callable[[Any], None]] = {
 
 
 def cells() -> dict[str, dict[str, str]]:
-    """The README's table: row, column, what it says."""
-    text = README.read_text(encoding="utf-8").split("<!-- comparison -->")[1].strip()
+    """The page's table: row, column, what it says."""
+    text = PAGE.read_text(encoding="utf-8").split("<!-- comparison -->")[1].strip()
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n\n")[0].splitlines()
     ]
@@ -248,4 +248,4 @@ def test_the_table_says_what_is(row: str, kind: str) -> None:
             works, why = False, error
     cell = cells()[row][kind]
     assert re.match("yes|no", cell), cell
-    assert works == cell.startswith("yes"), f"{row}, {kind}: the README says {cell!r}; {why}"
+    assert works == cell.startswith("yes"), f"{row}, {kind}: the page says {cell!r}; {why}"
