@@ -1,6 +1,7 @@
 """A run as text: the table of the terminal, the same as Markdown, and what both say below it."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -237,12 +238,20 @@ def markdown(run: Run) -> str:
 
 
 def write_markdown(runs: list[Run], path: str | Path) -> None:
-    """Write the tables to a file; one with a marked place keeps everything around it."""
-    file, tables = Path(path), "\n\n".join(map(markdown, runs))
+    """Write the tables to a file; a page with marked places keeps everything around them.
+
+    The first place takes the first run, and so on; the last takes all that are left.  A place without a run stays.
+    """
+    file = Path(path)
     old = file.read_text(encoding="utf-8") if file.exists() else ""
-    if START in old and END in old.split(START, 1)[1]:
-        before, rest = old.split(START, 1)
-        after = rest.split(END, 1)[1]
-        file.write_text(f"{before}{START}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
-    else:
-        file.write_text(tables + "\n", encoding="utf-8")
+    # Every second part is a place.
+    parts = re.split(f"({re.escape(START)}.*?{re.escape(END)})", old, flags=re.DOTALL)
+    places = range(1, len(parts), 2)
+    for first, place in enumerate(places):
+        if here := runs[first:] if place == places[-1] else runs[first : first + 1]:
+            parts[place] = f"{START}\n\n{_tables(here)}\n\n{END}"
+    file.write_text("".join(parts) if places else _tables(runs) + "\n", encoding="utf-8")
+
+
+def _tables(runs: list[Run]) -> str:
+    return "\n\n".join(map(markdown, runs))

@@ -1,4 +1,4 @@
-"""The README's picture is what its script draws from the saved results."""
+"""The README's picture and the tables of docs/speed.md are what the saved results say."""
 
 import copy
 import math
@@ -8,11 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-pytest.importorskip("matplotlib")
-
-from benchmarks import picture
 from benchmarks.record import load
+from benchmarks.report import END, START, write_markdown
 
+picture = pytest.importorskip("benchmarks.picture", reason="no matplotlib", exc_type=ImportError)
+
+ROOT = Path(__file__).parents[2]
 MODES = ("inference", "training")
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -67,3 +68,12 @@ def test_a_run_without_a_workload_draws_nothing() -> None:
     run["rows"] = [row for row in run["rows"] if row["workload"] != "cell-B32-H256"]
     with pytest.raises(ValueError, match="the run has no figures of cell-B32-H256"):
         picture.draw(run)
+
+
+def test_the_page_of_speed_shows_the_saved_results(tmp_path: Path) -> None:
+    speed, page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), tmp_path / "page.md"
+    assert speed.count(START) == speed.count(END) == 2
+    page.write_text(re.sub(f"{START}.*?{END}", f"{START}{END}", speed, flags=re.DOTALL), encoding="utf-8")
+    files = [ROOT / "benchmarks" / "results" / f"amd-epyc-{name}.json" for name in ("2t-3892caf38a", "1t-bdf366a3b9")]
+    write_markdown([load(file) for file in files], page)
+    assert page.read_text(encoding="utf-8") == speed
