@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
+from benchmarks import picture
 from benchmarks.record import load
 from benchmarks.report import END, START, write_markdown
-
-picture = pytest.importorskip("benchmarks.picture", reason="no matplotlib", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
 MODES = ("inference", "training")
