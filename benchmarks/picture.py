@@ -98,7 +98,7 @@ def draw(run: Run) -> Figure:
         figure.text(
             0.04, 0.935, "torchlstm against torch.nn.LSTM on a CPU", fontsize=14, fontweight="bold", va="center"
         )
-        figure.text(0.04, 0.885, "how many times as fast, longer is faster", color=_PALE, va="center")
+        figure.text(0.04, 0.885, "How many times as fast as nn.LSTM. Longer is faster.", color=_PALE, va="center")
         patches = [Patch(color=_COLOURS[mode], label=mode) for mode in MODES]
         figure.legend(handles=patches, loc="center right", bbox_to_anchor=(0.955, 0.91), ncols=2, frameon=False)
         where = f"{environment['machine']}, {threads(run)}, float32, torch {environment['torch'].split('+')[0]}"
