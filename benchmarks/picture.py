@@ -29,7 +29,7 @@ _ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "amd-epyc-2t-3892caf38a.json"
 PICTURE = _ROOT / "docs" / "images" / "speed.svg"
 
-# What a reader knows a workload by: what it is, and its sizes.
+# Each workload in words: what it is, and its sizes.
 WORDS = {
     "ragged-T200-B64-I128-H256": ("Ragged batch (PackedSequence)", "64 sequences of up to 200 steps"),
     "proj64-T100-B16-I128-H256": ("With proj_size=64", "16 sequences of 100 steps"),
