@@ -78,3 +78,24 @@ def test_the_page_of_speed_shows_the_saved_results(tmp_path: Path) -> None:
     files = [ROOT / "benchmarks" / "results" / f"amd-epyc-{name}.json" for name in ("2t-3892caf38a", "1t-bdf366a3b9")]
     write_markdown([load(file) for file in files], page)
     assert page.read_text(encoding="utf-8") == speed
+
+
+def test_the_page_of_the_gpu_shows_the_saved_results() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").split("### Fast\n")[1].split("\n### ")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    shown, dtype = {}, ""
+    for first, batch, *cells in (line for line in lines if len(line) == 8 and line[1].isdigit()):
+        dtype = first or dtype
+        for hidden, cell in zip((64, 128, 160, 256, 512, 1024), cells, strict=True):
+            shown |= {f"grid-{dtype}-B{batch}-H{hidden}": cell} if cell else {}
+    forms = {"two directions": "bi", "two layers": "two", "ragged batch": "ragged", "`proj_size` of H / 4": "proj"}
+    for name, *cells in (line for line in lines if line[0] in forms):
+        shown |= {f"rest-float32-{forms[name]}-H{H}": cell for H, cell in zip((256, 512), cells, strict=True)}
+    expected = {}
+    for row in load(ROOT / "benchmarks" / "results" / "nvidia-h200-87741f09dc.json")["rows"]:
+        pair, places = (
+            [row["modes"][mode]["peers"]["nn"]["ratio"] for mode in MODES],
+            2 - row["group"].startswith("rest"),
+        )
+        expected[row["workload"]] = " / ".join(f"{ratio:.{places}f}" for ratio in pair)
+    assert shown == expected
