@@ -93,9 +93,7 @@ def test_the_page_of_the_gpu_shows_the_saved_results() -> None:
         shown |= {f"rest-float32-{forms[name]}-H{H}": cell for H, cell in zip((256, 512), cells, strict=True)}
     expected = {}
     for row in load(ROOT / "benchmarks" / "results" / "nvidia-h200-87741f09dc.json")["rows"]:
-        pair, places = (
-            [row["modes"][mode]["peers"]["nn"]["ratio"] for mode in MODES],
-            2 - row["group"].startswith("rest"),
-        )
+        pair = [row["modes"][mode]["peers"]["nn"]["ratio"] for mode in MODES]
+        places = 1 if row["group"].startswith("rest") else 2
         expected[row["workload"]] = " / ".join(f"{ratio:.{places}f}" for ratio in pair)
     assert shown == expected
