@@ -46,7 +46,7 @@ def _parser() -> _Parser:
     parser.add_argument("--save", action="store_true", help=f"write the run into {_RESULTS.parent.name}/results/")
     parser.add_argument("--markdown", metavar="FILE", help="write the table here, or between the marks of a page")
     parser.add_argument("--plot", metavar="DIR", help="measure the sweeps too, and draw PNG and SVG here")
-    parser.add_argument("--render", metavar="FILE", nargs="+", help="measure nothing: show, write and draw these runs")
+    parser.add_argument("--render", metavar="FILE", nargs="+", help="show, write and draw these saved runs")
     return parser
 
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(parser: _Parser, arguments: argparse.Namespace) -> None:
-    """What can be known to go wrong is said before minutes of work, not after."""
+    """Report errors that can be seen now, before minutes of work."""
     if arguments.threads is not None and arguments.threads < 1:
         parser.error(f"--threads must be at least 1, got {arguments.threads}")
     if arguments.seconds is not None and not arguments.seconds > 0:
@@ -101,7 +101,7 @@ def _check(parser: _Parser, arguments: argparse.Namespace) -> None:
     if arguments.save and arguments.quick:
         parser.error("--save keeps figures, and those of --quick say nothing")
     if arguments.render and (arguments.json or arguments.save or arguments.list):
-        parser.error("--render measures nothing: --json, --save and --list have no part in it")
+        parser.error("--render measures nothing: it cannot be combined with --json, --save or --list")
     if arguments.plot and find_spec("matplotlib") is None:
         parser.error('--plot needs matplotlib: pip install -c constraints.txt -e ".[bench]"')
     for path in (arguments.json, arguments.markdown):
@@ -127,7 +127,7 @@ def _list(workloads: list[Workload], extras: list[Extra]) -> int:
 def _measure(
     settings: Settings, workloads: list[Workload], extras: list[Extra], left_out: dict[str, str], file: str | None
 ) -> Run:
-    """Measure, printing each row of the table, and writing the run so far, as soon as it is there."""
+    """Measure; print each row and write the run so far as soon as the row is finished."""
     run = start(settings, workloads, left_out)
     table = Table(run)
     print("\n".join(table.title()), flush=True)
@@ -148,7 +148,7 @@ def _measure(
 
 
 def _write(runs: list[Run], arguments: argparse.Namespace) -> None:
-    """The Markdown and the plots of one or several runs; several get folders of their own."""
+    """Write the Markdown and the plots of one or several runs; of several, each gets a folder for its plots."""
     if arguments.markdown:
         write_markdown(runs, arguments.markdown)
     if arguments.plot:

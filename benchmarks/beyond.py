@@ -1,4 +1,4 @@
-"""What nn.LSTM has not, measured: training on long sequences by `checkpoint_every`, and a trace beside the plain call.
+"""Features that nn.LSTM does not have, measured: training with `checkpoint_every`, and `LSTM.trace`.
 
 python -m benchmarks.beyond [THREADS]
 """
@@ -44,7 +44,7 @@ def _training(sizes: tuple[int, ...], every: int | None) -> Callable[[], Any]:
 
 
 def long_sequence(sizes: tuple[int, ...], every: int | None) -> tuple[float, float]:
-    """MB at the peak of the first training step, and the seconds of the fastest of three later ones."""
+    """Return the peak MB of the first training step, and the seconds of the fastest of three later steps."""
     _training((30, *sizes[1:]), every)()
     step = _training(sizes, every)
     peak, seconds = peak_of(step, "cpu"), []
@@ -56,7 +56,7 @@ def long_sequence(sizes: tuple[int, ...], every: int | None) -> tuple[float, flo
 
 
 def trace_ratios(sizes: tuple[int, ...], seconds: float = 2.0) -> tuple[float, float]:
-    """Time of a trace over that of a forward that is trained; of a training step with cotangents on all of it, too."""
+    """Return two ratios of a trace to a plain call: of a forward in training, and of a step with cotangents on all."""
     module, x = _module(sizes)
 
     def values(run: Callable[[Tensor], Any]) -> list[Tensor]:
@@ -73,7 +73,7 @@ def trace_ratios(sizes: tuple[int, ...], seconds: float = 2.0) -> tuple[float, f
 
 
 def main(arguments: list[str]) -> None:
-    """Print both tables; every long case in a process of its own."""
+    """Print both tables; every long sequence runs in a process of its own."""
     if len(arguments) == 3:
         torch.set_num_threads(int(arguments[0]))
         print(json.dumps(long_sequence(tuple(json.loads(arguments[1])), json.loads(arguments[2]))))

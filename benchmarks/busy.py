@@ -1,10 +1,10 @@
-"""Calls a second on a machine with other work: several processes at once, or beside a process that only spins.
+"""Calls per second on a busy machine: several processes at once, or one beside a process that only spins.
 
     python -m benchmarks.busy                  four processes, two, one, and one beside a busy neighbour
     python -m benchmarks.busy --grid           cells and a few steps, beside a busy neighbour
     python -m benchmarks.busy --only 'cell-*'
 
-Each line is one setting: nn.LSTM, ours, and ours on one thread, in turns in the same processes.
+Each line is one setting: nn.LSTM, ours, and ours on one thread take turns in the same processes.
 """
 
 import argparse
@@ -30,23 +30,23 @@ from .workloads import MODES, Workload
 
 _ROOT = Path(__file__).parent.parent
 
-# Before a measurement every process calls for so long: the threads have been started, and it is known who is busy.
+# Seconds that every process calls before a measurement: then threads have started, and stalls have been noticed.
 _WARM = 0.2
 
-# Turns of each: where the system puts a process is luck, and lasts for a while.
+# Turns of each: where the system places a process is chance, and stays so for a while.
 _ROUNDS = 4
 
-# How many processes compute, and how many beside them only spin.
+# How many processes compute, and how many others only spin.
 SETTINGS = {"alone": (1, 0), "two": (2, 0), "four": (4, 0), "neighbour": (1, 1)}
 
-# Who is measured: a module, and whether it is given as many threads as there are processors, or one.
+# What is measured: a module, and whether it gets as many threads as there are processors, or one.
 WHO = {"nn": ("nn", True), "ours": ("ours", True), "ours-1": ("ours", False)}
 
 
 class Rate(NamedTuple):
     """One kind of call in one setting."""
 
-    calls: float  # a second, of all processes together
+    calls: float  # per second, of all processes together
     p50: float  # ms of a call
     p99: float
     used: int  # threads of the last kernel that ran; 0 of nn
@@ -74,7 +74,7 @@ _WORKLOADS = {workload.name: workload for workload in (USUAL, *GRID)}
 
 
 class Crew:
-    """Processes that wait for work."""
+    """Processes that wait for jobs."""
 
     def __init__(self, processes: int) -> None:
         command = [sys.executable, "-m", "benchmarks.busy", "--member"]
@@ -91,7 +91,7 @@ class Crew:
     def measure(
         self, workload: str, who: str, mode: str, processes: int, threads: int, seconds: float
     ) -> list[dict[str, Any]]:
-        """The first `processes` of them call the same at once, for the same seconds: what each has found."""
+        """Let the first `processes` of them make the same calls at once; return what each found."""
         job: dict[str, Any] = {"workload": workload, "who": who, "mode": mode, "threads": threads, "seconds": seconds}
         members = self._members[:processes]
         for member in members:
@@ -119,7 +119,7 @@ def _hear(member: "subprocess.Popen[str]") -> Any:
 
 
 def _rate(rounds: list[list[dict[str, Any]]]) -> Rate:
-    """What the processes found in each round, as one."""
+    """Combine what the processes found in each round."""
     members = [member for found in rounds for member in found]
     times = sorted(ms for member in members for ms in member["ms"])
     cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
@@ -128,7 +128,7 @@ def _rate(rounds: list[list[dict[str, Any]]]) -> Rate:
 
 
 def _member() -> None:
-    """What a process of a crew does: jobs from its input, figures to its output."""
+    """Run as a process of a crew: read jobs from stdin, write figures to stdout."""
     from torchlstm.engines.cpu.engine import _kernel as kernel
 
     for line in iter(sys.stdin.readline, ""):
@@ -156,7 +156,7 @@ def _member() -> None:
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """So many processes that only spin."""
+    """Keep this many processes spinning."""
     spin = [sys.executable, "-c", "while True: pass"]
     with ExitStack() as stack:
         for _ in range(count):
@@ -169,7 +169,7 @@ def neighbours(count: int) -> Iterator[None]:
 def compare(
     crew: Crew, workload: str, mode: str, setting: str, threads: int, seconds: float, rounds: int = _ROUNDS
 ) -> dict[str, Rate]:
-    """Everyone in one setting; the crew has as many processes as the setting, or more."""
+    """Measure all of WHO in one setting; the crew has at least as many processes as the setting."""
     processes, others = SETTINGS[setting]
     found: dict[str, list[list[dict[str, Any]]]] = {one: [] for one in WHO}
     with neighbours(others):
@@ -206,7 +206,7 @@ EXTRAS = tuple(_row(setting, mode) for setting in SETTINGS for mode in MODES)
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measure and print a table; or be a process of a crew."""
+    """Measure and print a table, or run as a process of a crew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.busy", description=__doc__.splitlines()[0])
     parser.add_argument("--grid", action="store_true", help="cells and a few steps, beside a busy neighbour")
     parser.add_argument("--only", metavar="PATTERN", default="*", help="workloads whose names match")

@@ -44,7 +44,7 @@ def arguments(inputs: Inputs, grad: bool) -> tuple[Any, Any, list[Tensor]]:
         packed = pack_padded_sequence(data, torch.tensor(inputs.lengths), enforce_sorted=False)
         data = packed.data
     data = leaf(data)
-    # Packing is not part of what is measured, nor is its gradient.
+    # Neither packing nor its gradient is measured.
     input = data if packed is None else PackedSequence(data, *packed[1:])
     return input, hx, [data, *(hx or ())]
 
@@ -58,16 +58,16 @@ def tensors(result: Any) -> dict[str, Tensor]:
 
 
 def results(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What one call in eval mode and without gradients returns."""
+    """Return the results of one call in eval mode, without gradients."""
     input, hx, _ = arguments(inputs, grad=False)
     with torch.no_grad():
         return tensors(module.eval()(input, hx, **inputs.keywords))
 
 
 def inference(module: nn.Module, inputs: Inputs) -> Call:
-    """One call, to be run under `torch.no_grad()`; where states are given, the next call gets those of this one.
+    """Return one call, to be run under `torch.no_grad()`; given states are replaced by those of the call before.
 
-    A call of 10 us is timed through this: nothing is decided within the functions that can be decided before.
+    A call of 10 us is timed through this, so everything is decided before the functions run, nothing inside them.
     """
     module.eval()
     input, hx, _ = arguments(inputs, grad=False)

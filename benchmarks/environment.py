@@ -1,4 +1,4 @@
-"""Where a run was measured: the machine, the programs, the commit; `limit.py` measures the machine's own speed."""
+"""Where a run was measured: machine, versions, commit; `limit.py` measures the machine's own speed."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Everything about this place that a figure may depend on, except its speed; see README.md."""
+    """Return everything here that a figure may depend on, except the machine's speed; README.md lists the fields."""
     cpu = processor()
     machine = torch.cuda.get_device_name() if device == "cuda" else described(cpu)
     commit, dirty = _commit()
@@ -58,7 +58,7 @@ def _output(*command: str) -> str | None:
 
 
 def _commit() -> tuple[str, bool | None]:
-    """The commit that is checked out, and whether what is measured differs from it."""
+    """Return the checked-out commit, and whether the measured code differs from it."""
     commit = _output("git", "rev-parse", "--short=10", "HEAD")
     if commit is None:
         return "unknown", None

@@ -1,7 +1,7 @@
-"""Rows of another kind than the times of one process against another's: each group of them is a table of its own.
+"""Rows of another kind, whose figures are not a peer's time over ours; each group of them is a table of its own.
 
-A new kind is a program with a tuple of `Extra`, which `selection.py` lists: its rows are chosen by `--workloads`, kept
-in the JSON and shown below the workloads.
+A new kind is a tuple of `Extra` in a program, listed in `selection.py`: `--workloads` chooses its rows, the JSON keeps
+them, and the report shows them below the workloads.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from .measure import Settings
 from .record import ExtraRow
 from .unfit import first_line
 
-# By the name of a column, which says the unit; rows of a group share their columns, but need not have all.
+# Keys are columns, whose names say the unit; the rows of a group share columns, but need not have all of them.
 Figures = dict[str, float | None]
 
 
@@ -31,7 +31,7 @@ class Extra:
 
 
 def measure_extra(extra: Extra, settings: Settings) -> ExtraRow:
-    """The row; one that fails has a note why, and no figures."""
+    """Measure the row; one that fails has no figures, and a note that says why."""
     try:
         return {"name": extra.name, "group": extra.group, "figures": extra.measure(settings), "note": None}
     except Exception as error:  # one row's failure is not the end of the run

@@ -1,9 +1,9 @@
-"""Frozen LSTMs beside the module as it was, torch.ao's and ONNX Runtime's: microseconds of a call, and the bounds.
+"""Times of frozen LSTMs against the module before freezing, torch.ao and ONNX Runtime, and the bounds they must meet.
 
     python -m benchmarks.frozen --threads 1
     python -m benchmarks.frozen --only 'frozen-int8-*' --seconds 0.1
 
-Each figure comes from calls of a rival and of ours in turns, in one process; a bound is over the rows that it names.
+A rival and ours take turns in one process; a bound is over the rows that it names.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .report import aligned, extras_text, geometric_mean
 from .rivals import RIVALS, Rival, Subject, check, ours, truth_of
 from .workloads import Workload
 
-# Of one rival on one row: a run has some 190 of them.
+# Seconds for one rival on one row: a run has some 190 of them.
 _SECONDS = 0.3
 _QUICK_SECONDS = 0.002
 
@@ -57,7 +57,7 @@ _RIVALS = {
 
 @dataclass(frozen=True)
 class Bound:
-    """What must hold of the ratios of a rival's time to ours: their geometric mean, and the least of them."""
+    """What the ratios of a rival's time to ours must reach: their geometric mean, and the lowest of them."""
 
     weights: str
     rival: str
@@ -67,7 +67,7 @@ class Bound:
     least: float | None
 
     def rows(self) -> list[str]:
-        """The names of the rows that it is over."""
+        """The names of the rows it covers."""
         return [_name(self.weights, sizes) for sizes in self.sizes]
 
 
@@ -96,7 +96,7 @@ def workload(sizes: Sizes, quick: bool = False) -> Workload:
 
 
 def _pairs(rival: Rival, found: Workload, mine: Subject, settings: Settings) -> Pairs:
-    """The rival's calls in turns with ours; its results are checked first."""
+    """Time the rival's calls in turns with ours, after checking its results."""
     inputs, truth = found.inputs(), truth_of(found, found.inputs())
     theirs = rival.prepare(found, inputs)
     check(rival.name, rival.bits, theirs.results, truth)
@@ -107,7 +107,7 @@ def _pairs(rival: Rival, found: Workload, mine: Subject, settings: Settings) -> 
 
 
 def measure(weights: str, sizes: Sizes, settings: Settings) -> Figures:
-    """Microseconds of a call of ours and of each rival, and the ratios; a rival that is not installed has none."""
+    """Return the microseconds of a call, ours and each rival's, and the ratios; a missing rival has none."""
     found = workload(sizes, settings.quick)
     inputs = found.inputs()
     mine = ours(found, inputs, weights)
@@ -134,7 +134,7 @@ EXTRAS = tuple(_row(weights, sizes) for weights, of in _ROWS.items() for sizes i
 
 
 def judged(rows: Sequence[ExtraRow]) -> Iterator[dict[str, Any]]:
-    """Each bound, what the rows say of it, and whether it holds; None where no row has a figure."""
+    """Yield each bound with its ratios and whether it holds, None where no row has a figure."""
     found = {row["name"]: row["figures"] for row in rows}
     for bound in BOUNDS:
         column = f"{bound.rival}/ours"
@@ -169,7 +169,7 @@ def bounds_table(rows: Sequence[ExtraRow]) -> list[list[str]]:
 
 
 def title(place: dict[str, Any]) -> str:
-    """What was measured where, in a line."""
+    """Say in one line what was measured where."""
     changes = ", with changes" if place["dirty"] else ""
     isa = place["isa"] or "no kernel"
     return (f"torchlstm {place['torchlstm']} ({place['commit']}{changes}), torch {place['torch']}, "
@@ -177,7 +177,7 @@ def title(place: dict[str, Any]) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measure and print the rows and the bounds; 1 if a bound does not hold, or nothing was measured."""
+    """Measure and print the rows and the bounds; returns 1 if a bound does not hold or nothing was measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", metavar="PATTERN", default="*", help="rows whose names match")
     parser.add_argument("--threads", type=int, metavar="N", default=torch.get_num_threads())

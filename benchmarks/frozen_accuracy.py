@@ -1,8 +1,8 @@
-"""What fewer bits cost: errors of frozen LSTMs and of torch.ao's against float64, and the loss of the demo's model.
+"""Errors of frozen LSTMs and of torch.ao's against float64, and the loss of the demo's model in each format.
 
     python -m benchmarks.frozen_accuracy --save benchmarks/results/frozen-accuracy.json
 
-An error is that of the output, over all steps: its mean, and the largest.  Everything is seeded.
+An error is the absolute error of the output over all steps: its mean, and its largest.  Everything is seeded.
 """
 
 import argparse
@@ -30,19 +30,19 @@ from .rivals import FORMATS, freeze, torch_ao
 
 HIDDEN = (64, 128, 256, 512, 1024)
 STEPS = (1, 100, 1000)
-# Of a single step more are drawn: it has the fewest numbers.
+# A single step has few numbers, so more of them are drawn.
 _SEEDS = {1: (0, 1, 2, 3), 100: (0, 1), 1000: (0,)}
 _BATCH = 4
 
-# Weights so many times as large as nn.LSTM draws them: most gates are then near 0 or 1, and cells at +-1 and beyond.
+# The factor on nn.LSTM's own weights with which most gates are near 0 or 1, and cells at +-1 and beyond.
 _SATURATING = 6.0
 
-# Steps of training of the demo's model, and the share of the text that is kept from it.
+# Training steps of the demo's model, and the share of the text that is held out.
 _TRAINING = 400
 _TEXT, _TEXTS = 64, 32  # steps and batch
 _HELD_OUT = 0.1
 
-# What must hold of our error over torch.ao's: format, whose, at most.
+# Bounds on our error over torch.ao's: our format, theirs, the largest allowed ratio.
 BOUNDS = (("int8", "ao-qint8", 0.5), ("float16", "ao-float16", 1.0), ("bfloat16", "ao-float16", 8.0))
 
 _AO = {"ao-float16": torch.float16, "ao-qint8": torch.qint8}
@@ -68,7 +68,7 @@ class Error:
 
 
 def lower(model: nn.Module, name: str) -> nn.Module:
-    """A copy of a model of torch.nn's, its LSTMs in the format of a name of NAMES."""
+    """Return a copy of a torch.nn model with its LSTMs in the format that one of NAMES says."""
     model = copy.deepcopy(model).eval()
     if name == "nn":
         return model
@@ -89,7 +89,7 @@ def errors(lstm: nn.LSTM, x: Tensor, hx: tuple[Tensor, Tensor]) -> dict[str, Err
 
 
 def _drawn(case: Case) -> dict[str, Error]:
-    """Errors on weights as nn.LSTM draws them, or so many times as large, and random states."""
+    """Return errors with random states, on weights as nn.LSTM draws them or a multiple of them."""
     torch.manual_seed(1000 * case.hidden + case.seed)
     lstm = nn.LSTM(case.hidden, case.hidden)
     if case.weights == "saturating":
@@ -101,7 +101,7 @@ def _drawn(case: Case) -> dict[str, Error]:
 
 
 class Trained:
-    """The demo's model after so many steps of training on the first part of its text."""
+    """The demo's model after some training steps on the first part of its text."""
 
     def __init__(self, steps: int) -> None:
         text = demo.load_text()
@@ -128,7 +128,7 @@ class Trained:
 
     @torch.no_grad()
     def errors(self, case: Case) -> dict[str, Error]:
-        """Errors of the LSTM on held-out text, its states those that other text before it left."""
+        """Return the LSTM's errors on held-out text, which starts from the states that earlier text left."""
         _, hx = self.model(self.batch(50, _BATCH, 100 + case.seed))
         return errors(self.model.lstm, self.model.embedding(self.batch(case.steps, _BATCH, case.seed)), hx)
 
@@ -159,10 +159,10 @@ def _over(values: list[float], what: str) -> float:
 
 
 def judged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each bound on each kind of weights: our error over torch.ao's, its geometric mean, its largest, and which case.
+    """Yield each bound on each kind of weights: our error over torch.ao's, its mean, its largest, and that case.
 
-    The mean error is judged, by the geometric mean over the cases, to two digits: where two formats differ by bits of
-    a significand alone, one case lies above that ratio as another lies below; the largest error is one number's.
+    A bound is on the mean error, by the geometric mean over the cases, to two digits.  Two formats that differ only in
+    bits of the significand scatter around their ratio from case to case, and the largest error is a single number.
     """
     for ours, theirs, most in BOUNDS:
         for weights in dict.fromkeys(row["weights"] for row in rows):

@@ -1,9 +1,9 @@
-"""A stream of single steps, T = B = 1: how often a call asks for memory, and its time beside that of the bare kernel.
+"""A stream of single steps, T = B = 1: calls of the allocator per step, and the time beside the bare kernel's.
 
     python -m benchmarks.frozen_stream
 
-Calls of the allocator are counted by a library that is preloaded, and the kernel is called from C where it lies in the
-extension: both need Linux and a C compiler.
+A preloaded library counts the calls of the allocator, and C code calls the kernel inside the loaded extension: both
+need Linux and a C compiler.
 """
 
 import argparse
@@ -44,10 +44,10 @@ _HERE = Path(__file__).parent
 _KERNEL = _HERE.parent / "torchlstm" / "engines" / "cpu" / "kernel"
 _CALLS = 1000
 
-# Steps of a stream, and of the bare kernel, that are timed in turns, and turns at least.
+# Steps that the stream and the bare kernel make per turn, and the fewest turns.
 _BLOCK, _LEAST = 200, 9
 
-# By name: nn.LSTM with its state handed on, a Stream over ours, and one over a frozen module that is given its output.
+# nn.LSTM with its state handed on, a Stream over ours, and a Stream over a frozen module that writes into `out`.
 WHO = ("nn", "unfrozen", *FORMATS)
 
 
@@ -92,7 +92,7 @@ def library(name: str, folder: str) -> Path:
 
 
 def _addresses() -> dict[str, int]:
-    """Where the functions of the loaded extension are, by their names; it exports only the one that Python calls."""
+    """Return the addresses of the loaded extension's functions by name; it exports only the one that Python calls."""
     from torchlstm.engines.cpu.engine import _kernel
 
     extension: Any = _kernel
@@ -105,7 +105,7 @@ def _addresses() -> dict[str, int]:
 
 
 def bare(weights: str, hidden: int = HIDDEN) -> Callable[[int], float]:
-    """The kernel itself on the weights of `call_of`: a function from a number of steps to the seconds of one."""
+    """Return a function from a number of steps to the seconds per step of the kernel, on the weights of `call_of`."""
     torch.manual_seed(0)
     lstm = LSTM(hidden, hidden).eval()
     matrices = [rounded(lstm.get_parameter(name), FORMATS[weights]) for name in ("weight_ih_l0", "weight_hh_l0")]
@@ -136,9 +136,9 @@ def bare(weights: str, hidden: int = HIDDEN) -> Callable[[int], float]:
 
 @cache
 def allocations(python_too: bool = False) -> dict[str, float]:
-    """How many calls of the allocator a step of each of WHO makes, in a process of its own.
+    """Count the calls of the allocator per step of each of WHO, in a process of its own.
 
-    python_too  whether Python's own small objects count, which else come from Python's pools
+    python_too  whether to count Python's own small objects, which otherwise come from Python's pools
     """
     with TemporaryDirectory() as folder:
         counter = library("allocations", folder)
@@ -152,7 +152,7 @@ def allocations(python_too: bool = False) -> dict[str, float]:
 
 
 def _count(library: str) -> dict[str, float]:
-    """What the process of `allocations` does."""
+    """Run as the process that `allocations` starts."""
     torch.set_num_threads(1)
     counter, found = ctypes.CDLL(library).allocations, {}
     with torch.inference_mode():
@@ -168,7 +168,7 @@ def _count(library: str) -> dict[str, float]:
 
 
 def over_bare(who: str, settings: Settings) -> tuple[float, float]:
-    """Seconds of a step of a stream beyond those of the bare kernel, and the latter, in turns: medians."""
+    """Return medians in seconds: a step of a stream minus the bare kernel's, and the bare kernel's."""
     call, kernel = call_of(who), bare(who)
 
     def stream() -> float:
@@ -207,7 +207,7 @@ EXTRAS = tuple(_row(who) for who in WHO)
 
 
 def main(given: list[str] | None = None) -> int:
-    """Print the table; or be the process that counts."""
+    """Print the table, or run as the process that counts."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.frozen_stream", description=(__doc__ or "").splitlines()[0]
     )

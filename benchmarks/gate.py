@@ -13,7 +13,7 @@ from .workloads import Workload
 
 
 def judge_workload(workload: Workload, device: str) -> list[Verdict]:
-    """Results and all gradients of a training step, and the results in eval mode, by the parity package's rule.
+    """Judge results and gradients of a training step, and results in eval mode, by the parity package's rule.
 
     Raises EngineRefusal where a forced engine does not run the workload.
     """
@@ -23,7 +23,7 @@ def judge_workload(workload: Workload, device: str) -> list[Verdict]:
     def see(who: bool, dtype: torch.dtype) -> Observation:
         module = build(case, *kinds_of(workload, who), dtype).to(place)
         seen = observe(module, case, inputs.to(place, dtype))
-        # Engines keep nothing for a backward pass here, which may be another path through them.
+        # Without a backward to save for, an engine may take another path.
         for name, tensor in results(module, inputs.to(place, dtype)).items():
             seen[f"{name} without gradients"] = tensor
         return seen
@@ -38,7 +38,7 @@ def judge_workload(workload: Workload, device: str) -> list[Verdict]:
 
 
 def outcome(workload: Workload, device: str) -> tuple[str, str]:
-    """Measured, red or refused, and the reason or the tensor that came closest to its bound."""
+    """Return "measured", "red" or "refused", with the reason or the tensor closest to its bound."""
     try:
         verdicts = judge_workload(workload, device)
     except EngineRefusal as refusal:

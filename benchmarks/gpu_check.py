@@ -1,10 +1,10 @@
-"""Everything that has to be seen on a GPU, inside ten minutes: the steps of `gpu_check.sh`, their limits and commands.
+"""Everything that should be seen on a GPU, in ten minutes: the steps of `gpu_check.sh`, their limits and commands.
 
     benchmarks/gpu_check.sh [folder]               # default: gpu-check; PYTHON=... chooses the interpreter
     benchmarks/gpu_check.sh --dry-run [folder]     # every step at a tiny size in Triton's interpreter: no GPU
 
-The folder gets `check.jsonl`, a line as soon as a step has ended, a log of every step, and what the steps write.
-Exit code 0 if every step ran and was green.
+The folder gets `check.jsonl`, one line per step as soon as it has ended, a log of every step, and what the steps write.
+The exit code is 0 if every step ran and passed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _STRAY = 5  # seconds that a process has to end in before it is killed
 
 
 class Step(NamedTuple):
-    """One program, on a GPU and in a dry run.
+    """One program, as it runs on a GPU and in a dry run.
 
     limit  seconds, after which it is killed
     """
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def steps(out: Path) -> list[Step]:
-    """All of them, in order: what is right before what is fast, and what may be left out last."""
+    """Return all steps in order: correctness before speed, and last what may be left out."""
     python, torchlstm = [sys.executable, "-m"], [sys.executable, "-m", "torchlstm"]
     parity = [*torchlstm, "parity", "--device"]
     bench = [*python, "benchmarks", "--no-memory"]
@@ -47,7 +47,7 @@ def steps(out: Path) -> list[Step]:
     sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
 
     def ours(name: str, *arguments: str) -> tuple[list[str], list[str]]:
-        """A program of this folder, and in a dry run."""
+        """Return the commands of a program of this folder, on a GPU and in a dry run."""
         command = [*python, f"benchmarks.{name}", *arguments]
         return command, [*command, "--dry-run"]
 
@@ -85,13 +85,13 @@ def steps(out: Path) -> list[Step]:
              "T128-B16-I128-H256,ragged-T200-B64-I128-H256,cell-B8-H256,steps-T3-B4-H256", *file("benchmarks.json")],
             [*bench, "--quick", "--seconds", "0.001", "--workloads", "cell-B8-H256", *file("benchmarks.json")],
         ),
-        # compute-sanitizer's racecheck sees shared memory only, and the programs of a kernel exchange global memory.
+        # Not racecheck: it sees shared memory only, and the programs of a kernel exchange values in global memory.
         Step("memcheck", 30, [*sanitizer, *once], [*once, "--dry-run"]),
     ]  # fmt: skip
 
 
 def run(step: Step, out: Path, dry_run: bool) -> dict[str, Any]:
-    """Run a step; returns its line."""
+    """Run a step and return its line of `check.jsonl`."""
     command, start = list(step.dry if dry_run else step.command), time.perf_counter()
     line: dict[str, Any] = {"name": step.name, "command": command, "limit": step.limit}
     if shutil.which(command[0]) is None:
@@ -115,7 +115,7 @@ def run(step: Step, out: Path, dry_run: bool) -> dict[str, Any]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and whatever it has started."""
+    """End a process and every process it has started."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)
@@ -125,7 +125,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def machine(dry_run: bool) -> int:
-    """Print what the GPU is and who else uses it; returns 1 if somebody does, or if there is none."""
+    """Print what the GPU is and which processes use it; returns 1 if there are any, or no GPU."""
     if shutil.which("nvidia-smi") is None:
         print("no nvidia-smi on the PATH")
         return 0 if dry_run else 1
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     found = []
     (out / "check.jsonl").write_text("", encoding="utf-8")
-    # On a GPU one after the other; two may share the processors of a dry run.
+    # Steps on a GPU run one after the other; in a dry run two share the processors.
     pool = ThreadPoolExecutor(2 if arguments.dry_run else 1)
     for line in pool.map(lambda step: run(step, out, arguments.dry_run), steps(out)):
         with (out / "check.jsonl").open("a", encoding="utf-8") as file:

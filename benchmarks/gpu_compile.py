@@ -1,6 +1,6 @@
-"""Compiles the CUDA engine's kernels into Triton's cache, in many processes at once, before any clock runs.
+"""Compiles the CUDA engine's kernels into Triton's cache, in many processes at once, before anything is timed.
 
-Run on a GPU: `python -m benchmarks.gpu_compile`.  Prints a line a module: how long its kernels took.
+Run on a GPU: `python -m benchmarks.gpu_compile`.  It prints one line per module: how long its kernels took.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from .gpu_device import device_of
 from .gpu_stress import cases as stress_cases
 from .workloads import MODES, Workload, select
 
-# Triton's compiler is one thread and some 200 MB; a process has a CUDA context of half a gigabyte besides.
+# Triton's compiler uses one thread and some 200 MB; each process also has a CUDA context of half a gigabyte.
 _MOST = 16
 
 
 class Compiled(NamedTuple):
-    """What became of one module: the seconds that it took, and an error in a line."""
+    """The result for one module: its seconds, and its error in one line, if any."""
 
     name: str
     seconds: float
@@ -38,7 +38,7 @@ class Compiled(NamedTuple):
 
 
 def modules(dry_run: bool) -> list[Workload]:
-    """Whatever is called later: the parity table, the stress test, the workloads; the slowest to compile first.
+    """Return everything that is called later: parity table, stress test, workloads; the slowest to compile first.
 
     Cases of parity and stress have no group.
     """
@@ -47,7 +47,7 @@ def modules(dry_run: bool) -> list[Workload]:
     table = [Workload(case.name, "", case) for case in CASES.values() if not case.dtype.is_complex]
     table += [Workload(case.name, "", case) for small in (False, True) for case in stress_cases(small)]
     table += select(None, "cuda")
-    # T and B compile hardly anything anew: a kernel is compiled for H, tiles of B, dtype and form.
+    # Other values of T and B hardly compile anything new: a kernel is compiled for H, tiles of B, dtype and form.
     short = [replace(each, case=replace(each.case, steps=min(each.case.steps, 4))) for each in table]
     return sorted(short, key=lambda each: -each.case.hidden_size)
 
@@ -57,7 +57,7 @@ def _begin() -> None:
 
 
 def compile_one(workload: Workload) -> Compiled:
-    """Call a module in inference and in training, which compiles what it would launch; the results are garbage."""
+    """Call a module in inference and in training, to compile what it would launch; the results are garbage."""
     device, start, error = device_of(), time.perf_counter(), None
     try:
         case = workload.case
@@ -76,7 +76,7 @@ def compile_one(workload: Workload) -> Compiled:
 
 
 def compile_all(workloads: Sequence[Workload], processes: int) -> Iterator[Compiled]:
-    """All of them, each as soon as it is there."""
+    """Compile all modules; yield each result as soon as it is known."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _begin) as pool:
         for future in as_completed([pool.submit(compile_one, workload) for workload in workloads]):
@@ -84,7 +84,7 @@ def compile_all(workloads: Sequence[Workload], processes: int) -> Iterator[Compi
 
 
 def main() -> int:
-    """Compile everything; returns 1 if a module could not be."""
+    """Compile everything; returns 1 if a module failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu_compile", description=__doc__)
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, _MOST))
     parser.add_argument("--dry-run", action="store_true", help="one small module, in Triton's interpreter")

@@ -1,4 +1,4 @@
-"""Where the programs for a GPU run: on one, or, to see that they run at all, on a CPU in Triton's interpreter."""
+"""Where the programs for a GPU run: on a GPU, or, to see that they run at all, on a CPU in Triton's interpreter."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def device_of(parser: argparse.ArgumentParser | None = None, dry_run: bool = INTERPRETED) -> torch.device:
-    """The GPU, or the CPU of a dry run; ends the program with one line if there is neither."""
+    """Return the GPU, or the CPU in a dry run; ends the program with one line if there is neither."""
     if dry_run and INTERPRETED:
         return torch.device("cpu")
     problem = None
@@ -25,7 +25,7 @@ def device_of(parser: argparse.ArgumentParser | None = None, dry_run: bool = INT
     elif not torch.cuda.is_available():
         problem = f"no CUDA device: torch {torch.__version__} sees none"
     if problem is None:
-        # What ran then was the step loop, and what was to be tried was not.
+        # Otherwise the loop of single steps would run in place of the kernels that are to be tried.
         warnings.filterwarnings("error", re.escape(REFUSED))
         return torch.device("cuda", torch.cuda.current_device())
     if parser is None:
@@ -34,20 +34,20 @@ def device_of(parser: argparse.ArgumentParser | None = None, dry_run: bool = INT
 
 
 def wait(device: torch.device) -> None:
-    """Until the GPU has done all that it was given."""
+    """Wait until the GPU has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def streams(device: torch.device, count: int) -> list[AbstractContextManager[Any]]:
-    """Contexts, each of a stream of its own."""
+    """Return contexts, each with a stream of its own."""
     if device.type != "cuda":
         return [nullcontext() for _ in range(count)]
     return [torch.cuda.stream(torch.cuda.Stream(device)) for _ in range(count)]
 
 
 def captured(device: torch.device, call: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-    """A call as a CUDA graph: what replays it, and its results, which each replay writes anew."""
+    """Capture a call as a CUDA graph; return what replays it, and its results, which each replay overwrites."""
     if device.type != "cuda":
         results = call()
         return lambda: None, results

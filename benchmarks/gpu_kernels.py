@@ -1,4 +1,4 @@
-"""Which kernels torch.nn.LSTM and torchlstm.LSTM launch on a GPU, by dtype and shape: what is it that is compared?
+"""Which kernels torch.nn.LSTM and torchlstm.LSTM launch on a GPU, by dtype and shape.
 
 Run on a GPU: `python -m benchmarks.gpu_kernels`.
 """
@@ -21,7 +21,7 @@ _STEPS = 64
 
 
 def kernels(module: nn.Module, x: torch.Tensor, engine: AbstractContextManager[None]) -> list[str]:
-    """Names and counts of the kernels of a training step, the longest-running first; of operations on a CPU."""
+    """Return names and counts of the kernels of a training step, the longest-running first; on a CPU, of operations."""
     gpu = x.device.type == "cuda"
     with engine:
         output, _ = module(x)

@@ -1,7 +1,7 @@
-"""Microseconds a step, and of a call besides, on a GPU: the slope and the intercept of the time over T.
+"""Microseconds per step and per call on a GPU: the slope and the intercept of the time over T.
 
-Run on a GPU: `python -m benchmarks.gpu_slopes --json FILE`.  FILE holds a line of JSON a shape; times are of the GPU's
-own clock (events), the least of several calls.  Parity is another step's: these figures explain, they compare nothing.
+Run on a GPU: `python -m benchmarks.gpu_slopes --json FILE`.  FILE holds one line of JSON per shape; times are measured
+by CUDA events, the shortest of several calls.  Parity is not checked here: another step of `gpu_check.sh` does it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _SHAPES = tuple((size, batch) for size in (64, 128, 160, 512, 1024) for batch in
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # float32 as torch has it: nn.LSTM may round to TF32
 _STEPS = (256, 1024)
 _CALLS = 4
-# By name: the module, and the engine in force.
+# The module, and the engine that is forced, by name.
 _WHO: dict[str, tuple[type[nn.Module], str | None]] = {
     "nn": (nn.LSTM, None),
     "cuda": (LSTM, "cuda"),
@@ -32,7 +32,7 @@ _WHO: dict[str, tuple[type[nn.Module], str | None]] = {
 
 
 def least_ms(call: Callable[[], Any], device: torch.device, calls: int) -> float:
-    """Milliseconds of the fastest of several calls, after one that is not measured."""
+    """Return the milliseconds of the fastest of several calls, after one that is not measured."""
     call()
     times = []
     for _ in range(calls):
@@ -51,13 +51,13 @@ def least_ms(call: Callable[[], Any], device: torch.device, calls: int) -> float
 
 
 def line(steps: tuple[int, int], times: tuple[float, float]) -> dict[str, float]:
-    """Microseconds a step and of a call, from milliseconds of a call at two numbers of steps."""
+    """Return microseconds per step and per call, from the milliseconds of a call at two values of T."""
     slope = (times[1] - times[0]) / (steps[1] - steps[0])
     return {"us_a_step": 1e3 * slope, "us_a_call": 1e3 * (times[0] - slope * steps[0])}
 
 
 def shape(size: int, batch: int, dtype: torch.dtype, steps: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """All three computations of one shape, I = H, forward and in a training step."""
+    """Time all three computations of one shape, I = H, in inference and in a training step."""
     row: dict[str, Any] = {"H": size, "B": batch, "dtype": str(dtype).removeprefix("torch.")}
     for name, (kind, engine) in _WHO.items():
         module = kind(size, size, device=device, dtype=dtype)
@@ -79,7 +79,7 @@ def shape(size: int, batch: int, dtype: torch.dtype, steps: tuple[int, int], dev
                 ) -> None:
                     torch.autograd.grad(module(x)[0], wanted, dy)
 
-                # The reference engine waits for the host: its times hardly move.
+                # The reference engine is limited by the host: its times hardly vary.
                 calls = 2 if name == "reference" else _CALLS
                 times["forward"].append(least_ms(forward, device, calls))
                 times["training"].append(least_ms(training, device, calls))
@@ -88,7 +88,7 @@ def shape(size: int, batch: int, dtype: torch.dtype, steps: tuple[int, int], dev
 
 
 def main() -> int:
-    """Print and write a line for every shape and dtype."""
+    """Print and write one line for every shape and dtype."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu_slopes", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="a line for each shape")
     parser.add_argument("--dry-run", action="store_true", help="one tiny shape, in Triton's interpreter")

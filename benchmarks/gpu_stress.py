@@ -1,8 +1,8 @@
-"""The CUDA engine's fused kernels again and again: no hang, the same bits every time, and NaN where NaN belongs.
+"""Stress test of the CUDA engine's fused kernels: no hang, the same bits every time, NaN only where it belongs.
 
 Run on a GPU: `python -m benchmarks.gpu_stress --json FILE`; with `--once` each kernel runs once on small shapes, for
-compute-sanitizer.  FILE holds a line of JSON a trial.  Trials run in a process of their own: where a kernel fails, CUDA
-is lost to its process, and the next trial begins in another one.
+compute-sanitizer.  FILE holds one line of JSON per trial.  Trials run in a child process: a kernel that fails makes
+CUDA unusable in its process, and the next trial begins in a new one.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .calls import call_of
 from .gpu_device import captured, device_of, streams, wait
 
 _SIZES: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
-    # Each of the loops, forward and backward, with one and with several products a program; odd sizes; both directions.
+    # Each loop, forward and backward, with one and with several products per program; odd sizes; both directions.
     "slices": (24, 16, 64, 512, {}),
     "slices-tiles": (24, 64, 64, 1024, {}),
     "slices-odd": (24, 5, 33, 251, {"bidirectional": True}),
@@ -44,7 +44,7 @@ _SMALL: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
 }
 _TINY: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {"rows": (2, 2, 2, 2, {})}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Of a first call of slices: if they do not find each other, it ends in a moment.
+# The bound on reads in a first call of slices: if they do not see each other, the call ends quickly.
 _SOON = 1 << 16
 _PRODUCTS = 20  # that another stream has to do first
 _LONG = 2000
@@ -54,7 +54,7 @@ _GOOD = ("same bits", "its own sequence only")
 
 @dataclass
 class Found:
-    """What became of one trial."""
+    """The result of one trial."""
 
     name: str
     repeats: int
@@ -64,7 +64,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Trial:
-    """One case and what is tried with it."""
+    """One case, and what is tried with it."""
 
     name: str
     case: Case
@@ -84,11 +84,11 @@ def cases(small: bool, sizes: dict[str, tuple[int, int, int, int, dict[str, Any]
 
 
 def trials(chosen: Sequence[Case]) -> list[Trial]:
-    """All of them, the most telling first: a first call of slices, then the same bits, then what else is going on."""
+    """Return all trials, the most telling first: a first call of slices, the same bits alone, beside other work."""
     first = Case("first-call", steps=5, batch=5, input_size=7, hidden_size=min(136, chosen[0].hidden_size),
                  dtype=torch.float32)  # fmt: skip
     found = [Trial("first-call", first, cautious)]
-    # A dry run is of one dtype.
+    # A dry run has one dtype.
     chosen = [case for case in chosen if case.dtype == torch.float32] if chosen[0].steps < 4 else chosen
     found += [Trial(f"{case.name}-idle", case, idle) for case in chosen]
     found += [Trial(f"{case.name}-busy", case, busy) for case in chosen]
@@ -103,7 +103,7 @@ def trials(chosen: Sequence[Case]) -> list[Trial]:
 
 
 def results(case: Case, repeats: int, device: torch.device) -> Iterator[Observation]:
-    """Results and gradients of the same call, again and again."""
+    """Results and gradients of the same call, repeated."""
     module = build(case, LSTM, LSTM, case.dtype).to(device)
     inputs = draw(case)
     for _ in range(repeats):
@@ -112,7 +112,7 @@ def results(case: Case, repeats: int, device: torch.device) -> Iterator[Observat
 
 
 def repeat(case: Case, device: torch.device, seconds: float, between: Callable[[], Any] = lambda: None) -> Found:
-    """Run a case for so many seconds, twice at least; `between` is called before each."""
+    """Run a case for some seconds, at least twice; `between` is called before each run."""
     start, first, outcome, index = time.perf_counter(), None, "same bits", 0
     for index, found in enumerate(results(case, sys.maxsize, device), 1):
         if first is None:
@@ -138,7 +138,7 @@ def _different(found: Observation, first: Observation) -> list[str]:
 
 
 def cautious(case: Case, device: torch.device, seconds: float) -> Found:
-    """A first call, which does not wait long for a program that does not come."""
+    """Make a first call, which waits only briefly for a program that never arrives."""
     before, fused.LIMIT = fused.LIMIT, _SOON
     try:
         return repeat(case, device, seconds)
@@ -147,12 +147,12 @@ def cautious(case: Case, device: torch.device, seconds: float) -> Found:
 
 
 def idle(case: Case, device: torch.device, seconds: float) -> Found:
-    """Nothing else runs."""
+    """Run a case while nothing else runs."""
     return repeat(case, device, seconds)
 
 
 def busy(case: Case, device: torch.device, seconds: float) -> Found:
-    """Another stream multiplies, so that not all of the GPU is free when a call is launched."""
+    """Run a case while another stream multiplies, so that part of the GPU is taken when a call is launched."""
     (other,) = streams(device, 1)
     load = torch.randn(2048 if device.type == "cuda" else 8, 2048 if device.type == "cuda" else 8, device=device)
 
@@ -165,7 +165,7 @@ def busy(case: Case, device: torch.device, seconds: float) -> Found:
 
 
 def together(case: Case, device: torch.device, seconds: float) -> Found:
-    """Two layers at once, each on a stream of its own, whose programs may not all fit on the GPU."""
+    """Run two layers at once, each on its own stream; their programs may not all fit on the GPU."""
     start, outcome, count = time.perf_counter(), "same bits", 0
     modules = [build(case, LSTM, LSTM, case.dtype).to(device) for _ in range(2)]
     both, inputs = streams(device, 2), draw(case)
@@ -187,10 +187,10 @@ def together(case: Case, device: torch.device, seconds: float) -> Found:
 
 
 def replayed(case: Case, device: torch.device, seconds: float) -> Found:
-    """A forward and a training step as CUDA graphs, replayed."""
+    """Replay a forward and a training step as CUDA graphs."""
     start, total = time.perf_counter(), 0
     module, inputs = build(case, LSTM, LSTM, case.dtype).to(device), draw(case).to(device, case.dtype)
-    # States that a call hands to the next one would be another input at every replay.
+    # A state handed from call to call would be a different input at every replay.
     inputs = replace(inputs, h_0=None, c_0=None)
     for mode in ("inference", "training"):
         with torch.set_grad_enabled(mode == "training"):
@@ -215,7 +215,7 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def poisoned(case: Case, device: torch.device, _: float = 0.0) -> Found:
-    """A NaN, or an Inf that becomes one, in one sequence reaches no other one."""
+    """Check that a NaN, or an infinity that becomes one, stays in its sequence."""
     start = time.perf_counter()
     case = replace(case, poison=float("nan") if case.poison is None else case.poison)
     case = replace(case, loss=("output",), frozen=("input", "hx"))
@@ -230,7 +230,7 @@ def poisoned(case: Case, device: torch.device, _: float = 0.0) -> Found:
 
 
 def run_here(chosen: Sequence[Trial], device: torch.device, seconds: float, write: Callable[[Found], None]) -> None:
-    """Run trials in this process, for so many seconds in all, until one of them leaves the GPU lost to it."""
+    """Run trials in this process for some seconds in all, or until CUDA is unusable here."""
     end = time.perf_counter() + seconds
     with use_engine("cuda"):
         for index, trial in enumerate(chosen):
@@ -247,7 +247,7 @@ def run_here(chosen: Sequence[Trial], device: torch.device, seconds: float, writ
 
 
 def run_in_children(command: list[str], names: list[str], file: Path, seconds: float) -> list[Found]:
-    """Run all trials, in one process as long as it lives.
+    """Run all trials in child processes: a new one starts where the last one died.
 
     command  runs those after a name, `--after NAME`, and adds their lines to the file
     """
@@ -272,7 +272,7 @@ def _add(found: Found, file: Path) -> None:
 
 
 def main() -> int:
-    """Run everything; returns 1 if anything moved."""
+    """Run everything; returns 1 if a trial failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu_stress", description=__doc__)
     parser.add_argument("--once", action="store_true", help="small shapes, each once: for compute-sanitizer")
     parser.add_argument("--seconds", type=float, default=60, help="for so long in all (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""How fast this machine can multiply: in registers alone, which no product exceeds, and in torch's large products."""
+"""How fast this machine can multiply: in registers, the limit of every product, and in a large torch.mm."""
 
 import time
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import torch
 from torchlstm.engines.cpu.calls import load
 from torchlstm.engines.cpu.engine import ISAS
 
-# What the kernel calls the pairs of AVX512-BF16; see kernel.h.
+# The kernel's number for pairs of AVX512-BF16; see kernel.h.
 _PAIRS = 4
 
-# Rounds of a measurement: some milliseconds, so that starting the threads does not count.
+# Rounds per measurement: some milliseconds, so that the start of the threads does not count.
 _ROUNDS = 1 << 20
 
 
 def _best(run: Callable[[], float], seconds: float) -> float:
-    """GF/s of the fastest of many runs, at least three; each returns its operations."""
+    """Return the GF/s of the fastest of at least three runs; each run returns its number of operations."""
     best, done, end = 0.0, 0, time.perf_counter() + seconds
     while done < 3 or time.perf_counter() < end:
         start = time.perf_counter()
@@ -27,9 +27,9 @@ def _best(run: Callable[[], float], seconds: float) -> float:
 
 
 def register_limits(threads: int, quick: bool) -> dict[str, dict[str, float]] | None:
-    """GF/s of multiply-adds in registers, by instruction set that the machine has and by dtype; None without kernel.
+    """Return GF/s of multiply-adds in registers, by the machine's instruction sets and by dtype; None without kernel.
 
-    bfloat16 stands with AVX-512: two products of a pair and their sum in one instruction.
+    bfloat16 is listed under AVX-512: one instruction makes the two products of a pair and their sum.
     """
     kernel, missing = load()
     if missing is not None:
@@ -50,7 +50,7 @@ def register_limits(threads: int, quick: bool) -> dict[str, dict[str, float]] | 
 
 
 def product_speed(device: str, dtype: torch.dtype, quick: bool) -> float:
-    """GF/s of the best of many large matrix products of torch."""
+    """Return the GF/s of the fastest of many large matrix products of torch."""
     size = 256 if quick else 8192 if device == "cuda" else 2048
     a, b, out = (torch.rand(size, size, device=device).to(dtype) for _ in range(3))
 
@@ -64,7 +64,7 @@ def product_speed(device: str, dtype: torch.dtype, quick: bool) -> float:
 
 
 def peak_of(environment: dict[str, Any], device: str, dtype: str) -> float | None:
-    """GF/s that a workload's share is of: those of the set that the kernel uses, torch's product on CUDA.
+    """Return the GF/s that are a workload's 100 %: of the kernel's instruction set, on CUDA of torch's product.
 
     Half precision is float32 inside where there are no instructions for it.  Without a kernel it is torch's product.
     """
@@ -79,7 +79,7 @@ def peak_of(environment: dict[str, Any], device: str, dtype: str) -> float | Non
 
 
 def threads_used() -> int | None:
-    """How many threads the latest call of the CPU engine really used; None where it does not tell."""
+    """Return how many threads the latest call of the CPU engine used; None where it does not tell."""
     from torchlstm.engines.cpu import engine
 
     latest = getattr(engine, "latest_threads", None)

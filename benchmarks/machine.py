@@ -1,16 +1,16 @@
-"""What a processor is: its family and model, the name that these are known by, and its widest vectors."""
+"""What a processor is: its family and model, the name of its design, and its widest vectors."""
 
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
-# Of the flags that Linux lists, those that decide how fast a product of matrices is.
+# Those of Linux's flags that decide how fast a matrix product is.
 _FLAGS = re.compile(r"avx\w*|fma|f16c|amx\w*|sse4_2|neon|asimd\w*|sve\w*|i8mm|bf16")
 
 _VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
 
-# Vendor and family; of each design the models, first to last.  As in Linux's arch/x86/kernel/cpu/amd.c and
+# By vendor and family, the models of each design, first to last.  As in Linux's arch/x86/kernel/cpu/amd.c and
 # arch/x86/include/asm/intel-family.h.
 _DESIGNS: dict[tuple[str, int], dict[str, list[tuple[int, int]]]] = {
     ("AMD", 23): {
@@ -45,7 +45,7 @@ _DESIGNS: dict[tuple[str, int], dict[str, list[tuple[int, int]]]] = {
 def processor(text: str | None = None) -> dict[str, Any]:
     """The processor: `name` as it calls itself, `vendor`, `family`, `model`, `design`, and the `flags` that matter.
 
-    What is not known is None.  `text` is that of /proc/cpuinfo, by default this machine's, where there is one.
+    Unknown fields are None.  `text` is a /proc/cpuinfo, by default this machine's, where there is one.
     """
     if text is None:
         try:
@@ -86,7 +86,7 @@ def _vectors(flags: list[str]) -> str:
 
 
 def described(known: dict[str, Any]) -> str:
-    """A processor in words: "AMD family 25 model 17 (Zen 4), AVX-512"; without numbers, as it calls itself."""
+    """A processor in words: "AMD family 25 model 17 (Zen 4), AVX-512"; without numbers, the name it reports."""
     if known["family"] is None or known["model"] is None:
         return f"{known['name']}{_vectors(known['flags'])}"
     design = f" ({known['design']})" if known["design"] else ""
@@ -94,7 +94,7 @@ def described(known: dict[str, Any]) -> str:
 
 
 def short(known: dict[str, Any]) -> str:
-    """A processor's name for a file's: vendor and design, the numbers of one whose design is not known."""
+    """A processor's name for file names: vendor and design, or vendor, family and model of an unknown design."""
     if known["design"]:
         return f"{known['vendor']} {known['design']}"
     return described(known | {"flags": []})

@@ -21,14 +21,14 @@ from .record import Mode, Row, Timing
 from .unfit import Unfit, first_line
 from .workloads import MODES, Workload, is_sweep
 
-# A measurement lasts at least this long: 100 calls of the shortest, of 10 us.  The clock takes 0.1 us, and the first
-# call after the other module's finds its memory out of the nearest cache.
+# A measurement lasts at least this long: 100 calls of 10 us, the shortest.  The clock takes 0.1 us, and the first
+# call after the other module's misses the nearest cache.
 SHORTEST = 1e-3
 
 # Blocks of a peer that is timed apart.
 _ROUNDS = 5
 
-# A point of a sweep is one of many on a curve.
+# A point of a sweep gets less time: it is one of many on a curve.
 _SWEEP_SECONDS = 0.3
 
 
@@ -153,7 +153,7 @@ def _alone(call: Call, settings: Settings, seconds: float) -> float:
 
 
 def apart(make: Callable[[], Call], ours: Call, settings: Settings) -> Pairs:
-    """Time a peer whose threads spin between calls: blocks of it and of ours in turns; it lives for its blocks only."""
+    """Time a peer whose threads spin between calls: blocks of it and of ours in turns; it exists only in its blocks."""
     seconds = settings.seconds / _ROUNDS / 2
     blocks = []
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""Peak memory of one training step, in a process of its own: what a step before it left behind does not count."""
+"""Peak memory of one training step, in a process of its own, so that no earlier step counts."""
 
 import argparse
 import json
@@ -43,17 +43,17 @@ def _resident(field: str) -> float:
 
 
 def peak_of_step(name: str, ours: bool, device: str) -> float:
-    """MB at the peak of one training step of a workload, above what was there before it."""
+    """Return the peak MB of one training step of a workload, above what was there before it."""
     workload = WORKLOADS[name]
     tiny = workload.shrunk()
-    # What a first call loads and sets up is the library's, not the step's.
+    # What a first call loads belongs to the library, not to the step.
     training(module_of(tiny, ours, device), tiny.inputs().to(torch.device(device), tiny.case.dtype))()
     inputs = workload.inputs().to(torch.device(device), workload.case.dtype)
     return peak_of(training(module_of(workload, ours, device), inputs), device)
 
 
 def peak_of(step: Callable[[], Any], device: str) -> float:
-    """MB at the peak of a call, its result included, above what was there before it."""
+    """Return the peak MB of a call, its result included, above what was there before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -62,7 +62,7 @@ def peak_of(step: Callable[[], Any], device: str) -> float:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        # Sets the high-water mark back to what is resident now.
+        # Resets the high-water mark to what is resident now.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = int(_resident("VmRSS"))
         kept = step()

@@ -1,4 +1,4 @@
-"""ONNX Runtime's LSTM: the operator as a model of one node a layer, inference only; its weights in 8 bits if asked."""
+"""ONNX Runtime's LSTM operator, inference only: a model with one node per layer, with int8 weights if asked."""
 
 import logging
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def _is_alone(workload: Workload) -> bool:
 def model_of(workload: Workload, module: nn.Module) -> bytes:
     """The module as an ONNX model: X (T, B, I), lengths (B,), h_0 and c_0 -> Y (T, B, D*H), h_n, c_n.
 
-    Of one layer in one direction it is one node, and Y (T, 1, B, H) as that leaves it: nothing is measured besides.
+    One layer in one direction is one node with its own Y (T, 1, B, H), so that nothing else is measured.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -99,11 +99,11 @@ def model_of(workload: Workload, module: nn.Module) -> bytes:
 
 
 def quantized(model: bytes) -> bytes:
-    """The same model with `DynamicQuantizeLSTM` of com.microsoft, as ONNX Runtime's own tool makes it: int8 weights."""
+    """Return the model with int8 weights: com.microsoft's `DynamicQuantizeLSTM`, made by ONNX Runtime's own tool."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # The tool writes files only, and recommends a pass over the model that changes nothing in one of LSTMs.
+    # The tool writes only to files, and recommends a pass that changes nothing in a model of LSTMs.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -118,9 +118,9 @@ def quantized(model: bytes) -> bytes:
 def prepare(
     workload: Workload, inputs: Inputs, device: str, int8: bool = False
 ) -> tuple[Callable[[], Any], dict[str, Tensor]]:
-    """A call of a session of its own, which ends with the call's last reference, and the results of one call.
+    """Return a call with its own session, which ends with the call's last reference, and the results of one call.
 
-    Where states are given, the next call gets those of this one; a ragged batch comes padded, with its lengths.
+    Where states are given, each call gets those of the call before; a ragged batch is padded and has its lengths.
 
     int8  whether the model is `quantized`
     """
@@ -162,6 +162,6 @@ def prepare(
     if cell:
         return call, {"h_n": h_n[0], "c_n": c_n[0]}
     if lengths is not None:
-        # The output's rows in the order in which a PackedSequence holds them.
+        # The output's rows in the order of a PackedSequence.
         output = nn.utils.rnn.pack_padded_sequence(output, lengths, enforce_sorted=False).data
     return call, {"output": output, "h_n": h_n, "c_n": c_n}

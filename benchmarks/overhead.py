@@ -1,4 +1,4 @@
-"""What a call costs before anything is computed: microseconds of calls that are as small as can be."""
+"""The overhead of a call: microseconds of the smallest possible calls."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -21,7 +21,7 @@ def _timed(first: Callable[[], Any], second: Callable[[], Any], settings: Settin
 
 
 def _access(settings: Settings) -> Figures:
-    """The question whether all tensors of a call are plain ones: 13 of them, those of a layer with every weight."""
+    """Time the check that all tensors of a call are plain: 13 of them, those of a layer with every weight."""
     module = LSTM(2, 3, bidirectional=True, proj_size=2)
     tensors = [torch.randn(3, 2), *torch.randn(2, 2, 2, 3), *module.parameters()]
     assert len(tensors) == 13
@@ -30,7 +30,7 @@ def _access(settings: Settings) -> Figures:
 
 
 def _small(theirs: type[nn.Module], ours: type[nn.Module], *arguments: Any) -> Callable[[Settings], Figures]:
-    """A call of one unit."""
+    """Time a call with one unit."""
 
     def measure(settings: Settings) -> Figures:
         their_module, our_module = theirs(1, 1).eval(), ours(1, 1).eval()

@@ -17,8 +17,8 @@ from .workloads import MODES, Workload
 
 INSTALL = 'pip install -c constraints.txt -e ".[bench]"'
 
-# How far a peer may be from nn.LSTM and still be said to compute the same, times the largest element.  Peers have
-# accuracies of their own (ONNX Runtime approximates tanh); a wrong gate is off by far more.
+# A peer's largest difference from nn.LSTM, relative to the largest element, that still counts as the same result.
+# Peers have their own accuracies (ONNX Runtime approximates tanh); a wrong gate differs by far more.
 _CLOSE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -47,7 +47,7 @@ class Peer:
     apart: bool = False
 
     def missing(self) -> str | None:
-        """Why the peer is not here, or None."""
+        """Why the peer is missing, or None."""
         absent = [package for package in self.packages if find_spec(package) is None]
         return f"{' and '.join(absent)} not installed ({INSTALL})" if absent else None
 
@@ -74,7 +74,7 @@ def _compile(workload: Workload, inputs: Inputs, mode: str, device: str) -> Prep
 
 
 def _opacus(workload: Workload, inputs: Inputs, mode: str, device: str) -> Prepared:
-    """A training step of DPLSTM, without per-sample gradients, which nobody else computes."""
+    """A training step of DPLSTM, without per-sample gradients, since the other peers compute none."""
     if workload.case.cell:
         raise Unfit("opacus has no LSTMCell of its own to call")
     if workload.proj_size:
@@ -94,14 +94,14 @@ def _ort(workload: Workload, inputs: Inputs, mode: str, device: str) -> Prepared
 PEERS: dict[str, Peer] = {
     "nn": Peer("nn", _nn),
     "compile": Peer("compile", _compile),
-    # Its threads spin after every call and would take the cores from whoever comes next.
+    # Its threads spin after every call, and would take the cores from the next module.
     "ort": Peer("ort", _ort, ("onnx", "onnxruntime"), ("inference",), apart=True),
     "opacus": Peer("opacus", _opacus, ("opacus",), ("training",)),
 }
 
 
 def choose(names: str) -> tuple[list[str], dict[str, str]]:
-    """The peers of a list such as "nn,ort", nn.LSTM always first, and those of "all" that are missing, with the reason.
+    """Return the peers of a list such as "nn,ort", nn.LSTM first, and those of "all" that are missing, with reasons.
 
     Raises ValueError for a name that does not exist or a peer that is asked for by name and missing.
     """
@@ -117,7 +117,7 @@ def choose(names: str) -> tuple[list[str], dict[str, str]]:
 
 
 def prepare(peer: Peer, workload: Workload, inputs: Inputs, mode: str, device: str) -> Prepared:
-    """The peer ready to be timed, its results compared with nn.LSTM's; raises Unfit where there is no comparison."""
+    """Return the peer ready to be timed, after comparing its results with nn.LSTM's; raises Unfit if it cannot be."""
     if workload.case.form in ("lengths", "resets") and peer.name not in ("nn", "compile"):
         raise Unfit(f"{peer.name} is not called with {workload.case.form}")
     try:

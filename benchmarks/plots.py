@@ -61,7 +61,7 @@ def _plain(value: float, _: Any = None) -> str:
 
 
 def _ratios(run: Run) -> Figure | None:
-    """The ratios of all workloads but those of short calls, which have a picture of their own."""
+    """The ratios of all workloads except short calls, which have a picture of their own."""
     return _bars(run, [row for row in rows_of(run) if not is_short(row["group"])])
 
 
@@ -87,7 +87,7 @@ def _bars(run: Run, rows: list[Row]) -> Figure | None:
             ratio, low, high = timing["ratio"], timing["low"], timing["high"]
             if ratio is None or low is None or high is None:
                 continue
-            # From 1, where neither is faster.
+            # Bars begin at 1, where neither is faster.
             axes.barh(place + shift, ratio - 1, 0.38, left=1, color=_COLOURS[name])
             axes.plot((low, high), (place + shift,) * 2, color="#222222", linewidth=1, marker="|", markersize=4)
             label = f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.3g}"
@@ -162,7 +162,7 @@ def _peaks(run: Run) -> dict[str, float]:
 
 
 def _roofline(run: Run) -> Figure | None:
-    """Achieved GF/s against arithmetic intensity, under what multiply-adds in registers and torch's products reach."""
+    """Achieved GF/s against arithmetic intensity, under the speed of multiply-adds in registers and of torch.mm."""
     rows = [row for row in rows_of(run) if row["outcome"] == "measured"]
     peaks = _peaks(run)
     if not rows:

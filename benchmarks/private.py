@@ -32,7 +32,7 @@ WHO = ("plain", "ours", "ghost", "vmap", "dplstm")
 
 
 def step_of(workload: Workload, who: str) -> Call:
-    """One step, forward and backward, that leaves or returns gradients: of each sample, but in the plain step."""
+    """One forward and backward that leaves or returns the gradients of each sample; in the plain step, of the batch."""
     import opacus.grad_sample as gs
     from opacus.layers import DPLSTM
 
@@ -60,7 +60,7 @@ def step_of(workload: Workload, who: str) -> Call:
         loss: Tensor = torch.stack([(seen[name] * inputs.cotangents[name]).sum() for name in seen]).sum()
         loss.backward(retain_graph=who == "ghost")
         if who == "ghost":
-            # The second backward, of the clipped loss: as much work whatever the factors are.
+            # The second backward is that of the clipped loss; the factors do not change its work.
             run.disable_hooks()
             module.zero_grad()
             loss.backward()
@@ -71,7 +71,7 @@ def step_of(workload: Workload, who: str) -> Call:
 
 
 def _vmapped(module: nn.Module, input: Tensor) -> Call:
-    """By torch.func; dense batches only."""
+    """The gradients of each sample by torch.func, for dense batches."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
 
     def loss(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def _vmapped(module: nn.Module, input: Tensor) -> Call:
 
 
 def row(name: str, threads: int, seconds: float, quick: bool) -> dict[str, float | None]:
-    """The figures of one workload: milliseconds, and MB at the peak of a step."""
+    """The figures of one workload: milliseconds, and peak MB of a step."""
     workload = WORKLOADS[name].shrunk() if quick else WORKLOADS[name]
     ours, found = step_of(workload, "ours"), dict[str, float | None]()
     for who in WHO:
@@ -124,7 +124,7 @@ def table(rows: dict[str, dict[str, float | None]]) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measure and print a table; with --peak, one figure."""
+    """Measure and print a table, or with --peak one figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.private", description=__doc__)
     parser.add_argument("--only", help="names of workloads, separated by commas", default=",".join(NAMES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,16 +1,16 @@
-"""What a run leaves behind: plain data, written to JSON as it is; README.md describes every field."""
+"""The record of a run: plain data, written to JSON as it is; README.md describes every field."""
 
 import json
 from pathlib import Path
 from typing import Any, TypedDict
 
-# In files of schema 1 `peak` is the share of torch's product, and there are no rows of another kind.
+# In files of schema 1, `peak` is the share of torch.mm's speed, and there are no rows of another kind.
 SCHEMA = 2
 _READABLE = (1, 2)
 
 
 class Timing(TypedDict):
-    """A peer against ours in one mode; no ratio where there is none to be had, and then a note why."""
+    """A peer against ours in one mode; without a ratio, the note says why."""
 
     ms: float | None
     ours_ms: float | None
@@ -41,7 +41,7 @@ class Memory(TypedDict):
 
 
 class Row(TypedDict):
-    """One workload; without green parity it has no figures."""
+    """One workload; if its parity failed it has no figures."""
 
     workload: str
     group: str
@@ -56,7 +56,7 @@ class Row(TypedDict):
 
 
 class ExtraRow(TypedDict):
-    """A row of another kind: figures by the names of their columns, or a note why there are none."""
+    """A row of another kind: figures by column, or a note that says why there are none."""
 
     name: str
     group: str
@@ -88,7 +88,7 @@ def load(path: str | Path) -> Run:
 
 
 def _from_first(run: Run) -> Run:
-    """A run of schema 1, with what it did not know as unknown."""
+    """A run of schema 1, with the fields it did not have as None."""
     run["environment"] |= {"isa": None, "limit_gflops": None}
     run["extras"] = []
     for row in run["rows"]:

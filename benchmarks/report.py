@@ -1,6 +1,7 @@
-"""A run as text: the table of the terminal, the same as Markdown, and what both say below it."""
+"""A run as text: the table for the terminal, the same as Markdown, and the lines below both."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,14 +11,14 @@ from .workloads import MODES, WORKLOADS, is_averaged, is_sweep
 
 START, END = "<!-- table -->", "<!-- end table -->"
 
-# Below this a ratio is slower; between it and 1 is what two runs of the same program differ by.
+# Below this ratio ours is slower; between it and 1 lies the difference of two runs of the same program.
 _TIE = 0.97
 
 _NAME_WIDTH = max(len(name) for name in WORKLOADS if not is_sweep(WORKLOADS[name].group))
 
 
 class Table:
-    """The rows of one run as cells; notes are numbered as they come up and stand below the table."""
+    """The rows of one run as cells; notes are numbered in order of appearance and printed below the table."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -30,7 +31,7 @@ class Table:
         self.columns += [(f"{peer}/ours {mode}", 18) for peer, mode in self.others]
 
     def cells(self, row: Row) -> list[str]:
-        """A row's cells, as many as there are columns; one that has no figures says why in the second."""
+        """A row's cells, one per column; a row without figures says why in the second cell."""
         if row["outcome"] != "measured":
             what = "PARITY FAILS" if row["outcome"] == "red" else "refused"
             return [row["workload"], f"{what}: {row['parity']}"] + [""] * (len(self.columns) - 2)
@@ -90,7 +91,7 @@ class Table:
         return "  ".join(wide).rstrip()
 
     def below(self) -> list[str]:
-        """Means, where ours is slower, who was left out, and the notes."""
+        """Means, workloads where ours is slower, peers left out, and the notes."""
         lines = list(_means(self.run))
         slow = [
             f"{row['workload']} {name} {timing['ratio']:.2f}"
@@ -115,12 +116,12 @@ def _columns(run: Run) -> list[tuple[str, str]]:
 
 
 def rows_of(run: Run) -> list[Row]:
-    """The rows of the table: all but the sweeps' points, which are there for a plot."""
+    """The rows of the table: all except the points of the sweeps, which are for the plots."""
     return [row for row in run["rows"] if not is_sweep(row["group"])]
 
 
 def peak_in_words(run: Run) -> str:
-    """What the shares of the peak are shares of, and the speeds besides."""
+    """Say what the shares of the peak are relative to, and the speeds."""
     environment = run["environment"]
     products = _speeds(environment["product_gflops"])
     limits: dict[str, dict[str, float]] | None = environment["limit_gflops"]
@@ -142,7 +143,7 @@ def threads(run: Run) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     if value is None:
         return ""
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
@@ -150,12 +151,12 @@ def number(value: float | None) -> str:
 
 
 def geometric_mean(values: list[float]) -> float:
-    """The mean of ratios."""
+    """The geometric mean of ratios."""
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def _means(run: Run) -> Iterator[str]:
-    """Of each group the geometric mean of its ratios, and the least of them."""
+    """For each group, the geometric mean of its ratios and the lowest of them."""
     groups = dict.fromkeys(row["group"] for row in rows_of(run) if is_averaged(row["group"]))
     for group in groups:
         rows = [row for row in rows_of(run) if row["group"] == group]
@@ -190,7 +191,7 @@ def _fewer_threads(run: Run) -> Iterator[str]:
 
 
 def _extra_tables(extras: Sequence[ExtraRow]) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Of each group of rows of another kind the names of its columns, and its cells."""
+    """For each group of rows of another kind, the names of its columns and its cells."""
     for group in dict.fromkeys(row["group"] for row in extras):
         rows = [row for row in extras if row["group"] == group]
         columns = list(dict.fromkeys(column for row in rows for column in row["figures"]))
@@ -202,7 +203,7 @@ def _extra_tables(extras: Sequence[ExtraRow]) -> Iterator[tuple[list[str], list[
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Cells as lines for the terminal, each column as wide as its widest."""
+    """Cells as lines for the terminal, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
@@ -220,7 +221,7 @@ def text(run: Run) -> str:
 
 
 def markdown_table(names: list[str], cells: list[list[str]], left: int) -> str:
-    """Cells as a table of Markdown; the first columns, so many, are of words."""
+    """Cells as a table of Markdown; the first `left` columns are text, the others numbers."""
     lines = ["| " + " | ".join(names) + " |", "|---" * left + "|---:" * (len(names) - left) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
     return "\n".join(lines)
@@ -237,12 +238,20 @@ def markdown(run: Run) -> str:
 
 
 def write_markdown(runs: list[Run], path: str | Path) -> None:
-    """Write the tables to a file; one with a marked place keeps everything around it."""
-    file, tables = Path(path), "\n\n".join(map(markdown, runs))
+    """Write the tables to a file; a page with marked places keeps everything around them.
+
+    The first place takes the first run, and so on; the last takes all remaining runs.  A place without a run stays.
+    """
+    file = Path(path)
     old = file.read_text(encoding="utf-8") if file.exists() else ""
-    if START in old and END in old.split(START, 1)[1]:
-        before, rest = old.split(START, 1)
-        after = rest.split(END, 1)[1]
-        file.write_text(f"{before}{START}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
-    else:
-        file.write_text(tables + "\n", encoding="utf-8")
+    # Every second part is a place.
+    parts = re.split(f"({re.escape(START)}.*?{re.escape(END)})", old, flags=re.DOTALL)
+    places = range(1, len(parts), 2)
+    for first, place in enumerate(places):
+        if here := runs[first:] if place == places[-1] else runs[first : first + 1]:
+            parts[place] = f"{START}\n\n{_tables(here)}\n\n{END}"
+    file.write_text("".join(parts) if places else _tables(runs) + "\n", encoding="utf-8")
+
+
+def _tables(runs: list[Run]) -> str:
+    return "\n\n".join(map(markdown, runs))

@@ -1,4 +1,4 @@
-"""Who a frozen LSTM is timed and judged beside: nn.LSTM, ours unfrozen, torch.ao's two, ONNX Runtime's two."""
+"""What a frozen LSTM is compared with: nn.LSTM, ours before freezing, two of torch.ao, two of ONNX Runtime."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .calls import Call, inference, module_of, results
 from .unfit import Unfit
 from .workloads import Workload
 
-# What `torchlstm.freeze` is asked for, by the name in the tables.
+# The format given to `torchlstm.freeze`, by its name in the tables.
 FORMATS: dict[str, torch.dtype | None] = {
     "as-is": None,
     "bfloat16": torch.bfloat16,
@@ -25,8 +25,8 @@ FORMATS: dict[str, torch.dtype | None] = {
     "int8": torch.int8,
 }
 
-# How far each may be from nn.LSTM in float64, times the largest element, and still be said to compute an LSTM: a wrong
-# gate is off by far more.  ONNX Runtime approximates tanh.
+# The largest difference of each from nn.LSTM in float64, relative to the largest element, that still counts as an LSTM:
+# a wrong gate differs by far more.  ONNX Runtime approximates tanh.
 _CLOSE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2, "int8": 2e-1}
 
 
@@ -59,7 +59,7 @@ class Rival:
 
 
 def freeze(model: nn.Module, weights: torch.dtype | None) -> nn.Module:
-    """`torchlstm.freeze`; Unfit where this torchlstm has none."""
+    """`torchlstm.freeze`; raises Unfit if this torchlstm does not have it."""
     found: Callable[..., nn.Module] | None = getattr(torchlstm, "freeze", None)
     if found is None:
         raise Unfit("this torchlstm has no freeze")
@@ -67,7 +67,7 @@ def freeze(model: nn.Module, weights: torch.dtype | None) -> nn.Module:
 
 
 def torch_ao(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a model with torch.ao's dynamic LSTMs for nn's; what torch says of its own future is known."""
+    """A copy of a model with torch.ao's dynamic LSTMs in place of nn's, without torch's deprecation warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
@@ -76,7 +76,7 @@ def torch_ao(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _alone(module: nn.Module, lower: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """What stands for a module in a model of nothing else: torch.ao replaces children only."""
+    """A model that holds one module and nothing else: torch.ao replaces only children."""
     [child] = lower(nn.Sequential(module)).children()
     return child
 
@@ -123,12 +123,12 @@ RIVALS = {
 
 
 def ours(workload: Workload, inputs: Inputs, weights: str) -> Subject:
-    """Our frozen module in one of FORMATS; Unfit where this torchlstm has none."""
+    """Our frozen module in one of FORMATS; raises Unfit if this torchlstm cannot freeze."""
     return _subject(_alone(module_of(workload, True), lambda model: freeze(model, FORMATS[weights])), inputs)
 
 
 def check(name: str, bits: str, seen: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    """Raise Unfit where results are not those of this LSTM in weights of so many bits."""
+    """Raise Unfit unless the results are those of this LSTM, within the tolerance of its format."""
     for key, right in truth.items():
         gap = (seen[key].double() - right).abs().max().item()
         if not gap <= _CLOSE["float32" if bits == "as-is" else bits] * max(1.0, right.abs().max().item()):

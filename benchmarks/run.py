@@ -18,7 +18,7 @@ from .workloads import Workload
 
 
 def start(settings: Settings, workloads: Sequence[Workload], left_out: dict[str, str]) -> Run:
-    """A run without rows: where and how it will be measured."""
+    """Return a run without rows: where and how it will be measured."""
     dtypes = {torch.float32} | ({w.case.dtype for w in workloads} if settings.device == "cuda" else set())
     place = environment(settings.device)  # the load before, that is
     products = {
@@ -37,9 +37,9 @@ def start(settings: Settings, workloads: Sequence[Workload], left_out: dict[str,
 
 
 def measure_all(run: Run, settings: Settings, workloads: Sequence[Workload], show: Callable[[Row], None]) -> None:
-    """Add every workload's row to the run, showing each as soon as it is there."""
+    """Add every workload's row to the run, and show each as soon as it is measured."""
     with use_engine(settings.engine), warnings.catch_warnings():
-        # What nn.LSTM has to say of itself is known.
+        # nn.LSTM's own warnings say nothing new here.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported")
         for workload in progress(workloads, len(workloads), "benchmarks"):
             peak = peak_of(run["environment"], settings.device, workload.sizes()["dtype"])

@@ -1,4 +1,4 @@
-"""What a run measures: the workloads and the other rows whose names or groups match what was asked for."""
+"""What a run measures: the workloads and other rows whose names or groups match the patterns."""
 
 from . import busy, frozen, frozen_stream, overhead
 from .extras import Extra
@@ -10,7 +10,7 @@ EXTRAS: dict[str, Extra] = {
 
 
 def select(patterns: str | None, device: str) -> tuple[list[Workload], list[Extra]]:
-    """As `workloads.matching`, of both; None means all but the sweeps."""
+    """As `workloads.matching`, for both kinds of rows; None means all except the sweeps."""
     if patterns is None:
         chosen: list[Workload | Extra] = [*WORKLOADS.values(), *EXTRAS.values()]
         chosen = [row for row in chosen if device in row.devices and not is_sweep(row.group)]

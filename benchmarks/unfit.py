@@ -1,4 +1,4 @@
-"""What is said of a failure: why a peer does not run a workload, and an error in one line."""
+"""How a failure is reported: why a peer does not run a workload, and an error in one line."""
 
 
 class Unfit(Exception):
@@ -6,5 +6,5 @@ class Unfit(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says, for a cell or a note of a table."""
+    """An error's type and the first line of its message, for a cell or a note of a table."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:120]}"

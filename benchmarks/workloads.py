@@ -1,4 +1,4 @@
-"""Every workload, written once: its sizes, its inputs, and what it costs on paper."""
+"""Every workload, written once: its sizes, its inputs, and its operations and bytes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Its own."""
+        """Its own name."""
 
     @property
     def group(self) -> str:
-        """What it is shown with."""
+        """The table, mean or plot that it belongs to."""
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where it is measured."""
+        """The devices that it is measured on."""
 
 
 Row = TypeVar("Row", bound=Named)
@@ -51,12 +51,12 @@ class Workload:
 
     @property
     def layers(self) -> int:
-        """L."""
+        """L, the number of layers."""
         return int(self.case.options.get("num_layers", 1))
 
     @property
     def directions(self) -> int:
-        """D."""
+        """D, the number of directions."""
         return 2 if self.case.options.get("bidirectional") else 1
 
     @property
@@ -66,7 +66,7 @@ class Workload:
 
     @property
     def lengths(self) -> list[int] | None:
-        """How long each sequence of a ragged batch is: uniform in 1..T, the same in every run; None if dense."""
+        """The length of each sequence of a ragged batch: uniform in 1..T, the same in every run; None if dense."""
         if self.case.form in ("dense", "resets"):
             return None
         generator = torch.Generator().manual_seed(23)
@@ -85,7 +85,7 @@ class Workload:
         return self.steps * self.case.batch if lengths is None else sum(lengths)
 
     def _products(self) -> Iterator[tuple[int, int, int]]:
-        """The features in, H and R of every layer and direction."""
+        """Yield the input features, H and R of every layer and direction."""
         hidden = self.case.hidden_size
         state = self.proj_size or hidden
         for layer in range(self.layers):
@@ -101,7 +101,7 @@ class Workload:
         return 3 * forward if mode == "training" else forward
 
     def traffic(self, mode: str) -> int:
-        """Bytes that have to move if nothing is kept between two steps but the state.
+        """Bytes that must move if only the state is kept between two steps.
 
         Inference reads the rows and w_ih once, writes the output once, and reads the recurrent weights at every step;
         training moves three times that, and writes and reads the saved gates and cells of every row.
@@ -115,7 +115,7 @@ class Workload:
 
     @property
     def weighs_memory(self) -> bool:
-        """Whether the peak memory of a training step says anything: the gates of all its rows take a megabyte."""
+        """Whether the peak memory of a training step is worth measuring: the gates of all its rows take a megabyte."""
         return self.rows * 4 * self.case.hidden_size * 4 >= 1 << 20 and self.steps > 1
 
     def inputs(self) -> Inputs:
@@ -140,7 +140,7 @@ class Workload:
         return resets
 
     def shrunk(self) -> "Workload":
-        """The same kind of call with sizes that take no time."""
+        """The same kind of call with tiny sizes."""
         case, options = self.case, dict(self.case.options)
         if self.proj_size:
             options["proj_size"] = min(self.proj_size, 8)
@@ -225,7 +225,7 @@ def _everywhere() -> Iterator[Workload]:
 
 
 def _short() -> Iterator[Workload]:
-    """Calls of 10 us and more: one step of a cell, and few steps of a layer; I = H."""
+    """Short calls, from 10 us on: one step of a cell, and few steps of a layer; I = H."""
     for batch in (1, 8, 64):
         for hidden in (16, 64, 128, 256, 512):
             sizes = (1, batch, hidden, hidden)
@@ -237,7 +237,7 @@ def _short() -> Iterator[Workload]:
 
 
 def _sweeps() -> Iterator[Workload]:
-    """Time against T, B and H, one at a time from one middle; only a plot wants them."""
+    """Points for the plots against T, B and H: one of them varies, the others stay at a middle value."""
     for steps in (1, 4, 16, 64, 256):
         yield _workload(f"sweep-T{steps}", "sweep-T", (steps, 16, 128, 128))
     for batch in (1, 4, 16, 64, 256):
@@ -247,7 +247,7 @@ def _sweeps() -> Iterator[Workload]:
 
 
 def _grid() -> Iterator[Workload]:
-    """Where cuDNN is strong and where it is not: small and large H, few and many rows, three dtypes."""
+    """Sizes where cuDNN is strong and where it is weak: small and large H, few and many rows, three dtypes."""
     device = ("cuda",)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         short = str(dtype).removeprefix("torch.")
@@ -286,17 +286,17 @@ def is_sweep(group: str) -> bool:
 
 
 def is_short(group: str) -> bool:
-    """Whether a group is of short calls, whose ratios a picture of their own shows."""
+    """Whether a group has short calls, which are drawn in a picture of their own."""
     return group in ("cell", "steps")
 
 
 def is_averaged(group: str) -> bool:
-    """Whether a geometric mean over the group says something."""
+    """Whether a geometric mean over the group is meaningful."""
     return group == "dense" or is_short(group) or group.startswith(("grid-", "rest-"))
 
 
 def select(patterns: str | None, device: str) -> list[Workload]:
-    """The workloads of a device that `matching` finds; None means all but the sweeps."""
+    """The workloads of a device that `matching` finds; None means all except the sweeps."""
     if patterns is None:
         return [w for w in WORKLOADS.values() if device in w.devices and not is_sweep(w.group)]
     return matching(patterns, device, list(WORKLOADS.values()))
@@ -318,5 +318,5 @@ def matching(patterns: str, device: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def sweeps(device: str) -> list[Workload]:
-    """What the plot against T, B and H needs."""
+    """The workloads that the plot against T, B and H needs."""
     return [w for w in WORKLOADS.values() if is_sweep(w.group) and device in w.devices]

@@ -191,8 +191,22 @@ def test_markdown_fills_a_marked_place(quick_run: Path, tmp_path: Path) -> None:
     for _ in range(2):
         write_markdown([run], page)
         assert page.read_text() == f"before\n{START}\n\n{markdown(run)}\n\n{END}\nafter\n"
-    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    assert readme.count(START) == readme.count(END) == 1
+
+
+def test_markdown_fills_marked_places_in_turn(quick_run: Path, tmp_path: Path) -> None:
+    run, page = load(quick_run / "run.json"), tmp_path / "page.md"
+    other = copy.deepcopy(run)
+    other["environment"]["commit"] = "another"
+    table, another = markdown(run), markdown(other)
+    two = f"before\n{START}\nold\n{END}\nbetween\n{START}\nold\n{END}\nafter\n"
+    for runs, first, second in (
+        ([run], f"\n\n{table}\n\n", "\nold\n"),
+        ([run, other], f"\n\n{table}\n\n", f"\n\n{another}\n\n"),
+        ([run, other, run], f"\n\n{table}\n\n", f"\n\n{another}\n\n{table}\n\n"),
+    ):
+        page.write_text(two)
+        write_markdown(runs, page)
+        assert page.read_text() == f"before\n{START}{first}{END}\nbetween\n{START}{second}{END}\nafter\n"
 
 
 def test_readme_names_every_field(quick_run: Path) -> None:
