@@ -1,4 +1,4 @@
-"""Draws the map of the package in CONTRIBUTING.md, from every file's first sentence and its imports.
+"""Draws the map of the package in docs/map.md, from every file's first sentence and its imports.
 
 `python tests/draw_map.py` writes it.  `tests/project/test_architecture.py` fails where the map is not what would be
 written, and holds the imports to the order of the rooms.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "torchlstm"
-PAGE = ROOT / "CONTRIBUTING.md"
+PAGE = ROOT / "docs" / "map.md"
 BEGIN, END = "<!-- map: python tests/draw_map.py -->\n", "<!-- end of the map -->\n"
 
 # The rooms from above, and whose files they are: a file may import from its own room and from those below it.
