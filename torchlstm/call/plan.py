@@ -1,7 +1,7 @@
-"""The plan of a call: all that its signature settles, in one value, or the error that torch.nn raises for it.
+"""The plan of a call: all that its signature determines, in one value, or the error that torch.nn raises for it.
 
-A signature is what can be known of a call without the numbers in its tensors: types, dtypes, devices and shapes of what
-was given, the module's options, autocast.  Nothing of the weights is in a plan; plans of eager calls are remembered.
+The signature is what is known of a call without the numbers in its tensors: types, dtypes, devices and shapes of the
+arguments, the module's options, autocast.  A plan contains nothing of the weights.  Plans of eager calls are cached.
 """
 
 from enum import Enum
@@ -19,7 +19,7 @@ from .precision import Precision, autocast_dtype, autocast_precision
 
 
 class Form(Enum):
-    """What the input looks like, and so the output."""
+    """The form of the input, which is also that of the output."""
 
     TIME_MAJOR = "(T, B, I)"
     BATCH_FIRST = "(B, T, I)"
@@ -30,7 +30,7 @@ class Form(Enum):
     UNBATCHED_STEP = "of a cell, (I,)"
 
 
-# One direction of one layer: names and expected shapes of w_ih, w_hh, b_ih, b_hh, w_hr; None for what there is not.
+# One direction of one layer: names and expected shapes of w_ih, w_hh, b_ih, b_hh, w_hr; None for a missing one.
 Parameters = tuple[tuple[str, tuple[int, ...]] | None, ...]
 
 
@@ -38,18 +38,18 @@ class Plan(NamedTuple):
     """How a call is computed, from its signature."""
 
     form: Form
-    rows: Dense | None  # T and B; None where only the numbers in a tensor tell
+    rows: Dense | None  # T and B; None where they depend on the numbers in a tensor
     states: int  # L*D
     sizes: tuple[int, ...]  # of the states: R, H
     directions: int
-    segmented: bool = False  # lengths or resets say which steps are sequences of their own
+    segmented: bool = False  # whether lengths or resets cut the batch into segments
     resets: bool = False
     reset_state: bool = False  # whether one was given
-    precision: Precision | None = None  # what autocast asks for
+    precision: Precision | None = None  # the dtypes under autocast; None without it
     dropout: float = 0.0  # between layers, in training
     trace: bool = False
     layers: tuple[tuple[Parameters, ...], ...] = ()  # L of D
-    problems: tuple[Problem, ...] = ()  # L; other rows take the place of theirs where those are not known
+    problems: tuple[Problem, ...] = ()  # L; where `rows` is None, theirs are placeholders
 
     @property
     def unbatched(self) -> bool:
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
         return self.form in (Form.UNBATCHED, Form.UNBATCHED_STEP)
 
 
-# Plans by signature, of eager calls on plain tensors; where there are too many, all are forgotten.
+# The cache: plans of eager calls on plain tensors by signature.  When it is full, it is emptied.
 _plans: dict[tuple[Any, ...], Plan] = {}
 _MOST = 4096
 
@@ -71,10 +71,10 @@ def plan_lstm(
     reset_state: Any = None,
     trace: bool = False,
 ) -> Plan:
-    """Plan a call of an LSTM, or raise what nn.LSTM raises for it, or a clearer error of the same kind.
+    """Plan a call of an LSTM, or raise nn.LSTM's error for it, or a clearer error of the same type.
 
-    module  with nn.LSTM's attributes, and `checkpoint_every`
-    the rest as `LSTM.forward` takes it
+    module  has nn.LSTM's attributes, and `checkpoint_every`
+    The other arguments are those of `LSTM.forward`.
     """
     extras = lengths is not None or resets is not None or reset_state is not None
     key = None if extras else _signature(module, input, hx, "weight_ih_l0")
@@ -93,7 +93,7 @@ def plan_lstm(
     x: Any = input.data if packed else input
     form, rows = _form(x, packed, jagged, module.batch_first)
     directions = 2 if module.bidirectional else 1
-    # Reset states without states are those of the sequences too, as far as the dtype goes.
+    # Without hx the dtype of the reset state counts.
     states = hx if hx is not None else reset_state if resets is not None else None
     c_0, fused = None if states is None else states[1], not packed and not module.proj_size
     precision = autocast_precision(x, c_0, module.proj_size > 0, fused)
@@ -109,7 +109,7 @@ def plan_lstm(
         dtype=x.dtype if precision is None else precision.compute,
         device=x.device,
         trace=trace,
-        # A trace keeps every state: nothing is left to compute again.
+        # A trace keeps every state, so there is nothing to recompute.
         checkpoint_every=None if trace else every,
     )
     others = (first._replace(input_size=directions * state_sizes[0]),) * (module.num_layers - 1)
@@ -132,7 +132,7 @@ def plan_lstm(
 
 
 def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
-    """Plan a call of an LSTMCell, or raise what nn.LSTMCell raises for it, or a clearer error of the same kind."""
+    """Plan a call of an LSTMCell, or raise nn.LSTMCell's error for it, or a clearer error of the same type."""
     key = _signature(module, input, hx, "weight_ih")
     if key is not None:
         key = (*key, module.input_size, module.hidden_size, module.bias_ih is None and module.bias_hh is None)
@@ -172,7 +172,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
 
 
 def plan_stack(module: Any, input: Tensor | PackedSequence, hx: Any) -> Plan:
-    """Plan a call of a `CellStack`, or raise an error for it.  There is nothing to remember: its loop takes longer."""
+    """Plan a call of a `CellStack`, or raise an error.  Not cached: the stack's time loop takes far longer."""
     checks.check_stack_call(module, input, hx)
     packed, jagged = isinstance(input, PackedSequence), is_jagged(input)
     x: Any = input.data if packed else input
@@ -181,7 +181,10 @@ def plan_stack(module: Any, input: Tensor | PackedSequence, hx: Any) -> Plan:
 
 
 def _form(x: Tensor, packed: bool, jagged: bool, batch_first: bool) -> tuple[Form, Dense | None]:
-    """The form of an input or of its data, and its rows where their number is known."""
+    """The form of an input, and its rows where their number is known from the shape.
+
+    x  the input; of a PackedSequence or a jagged tensor its rows
+    """
     if packed:
         return Form.PACKED, None
     if jagged:
@@ -194,18 +197,18 @@ def _form(x: Tensor, packed: bool, jagged: bool, batch_first: bool) -> tuple[For
 
 
 def _signature(module: Any, input: Any, hx: Any, weight: str) -> tuple[Any, ...] | None:
-    """What distinguishes a call from others of the same module's class; None of one whose plan is made anew.
+    """The part of the cache's key that input and states determine, or None for a call whose plan is not cached.
 
-    Of a traced or compiled call shapes are no numbers; what is not of torch's own types has to be looked at.
+    In a traced or compiled call shapes are not numbers, and arguments of other types than torch's own must be checked.
 
-    weight  the name of that whose dtype the input has to have
+    weight  the name of the parameter whose dtype the input must have
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return None
     if type(input) is not Tensor or input.is_nested:
         return None
     try:
-        parameter = module._parameters.get(weight)  # a tenth of the time of nn.Module's own look-up
+        parameter = module._parameters.get(weight)  # a tenth of the time of getattr
     except AttributeError:
         parameter = None
     dtype = (getattr(module, weight) if parameter is None else parameter).dtype
