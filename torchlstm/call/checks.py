@@ -131,7 +131,6 @@ def check_lstm_call(module: Any, input: Any, hx: Any) -> None:
     check_lstm_input(data, packed, module.weight_ih_l0, module.input_size)
     if hx is None:
         return
-    count = module.num_layers * (2 if module.bidirectional else 1)
     if rank == 2:
         hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         batch = 1
@@ -140,11 +139,17 @@ def check_lstm_call(module: Any, input: Any, hx: Any) -> None:
         batch = hx[0].shape[1] if torch.compiler.is_compiling() else int(input.batch_sizes[0])
     else:
         batch = input.shape[0 if jagged or module.batch_first else 1]
-    for index, size in enumerate((module.proj_size or module.hidden_size, module.hidden_size)):
-        expected = (count, batch, size)
-        if hx[index].shape != expected:
-            raise RuntimeError(f"Expected hidden[{index}] size {expected}, got {list(hx[index].shape)}")
+    _check_state_sizes("hidden", module, (batch,), hx)
     check_states(data, hx)
+
+
+def _check_state_sizes(name: str, module: Any, batch: tuple[int, ...], states: Sequence[Tensor]) -> None:
+    """Raise RuntimeError unless the states of an LSTM are (L*D, *batch, R) and (L*D, *batch, H)."""
+    count = module.num_layers * (2 if module.bidirectional else 1)
+    for index, size in enumerate((module.proj_size or module.hidden_size, module.hidden_size)):
+        expected, shape = (count, *batch, size), states[index].shape
+        if shape != expected:
+            raise RuntimeError(f"Expected {name}[{index}] size {expected}, got {list(shape)}")
 
 
 def check_lstm_input(data: Tensor, packed: bool, weight: Tensor, input_size: int) -> None:
@@ -171,11 +176,7 @@ def check_segmented_call(module: Any, input: Any, resets: Any, reset_state: Any)
         raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
     check_pair("lstm", reset_state, "reset_state")
     batch = () if input.dim() == 2 else (input.shape[0 if module.batch_first else 1],)
-    count = module.num_layers * (2 if module.bidirectional else 1)
-    for index, size in enumerate((module.proj_size or module.hidden_size, module.hidden_size)):
-        expected, shape = (count, *batch, size), tuple(reset_state[index].shape)
-        if shape != expected:
-            raise RuntimeError(f"Expected reset_state[{index}] size {expected}, got {list(shape)}")
+    _check_state_sizes("reset_state", module, batch, reset_state)
     check_states(input, reset_state, "reset_state")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Problem, Ragged, Rows, Weights
+from ..engines.contract import Dense, Problem, Ragged, Rows, Weights, stacked
 from ..engines.cpu import frozen
 from ..engines.shared import torch_private
 from ..engines.shared.access import DIRECT, access_of
@@ -207,7 +207,6 @@ def _run(
     store, batch = store_of(int(key)), h_0.shape[1]
     rows: Rows = Dense(steps, batch) if batch_sizes is None else Ragged(batch_sizes)
     sizes = store.sizes
-    state = sizes.proj_size or sizes.hidden_size
     first = Problem(
         rows=rows,
         batch=batch,
@@ -220,10 +219,10 @@ def _run(
         device=x.device,
         cell=store.cell,
     )
-    others = (first._replace(input_size=directions * state),) * (sizes.num_layers - 1)
-    widths = (state, sizes.hidden_size)
+    widths = (sizes.proj_size or sizes.hidden_size, sizes.hidden_size)
     dense = rows if isinstance(rows, Dense) else None
-    plan = Plan(Form.TIME_MAJOR, dense, len(h_0), widths, directions, dropout=dropout, problems=(first, *others))
+    problems = stacked(first, sizes.num_layers)
+    plan = Plan(Form.TIME_MAJOR, dense, len(h_0), widths, directions, dropout=dropout, problems=problems)
     results = _Call(store, plan, Packed(x, rows, batch, None), access_of((x, h_0, c_0)) is DIRECT).run(x, h_0, c_0)
     return tuple(result.contiguous() for result in results)
 

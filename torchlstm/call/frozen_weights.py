@@ -15,6 +15,7 @@ from ..engines.cpu import frozen
 from ..engines.cpu.frozen import Direction, Sizes
 from ..engines.shared import torch_private
 from ..engines.shared.rounding import Format, Rounded, as_float, check_format, rounded
+from .plan import parameters_of, suffixes_of
 
 # A matrix, or a bias.
 Entry: TypeAlias = Rounded | Tensor
@@ -28,16 +29,8 @@ _stores: "weakref.WeakValueDictionary[int, Store]" = weakref.WeakValueDictionary
 
 def shapes_of(sizes: Sizes, cell: bool) -> dict[str, tuple[int, ...]]:
     """The parameters of an LSTM or of a cell by name, in the order of torch.nn, each with its shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    state, features = sizes.proj_size or sizes.hidden_size, sizes.input_size
-    gates = 4 * sizes.hidden_size
-    for suffixes in _suffixes(sizes, cell):
-        of: dict[str, tuple[int, ...]] = {"weight_ih": (gates, features), "weight_hh": (gates, state)}
-        of |= {"bias_ih": (gates,), "bias_hh": (gates,)} if sizes.bias else {}
-        of |= {"weight_hr": (sizes.proj_size, sizes.hidden_size)} if sizes.proj_size else {}
-        shapes |= {kind + suffix: shape for suffix in suffixes for kind, shape in of.items()}
-        features = state * len(suffixes)
-    return shapes
+    layers = parameters_of(_suffixes(sizes, cell), sizes, sizes.bias, sizes.proj_size)
+    return dict(named for layer in layers for direction in layer for named in direction if named is not None)
 
 
 def is_matrix(name: str) -> bool:
@@ -46,11 +39,7 @@ def is_matrix(name: str) -> bool:
 
 
 def _suffixes(sizes: Sizes, cell: bool) -> list[tuple[str, ...]]:
-    """L of D: what follows "weight_ih" and the like in the names of a layer's weights."""
-    if cell:
-        return [("",)]
-    directions = 2 if sizes.bidirectional else 1
-    return [(f"_l{k}", f"_l{k}_reverse")[:directions] for k in range(sizes.num_layers)]
+    return [("",)] if cell else suffixes_of(sizes)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Ragged, rows_of
 from ..engines.shared.torch_private import known_lengths, ragged_axis
 from .segments import Segments, cut
 
@@ -42,8 +42,7 @@ def plan(input: Any) -> Segments:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError("LSTM: torch.jit.trace would keep the offsets of its example: use torch.compile")
     order, sizes, enter, leave = _cut(offsets, lengths, rows)
-    alike = int(sizes[-1]) == enter.shape[1]
-    kind: Rows = Dense(len(sizes), enter.shape[1]) if alike else Ragged(sizes)
+    kind = rows_of(sizes, enter.shape[1])
     # Such a copy does not wait for the device, although this memory is not pinned.
     order, enter, leave = (index.to(device, non_blocking=True) for index in (order, enter, leave))
     return Segments(kind, (rows,), order, enter, leave)

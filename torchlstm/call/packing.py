@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Ragged, Rows, rows_of
 from ..engines.shared.torch_private import expect, peek_interpreter_stack, unsafe_view
 from . import jagged
 from .checks import recorded
@@ -39,10 +39,7 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
     form = plan.form
     if form is Form.PACKED:
         sizes, batch = input.batch_sizes, batch_of(input, hx)
-        steps = sizes.shape[0]
-        # batch_sizes never rise, so the sequences are equally long if the last one equals B.
-        dense = not recorded() and int(sizes[-1]) == batch
-        return Packed(input.data, Dense(steps, batch) if dense else Ragged(sizes), batch, input)
+        return Packed(input.data, Ragged(sizes) if recorded() else rows_of(sizes, batch), batch, input)
     if form is Form.JAGGED:
         sequences = jagged.plan(input)
         assert sequences.order is not None

@@ -4,14 +4,14 @@ The signature is what is known of a call without the numbers in its tensors: typ
 arguments, the module's options, autocast.  A plan contains nothing of the weights.  Plans of eager calls are cached.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Problem
+from ..engines.contract import Dense, Problem, stacked
 from ..engines.shared.torch_private import is_any_autocast_enabled
 from . import checks
 from .jagged import is_jagged
@@ -112,7 +112,6 @@ def plan_lstm(
         # A trace keeps every state, so there is nothing to recompute.
         checkpoint_every=None if trace else every,
     )
-    others = (first._replace(input_size=directions * state_sizes[0]),) * (module.num_layers - 1)
     plan = Plan(
         form,
         rows,
@@ -125,8 +124,8 @@ def plan_lstm(
         precision=precision,
         dropout=module.dropout if module.training and module.num_layers > 1 else 0.0,
         trace=trace,
-        layers=_parameters(module, directions),
-        problems=(first, *others),
+        layers=parameters_of(suffixes_of(module), module, bool(module.bias), module.proj_size),
+        problems=stacked(first, module.num_layers),
     )
     return plan if key is None else _remember(key, plan)
 
@@ -140,10 +139,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
             return known
     checks.check_cell_call(module, input, hx)
     batched, hidden = input.dim() == 2, module.hidden_size
-    gates = 4 * hidden
-    matrices = (("weight_ih", (gates, module.input_size)), ("weight_hh", (gates, hidden)))
     bias = module.bias_ih is not None or module.bias_hh is not None
-    biases = (("bias_ih", (gates,)), ("bias_hh", (gates,))) if bias else (None, None)
     rows = Dense(1, input.shape[0] if batched else 1)
     precision = autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False)
     problem = Problem(
@@ -165,7 +161,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
         (hidden, hidden),
         1,
         precision=precision,
-        layers=(((*matrices, *biases, None),),),
+        layers=parameters_of([("",)], module, bias, 0),
         problems=(problem,),
     )
     return plan if key is None else _remember(key, plan)
@@ -203,7 +199,7 @@ def _signature(module: Any, input: Any, hx: Any, weight: str) -> tuple[Any, ...]
 
     weight  the name of the parameter whose dtype the input must have
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+    if checks.recorded():
         return None
     if type(input) is not Tensor or input.is_nested:
         return None
@@ -232,17 +228,29 @@ def _remember(key: tuple[Any, ...], plan: Plan) -> Plan:
     return plan
 
 
-def _parameters(module: Any, directions: int) -> tuple[tuple[Parameters, ...], ...]:
-    """Names and expected shapes of the weights of every layer and direction of an LSTM."""
-    gates, hidden, proj = 4 * module.hidden_size, module.hidden_size, module.proj_size
+def suffixes_of(sizes: Any) -> list[tuple[str, ...]]:
+    """L of D: what follows "weight_ih" and the like in the names of an LSTM's weights."""
+    directions = 2 if sizes.bidirectional else 1
+    return [(f"_l{k}", f"_l{k}_reverse")[:directions] for k in range(sizes.num_layers)]
+
+
+def parameters_of(
+    suffixes: Sequence[tuple[str, ...]], sizes: Any, bias: bool, proj: int
+) -> tuple[tuple[Parameters, ...], ...]:
+    """Names and expected shapes of the weights of every layer and direction.
+
+    suffixes  as `suffixes_of` returns them; [("",)] for a cell
+    sizes     has input_size and hidden_size
+    """
+    gates, hidden = 4 * sizes.hidden_size, sizes.hidden_size
     state = proj or hidden
-    layers, features = [], module.input_size
-    for k in range(module.num_layers):
+    layers, features = [], sizes.input_size
+    for names in suffixes:
         ways = []
-        for suffix in (f"_l{k}", f"_l{k}_reverse")[:directions]:
-            bias = (("bias_ih" + suffix, (gates,)), ("bias_hh" + suffix, (gates,))) if module.bias else (None, None)
-            matrices = (("weight_ih" + suffix, (gates, features)), ("weight_hh" + suffix, (gates, state)))
-            ways.append((*matrices, *bias, ("weight_hr" + suffix, (proj, hidden)) if proj else None))
+        for name in names:
+            biases = (("bias_ih" + name, (gates,)), ("bias_hh" + name, (gates,))) if bias else (None, None)
+            matrices = (("weight_ih" + name, (gates, features)), ("weight_hh" + name, (gates, state)))
+            ways.append((*matrices, *biases, ("weight_hr" + name, (proj, hidden)) if proj else None))
         layers.append(tuple(ways))
-        features = state * directions
+        features = state * len(names)
     return tuple(layers)

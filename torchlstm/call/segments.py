@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Dense, Ragged, Rows, rows_of
 from ..engines.shared.torch_private import is_batchedtensor
 
 
@@ -64,8 +64,7 @@ def segment(
         rows: Rows = Dense(steps, batch)
     else:
         order, sizes, enter, leave = cut(lengths, resets, steps, batch, strides)
-        alike = int(sizes[-1]) == enter.shape[1]
-        rows = Dense(len(sizes), enter.shape[1]) if alike else Ragged(sizes)
+        rows = rows_of(sizes, enter.shape[1])
         order = order.to(input.device, non_blocking=True)
     # Such a copy does not wait for the device, although this memory is not pinned.
     enter, leave = (index[:directions].to(input.device, non_blocking=True) for index in (enter, leave))

@@ -35,6 +35,11 @@ class Ragged(NamedTuple):
 Rows: TypeAlias = Dense | Ragged
 
 
+def rows_of(batch_sizes: Tensor, batch: int) -> Rows:
+    """The rows of sequences, `Dense` if they are equally long: sizes never rise, so the last one is then B."""
+    return Dense(len(batch_sizes), batch) if int(batch_sizes[-1]) == batch else Ragged(batch_sizes)
+
+
 def check_batch_sizes(sizes: Tensor, rows: int) -> None:
     """Raise RuntimeError unless these are the batch sizes (T,) of so many packed rows."""
     if int(sizes[-1]) < 0 or bool((sizes[1:] > sizes[:-1]).any()):
@@ -86,6 +91,12 @@ class Problem(NamedTuple):
     def batch_sizes(self) -> Tensor | None:
         """(T,) of a ragged batch, None of a dense one."""
         return self.rows.batch_sizes if isinstance(self.rows, Ragged) else None
+
+
+def stacked(first: Problem, layers: int) -> tuple[Problem, ...]:
+    """The problems of all layers of a stack: each takes the output of the layer below."""
+    features = first.directions * (first.proj_size or first.hidden_size)
+    return (first, *(first._replace(input_size=features),) * (layers - 1))
 
 
 def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
