@@ -28,7 +28,11 @@ _recorders: dict[int, Iterator[Recorder | None]] = {}
 
 
 def engines() -> dict[str, str | None]:
-    """The engines by name, in order of preference, each with None or the reason why it is not available."""
+    """The engines in order of preference.
+
+    Returns:
+        For each engine's name None, or the reason why it is not available here.
+    """
     return {name: engine.unavailable() for name, engine in ENGINES.items()}
 
 
@@ -49,13 +53,20 @@ class EngineRefusal(RuntimeError):
 class use_engine:
     """Run every torchlstm module of this process on one engine, from now on or inside a `with` block.
 
-    >>> torchlstm.use_engine("reference")
-    >>> with torchlstm.use_engine("reference"): ...
-    >>> torchlstm.use_engine("auto")
+    A module that the forced engine cannot run raises `EngineRefusal` with the reason.
 
-    A module that the forced engine cannot run raises EngineRefusal with the reason.  "auto" chooses, for each layer,
-    the first engine that can run it.  Raises ValueError for an unknown name and RuntimeError for an engine that is not
-    available here.
+    Args:
+        name: An engine of `engines()`, or "auto": for each layer the first engine that can run it.
+
+    Raises:
+        ValueError: There is no engine of this name.
+        RuntimeError: The engine is not available here.
+
+    Example:
+        >>> import torchlstm
+        >>> with torchlstm.use_engine("reference"):
+        ...     torchlstm.forced_engine()
+        'reference'
     """
 
     def __init__(self, name: str) -> None:

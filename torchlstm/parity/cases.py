@@ -1,4 +1,4 @@
-"""Every parity case, written once; pytest, the command line and a CUDA machine run this table."""
+"""The table of all parity cases, which pytest, the command line and the GPU check run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ class Case:
     hx        none, given, list, aliased, expanded or strided (not contiguous)
     training  False: eval mode, which turns dropout off
     autocast  the dtype of an autocast region around the forward, or None
-    loss      the results that the loss sees
-    frozen    names of parameters that ask for no gradient; "input" and "hx" freeze those
+    loss      the results that the loss depends on
+    frozen    names of parameters without gradient; "input" and "hx" stand for those
     scale     of the input; 1e4 saturates every gate
     poison    a value written into one element of the input of sequence 0
-    trace     the call is `LSTM.trace`, and the loss sees the states and gates of every step too
+    trace     the call is `LSTM.trace`, and the loss depends on the states and gates of every step too
     tf32      what may round float32 to TF32 in products on CUDA: "rnn" nn.LSTM, "matmul" all others, nn.LSTMCell too
-    large     too large for Triton's interpreter, and slow on a CPU: it is for a GPU
+    large     for a GPU only: too large for Triton's interpreter, and slow on a CPU
     """
 
     name: str
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def dropout(self) -> float:
-        """The dropout that this case draws; on CUDA, masks of cuDNN cannot be drawn again unless it is 0 or 1."""
+        """The dropout rate of this case; on CUDA, cuDNN's masks cannot be reproduced unless it is 0 or 1."""
         return float(self.options.get("dropout", 0)) if self.training else 0.0
 
 

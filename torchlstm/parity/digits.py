@@ -1,4 +1,4 @@
-"""How many digits are kept: our rounding error over nn.LSTM's, on random shapes."""
+"""Measures our rounding error over nn.LSTM's, on random shapes."""
 
 import math
 import random
@@ -17,14 +17,14 @@ MOST = 2e7  # multiplications of a forward
 
 
 class Ratio(NamedTuple):
-    """Of one named tensor over all shapes: the error of ours divided by nn.LSTM's; below 1 ours is the smaller one."""
+    """The error of ours over nn.LSTM's for one named tensor, over all shapes; below 1 ours is smaller."""
 
     mean: float  # geometric
     high: float  # the 90th percentile
 
 
 def shapes() -> Iterator[Case]:
-    """Modules in float32 with one layer, a quarter of them projected: the same ones at every call."""
+    """Cases in float32 with one layer, a quarter of them projected; the same at every call."""
     chance = random.Random(5)
 
     def size(least: float, most: float) -> int:
