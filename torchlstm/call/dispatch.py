@@ -63,10 +63,11 @@ class use_engine:
         RuntimeError: The engine is not available here.
 
     Example:
-        >>> import torchlstm
+        >>> import torch, torchlstm
+        >>> lstm = torchlstm.LSTM(3, 4)
         >>> with torchlstm.use_engine("reference"):
-        ...     torchlstm.forced_engine()
-        'reference'
+        ...     print(torchlstm.explain(lstm, torch.zeros(5, 2, 3)).decisions[0].engine)
+        reference
     """
 
     def __init__(self, name: str) -> None:

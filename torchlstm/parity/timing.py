@@ -30,8 +30,8 @@ def interleave(
 ) -> Pairs:
     """Time two computations in turns: at least `least` pairs, and for about `seconds`.
 
-    Each runs once before, unmeasured.  Which of a pair runs first alternates.  A measurement repeats both equally often,
-    until the faster takes at least `shortest` seconds, so that the time of reading the clock does not count.
+    Each runs once before, unmeasured.  Which of a pair runs first alternates.  A measurement repeats both equally
+    often, until the faster takes at least `shortest` seconds, so that the time of reading the clock does not count.
     """
     calls = 1
 
