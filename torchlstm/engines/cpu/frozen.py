@@ -60,6 +60,10 @@ class Packed:
         self.data = engine._empty(torch.empty(0, dtype=torch.uint8), sum(self.bytes) * directions).zero_()
 
 
+# The axes of `_Layout._axes` in the order of the memory.
+_ORDER = (1, 3, 0, 4, 2, 5)
+
+
 class _Layout(NamedTuple):
     """The memory layout of weights (columns, K): blocks of `lanes` columns, and slots of `terms` terms.
 
@@ -87,25 +91,21 @@ class _Layout(NamedTuple):
     def numel(self) -> int:
         return self.gates * self.blocks * self.lanes * self.slots * self.terms
 
-    def _order(self) -> tuple[int, ...]:
-        """The order in memory of the axes (gate, block, lane, slot, group of terms, term of a group)."""
-        return (1, 3, 0, 4, 2, 5)
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """The lengths of the axes: gate, block, lane, slot, group of terms, term of a group."""
+        return self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside
 
     def pack(self, weight: Tensor) -> Tensor:
         """A weight (gates * columns, K) in the order of the memory."""
         padded = weight.new_zeros(self.gates, self.blocks * self.lanes, self.slots * self.terms)
         padded[:, : self.columns, : self.K] = weight.view(self.gates, self.columns, self.K)
-        shape = (self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside)
-        return padded.view(shape).permute(self._order()).contiguous()
+        return padded.view(self._axes).permute(_ORDER).contiguous()
 
     def unpack(self, memory: Tensor) -> Tensor:
         """The inverse of `pack`."""
-        order = self._order()
-        shape = (self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside)
-        lies = memory.view([shape[axis] for axis in order])
-        padded = lies.permute([order.index(axis) for axis in range(6)]).reshape(
-            self.gates, self.blocks * self.lanes, -1
-        )
+        lies = memory.view([self._axes[axis] for axis in _ORDER]).permute([_ORDER.index(axis) for axis in range(6)])
+        padded = lies.reshape(self.gates, self.blocks * self.lanes, -1)
         return padded[:, : self.columns, : self.K].reshape(self.gates * self.columns, self.K)
 
     def pack_columns(self, values: Tensor) -> Tensor:
@@ -208,6 +208,11 @@ def unpack(packed: Packed) -> list[tuple[Direction, ...]]:
     return layers
 
 
+def _is_pair(hx: Any) -> bool:
+    """Whether these are two states, or None for zeros."""
+    return hx is None or (type(hx) in (tuple, list) and len(hx) == 2)
+
+
 def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: Tensor | None) -> Any:
     """What the module returns for this call, or None if the call must take the path in Python.
 
@@ -216,11 +221,9 @@ def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: T
     lengths  must be None
     out      receives the output, or None
     """
-    if is_compiling() or lengths is not None:
+    if is_compiling() or lengths is not None or not _is_pair(hx):
         return None
-    if hx is not None and (type(hx) not in (tuple, list) or len(hx) != 2):
-        return None
-    h, c = (None, None) if hx is None else hx
+    h, c = hx or (None, None)
     if type(x) is not PackedSequence:
         return engine._kernel.frozen_lstm(packed.handle, packed.data, x, h, c, None, batch_first, out)
     if x.sorted_indices is not None:
@@ -231,11 +234,9 @@ def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: T
 
 def run_cell(packed: Packed, x: Any, hx: Any) -> Any:
     """What a cell returns for x (B, I) or (I,), which is (h, c); None if the call must take the path in Python."""
-    if is_compiling():
+    if is_compiling() or not _is_pair(hx):
         return None
-    if hx is not None and (type(hx) not in (tuple, list) or len(hx) != 2):
-        return None
-    h, c = (None, None) if hx is None else hx
+    h, c = hx or (None, None)
     return engine._kernel.frozen_cell(packed.handle, packed.data, x, h, c)
 
 

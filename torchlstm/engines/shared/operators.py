@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..contract import Dense, Problem, Ragged, check_batch_sizes
+from ..contract import Dense, Problem, Ragged, check_batch_sizes, problem_of
 from . import chunks
 from .access import access_of
 from .gradients import gradients
@@ -67,20 +67,10 @@ class Arguments(NamedTuple):
     @property
     def problem(self) -> Problem:
         """The problem that these arguments pose."""
-        directions, batch, size = self.h_0.shape
-        each = len(self.weights) // directions
-        return Problem(
-            rows=Dense(self.steps, batch) if self.batch_sizes is None else Ragged(self.batch_sizes),
-            batch=batch,
-            input_size=self.x.shape[1],
-            hidden_size=self.c_0.shape[2],
-            proj_size=size if each % 2 else 0,
-            directions=directions,
-            bias=each >= 4,
-            dtype=self.x.dtype,
-            device=self.x.device,
-            checkpoint_every=self.every,
-        )
+        directions, batch, _ = self.h_0.shape
+        rows = Dense(self.steps, batch) if self.batch_sizes is None else Ragged(self.batch_sizes)
+        problem = problem_of(self.x, self.h_0, unflatten(self.weights, directions), rows)
+        return problem._replace(checkpoint_every=self.every)
 
     @property
     def call(self) -> Call:
