@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="torchlstm", description="torch.nn.LSTM's drop-in: what is here, is it right")
+    parser = _Parser(prog="torchlstm", description="torchlstm, a drop-in for torch.nn.LSTM")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     commands.add_parser("info", help="versions, devices, engines and why one is unavailable")
     parity = commands.add_parser("parity", help="compare with torch.nn.LSTM, outputs and all gradients")

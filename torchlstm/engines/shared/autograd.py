@@ -259,7 +259,7 @@ def _second_order(
     there = [index for index, tensor in enumerate(tensors) if tensor is not None]
 
     def needed(*args: Tensor) -> tuple[Tensor, ...]:
-        """The gradients that were asked for."""
+        """The gradients that are needed."""
         full: list[Any] = [None] * len(tensors)
         for index, tensor in zip(there, args, strict=True):
             full[index] = tensor

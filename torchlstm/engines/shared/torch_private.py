@@ -22,7 +22,7 @@ class Private(NamedTuple):
     without: str
 
 
-_OUT_OF_C = "calls take the way in Python"
+_OUT_OF_C = "calls take the slower path in Python"
 
 # Every name, beginning with "torch".  `tests/engines/shared/test_torch_private.py` removes each of them in turn.
 NAMES = {
@@ -154,7 +154,7 @@ def find(name: str) -> Any:
 
 def complaint(name: str) -> str:
     """The message for a missing name."""
-    return f"torch {torch.__version__} has {name} no longer ({NAMES[name].use}): {NAMES[name].without}"
+    return f"torch {torch.__version__} no longer has {name} ({NAMES[name].use}): {NAMES[name].without}"
 
 
 def _or_raise(name: str) -> Any:
