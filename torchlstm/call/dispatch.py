@@ -28,16 +28,33 @@ _recorders: dict[int, Iterator[Recorder | None]] = {}
 
 
 def engines() -> dict[str, str | None]:
-    """The engines in order of preference.
+    """Return the engines by name, in order of preference.
 
     Returns:
-        For each engine's name None, or the reason why it is not available here.
+        For each name None, or the reason why this engine is not available here.
+
+    Examples:
+        >>> import torchlstm
+        >>> sorted(torchlstm.engines())
+        ['cpu', 'cuda', 'reference']
+        >>> torchlstm.engines()["reference"] is None
+        True
     """
     return {name: engine.unavailable() for name, engine in ENGINES.items()}
 
 
 def forced_engine() -> str | None:
-    """The engine forced by `use_engine` or the variable TORCHLSTM_ENGINE, or None for automatic choice."""
+    """Return the engine in force by `use_engine` or the variable TORCHLSTM_ENGINE.
+
+    Returns:
+        Its name, or None for automatic choice.
+
+    Examples:
+        >>> from torchlstm.dispatch import forced_engine, use_engine
+        >>> with use_engine("reference"):
+        ...     forced_engine()
+        'reference'
+    """
     return None if _forced == _AUTOMATIC else _forced
 
 
@@ -47,27 +64,40 @@ def takes_native() -> bool:
 
 
 class EngineRefusal(RuntimeError):
-    """The forced engine cannot run this module on this input."""
+    """The engine that was asked for by name cannot run this module on this input; the message says why.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.LSTM(2, 3, dtype=torch.complex64)
+        >>> try:
+        ...     with torchlstm.use_engine("cpu"):
+        ...         lstm(torch.zeros(1, 1, 2, dtype=torch.complex64))
+        ... except RuntimeError as error:  # EngineRefusal is one
+        ...     print("the CPU engine cannot run it")
+        the CPU engine cannot run it
+    """
 
 
 class use_engine:
-    """Run every torchlstm module of this process on one engine, from now on or inside a `with` block.
+    """Compute every torchlstm module of this process with one engine, from now on or inside a `with`.
 
-    A module that the forced engine cannot run raises `EngineRefusal` with the reason.
+    An engine that is asked for and cannot run a module raises `EngineRefusal` with its reason. The variable
+    TORCHLSTM_ENGINE sets the engine that a process starts with.
 
     Args:
-        name: An engine of `engines()`, or "auto": for each layer the first engine that can run it.
+        name: The name of an engine, or "auto" for the first that can run a module.
 
     Raises:
         ValueError: There is no engine of this name.
         RuntimeError: The engine is not available here.
 
-    Example:
-        >>> import torch, torchlstm
-        >>> lstm = torchlstm.LSTM(3, 4)
+    Examples:
+        >>> import torch
+        >>> import torchlstm
         >>> with torchlstm.use_engine("reference"):
-        ...     print(torchlstm.explain(lstm, torch.zeros(5, 2, 3)).decisions[0].engine)
-        reference
+        ...     output, state = torchlstm.LSTM(8, 16)(torch.randn(10, 4, 8))
+        >>> before = torchlstm.use_engine("auto")
     """
 
     def __init__(self, name: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Autocast leaves all other dtypes as they are.
+# Autocast leaves every other dtype alone.
 _CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -28,9 +28,9 @@ class Precision(NamedTuple):
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_autocast(kind: str) -> bool:
-    """Whether a type of device has autocast; the meta device, for example, has none.
+    """Whether a type of device has autocast: the meta device, for one, has none to ask about.
 
-    A constant to the compiler: torch 2.11's cannot trace `is_autocast_available`.
+    Torch 2.11's compiler cannot trace the question.
     """
     return torch.amp.is_autocast_available(kind)
 

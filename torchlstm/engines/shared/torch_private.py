@@ -140,7 +140,7 @@ NAMES = {
     ),
 }
 
-# Attributes of instances, and of a class that torch imports lazily: whether they are missing shows only at their use.
+# Attributes of instances, and of a class that torch imports when it is used: they are missed when they are asked for.
 _LATER = ("torch.nn.Module._buffers", "torch.nn.Module._parameters", "torch.nested.")
 
 
