@@ -220,7 +220,7 @@ def is_exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag) if _HAS_EXPORTING else torch.compiler.is_exporting()
 
 
-# The modules of the variables `_current_level` and `_is_profiler_enabled`; C reads them from these modules' dicts.
+# Where `_current_level` and `_is_profiler_enabled` stand, which change; C reads them from the dict of the same.
 forward_ad: Any = torch.autograd.forward_ad
 if find("torch.autograd.forward_ad._current_level") is None:
     forward_ad = SimpleNamespace(_current_level=0)
