@@ -1,4 +1,4 @@
-"""Draws the map of the package in CONTRIBUTING.md, from every file's first sentence and its imports.
+"""Draws the map of the package in docs/map.md, from every file's first sentence and its imports.
 
 `python tests/draw_map.py` writes it.  `tests/project/test_architecture.py` fails where the map is not what would be
 written, and holds the imports to the order of the rooms.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "torchlstm"
-PAGE = ROOT / "CONTRIBUTING.md"
+PAGE = ROOT / "docs" / "map.md"
 BEGIN, END = "<!-- map: python tests/draw_map.py -->\n", "<!-- end of the map -->\n"
 
 # The rooms from above, and whose files they are: a file may import from its own room and from those below it.
@@ -168,14 +168,14 @@ def draw() -> str:
         names = [name for pattern in patterns for name in matching(pattern, paths)]
         # A room that is one folder has that folder's sentence.
         folder = f"{names[0].rpartition('/')[0]}/__init__.py".lstrip("/")
-        head = f"**{room}**"
+        head = f"## {room}"
         if folder in names and all(name.startswith(folder.removesuffix("__init__.py")) for name in names):
             names.remove(folder)
-            head += f": {_cell(first_sentence(paths[folder]))}"
+            head += f"\n\n{first_sentence(paths[folder])}"
         rows = [f"| `{name}` | {_cell(first_sentence(paths[name]))} | {_told(paths[name])} |" for name in names]
         parts.append("\n".join([head, "", "| file | one idea | imports |", "|---|---|---|", *rows]))
     parts += [f"Against the order, `{name}` imports `{other}`: {why}." for (name, other), why in EXCEPTIONS.items()]
-    return "\n\n".join(parts) + "\n"
+    return "\n" + "\n\n".join(parts) + "\n\n"
 
 
 def _cell(sentence: str) -> str:

@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="torchlstm", description="torch.nn.LSTM's drop-in: what is here, is it right")
+    parser = _Parser(prog="torchlstm", description="torchlstm, a drop-in for torch.nn.LSTM")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     commands.add_parser("info", help="versions, devices, engines and why one is unavailable")
     parity = commands.add_parser("parity", help="compare with torch.nn.LSTM, outputs and all gradients")
@@ -49,7 +49,7 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 good, 1 a comparison failed, 2 it was called wrongly."""
+    """Run one command; returns its exit code: 0 success, 1 a comparison failed, 2 wrong usage."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
@@ -88,7 +88,7 @@ def _info() -> int:
 
 
 def _records() -> list[str]:
-    """What records let automatic choice take of the CUDA engine, on each GPU."""
+    """For each GPU: which classes of the CUDA engine's programs automatic choice may use, by its record."""
     if ENGINES["cuda"].unavailable():
         return []
     if INTERPRETED:
@@ -101,7 +101,7 @@ def _records() -> list[str]:
 
 
 def _threads() -> str:
-    """How many threads torch has, the process may use, and a small layer of the CPU engine has."""
+    """The threads of torch, the limits of the process, and the threads that a small layer of the CPU engine uses."""
     limit = quota()
     text = f"torch {torch.get_num_threads()}, quota {'none' if limit is None else limit}"
     if ENGINES["cpu"].unavailable():
@@ -126,20 +126,20 @@ def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:
     if arguments.json:
         try:
             open(arguments.json, "a", encoding="utf-8").close()
-        except OSError as error:  # before minutes of work, not after
+        except OSError as error:  # before minutes of work
             parser.error(f"cannot write {arguments.json}: {error.strerror}")
     cases = select(arguments.case)
     if not cases:
         parser.error(f"no case matches {arguments.case!r}")
     width = max(len(case.name) for case in cases)
-    large = all(case.large for case in cases)  # asked for by their names
+    large = all(case.large for case in cases)  # only if asked for by name
     results: list[Result] = []
-    # What nn.LSTM and complex modules have to say is known and no finding.
+    # Known warnings of nn.LSTM and of complex modules, which are not findings.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported|Complex modules are a new feature")
     for case in progress(cases, len(cases), "parity"):
         try:
             result = run_case(case, arguments.device, arguments.engine, large)
-        except Exception as error:  # one case's crash is that case's failure
+        except Exception as error:  # a crash is the failure of its case
             result = Result(case, [Verdict("call", math.inf, 0.0, 0.0, f"{type(error).__name__}: {error}")])
         results.append(result)
         clear = "\r\033[K" if sys.stdout.isatty() and sys.stderr.isatty() else ""
@@ -161,12 +161,12 @@ def _parity(parser: _Parser, arguments: argparse.Namespace) -> int:
 
 
 def _digits(arguments: argparse.Namespace) -> dict[str, Ratio]:
-    """How exact the engine is; nothing on other devices or of a selection of cases."""
+    """The rounding errors over nn.LSTM's; empty on other devices, or if only some cases were selected."""
     if arguments.device != "cpu" or arguments.case:
         return {}
     try:
         return digits(arguments.engine)
-    except Exception as error:  # an engine that does not run is told apart from one that is not exact
+    except Exception as error:  # an engine that cannot run it is not inexact
         print(f"rounding error over nn.LSTM's: not measured, {type(error).__name__}: {error}")
         return {}
 

@@ -1,4 +1,4 @@
-"""The LSTM cell, its equations written out once in torch operations; the reference engine loops over them."""
+"""The equations of the LSTM cell in torch operations; the reference engine loops over them."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def lstm_cell(gates_x: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, w_hr: Tensor 
         c' = f * c + i * g
         h' = o * \tanh(c'),   or W_hr (o * \tanh(c')) with a projection (Sak et al. 2014)
 
-    gates_x  (B, 4H)   the part of the gates that comes from x: W_i x + b_i + b_h
+    gates_x  (B, 4H), the input part of the gates: W_i x + b_i + b_h
     h, c     (B, R), (B, H)
     w_hh     (4H, R)
     w_hr     (R, H) or None
@@ -27,7 +27,7 @@ def lstm_cell(gates_x: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, w_hr: Tensor 
 def lstm_step(
     gates_x: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, w_hr: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `lstm_cell`, and the gates besides: h' (B, R), c' (B, H), i, f, g, o (B, H)."""
+    """As `lstm_cell`, and also the activated gates: h' (B, R), c' (B, H), i, f, g, o (B, H)."""
     gates = gates_x + h @ w_hh.t()  # (B, 4H)
     i, f, g, o = gates.chunk(4, dim=-1)
     i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)

@@ -1,4 +1,4 @@
-"""Who may import whom, how long a file may be, and that the map in CONTRIBUTING.md is the one that the files make."""
+"""Who may import whom, how long a file may be, and that the map in docs/map.md is the one that the files make."""
 
 import ast
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_map_is_drawn() -> None:
     page = draw_map.PAGE.read_text(encoding="utf-8")
     # Not `==`: the two pages side by side would hide what to do.
     same = draw_map.drawn(page) == page
-    assert same, "the map in CONTRIBUTING.md is not that of the files: run `python tests/draw_map.py`"
+    assert same, "the map in docs/map.md is not that of the files: run `python tests/draw_map.py`"
 
 
 def test_the_walk_sees_imports() -> None:

@@ -262,6 +262,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "no-tensor": (lambda m: m([1.0]), TypeError, "Expected input to be a Tensor, got list"),
     "state": (lambda m: m(torch.randn(T, B, F), state(m, B + 1)), RuntimeError, r"Expected hidden\[0\] size"),
     "one-state": (lambda m: m(torch.randn(T, B, F), torch.randn(1, B, H)), TypeError, "tuple"),
+    "three-states": (lambda m: m(torch.randn(T, B, F), (*state(m, B), torch.zeros(1))), RuntimeError, "states, got 3"),
     "no-steps": (lambda m: m(torch.randn(0, B, F)), RuntimeError, "sequence length to be larger than 0"),
     "lengths": (lambda m: m(torch.randn(T, B, F), lengths=[1, 2]), RuntimeError, "lengths"),
     "reset-state": (lambda m: m(torch.randn(T, B, F), reset_state=state(m, B)), TypeError, "there are no resets"),

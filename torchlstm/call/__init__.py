@@ -1,1 +1,1 @@
-"""The path of a call: what is given becomes packed rows, layers run on them, results take the form that came."""
+"""The path of a call: inputs become packed rows, layers run on them, and results get the form of the input."""

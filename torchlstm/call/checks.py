@@ -1,4 +1,4 @@
-"""What bad input is told: checks of inputs, states, weights and options, made before any engine sees a tensor."""
+"""Checks of inputs, states, weights and options, with torch.nn's errors; they run before any engine sees a tensor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from .precision import autocasts
 
 
 def check_pair(owner: str, hx: object, name: str = "hx") -> None:
-    """Raise unless hx is two tensors; `owner` names the operator in torch's own words ("lstm", "lstm_cell")."""
+    """Raise unless hx is a pair of tensors; `owner` is the operator's name in messages ("lstm", "lstm_cell")."""
     if not isinstance(hx, (tuple, list)):
         what = f"one Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else type(hx).__name__
         raise TypeError(f"{owner} expects {name} to be a tuple (h_0, c_0) of two tensors, got {what}")
@@ -25,7 +25,7 @@ def check_pair(owner: str, hx: object, name: str = "hx") -> None:
 
 
 def check_states(input: Tensor, hx: Sequence[Tensor], name: str = "hidden") -> None:
-    """Raise RuntimeError unless the states live where the input lives, in a dtype that goes with it."""
+    """Raise RuntimeError unless the states have the input's device and dtype; autocast allows other dtypes."""
     device, dtype = input.device, input.dtype
     for index, state in enumerate(hx):
         if state.device != device:
@@ -38,9 +38,9 @@ def check_states(input: Tensor, hx: Sequence[Tensor], name: str = "hidden") -> N
 
 
 def check_weight(input: Tensor, kind: str, weight: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise RuntimeError unless a weight has this shape, the input's device and a dtype that goes with it.
+    """Raise RuntimeError unless a weight has this shape and the input's device and dtype; autocast allows others.
 
-    kind  "w_ih", say
+    kind  its name in the message, such as "w_ih"
     """
     device, dtype = input.device, input.dtype
     if weight.dtype != dtype and not (autocasts(input) and autocasts(weight)):
@@ -55,7 +55,7 @@ def check_weight(input: Tensor, kind: str, weight: Tensor, shape: tuple[int, ...
 
 
 def dtype_mismatch(input: Tensor, weight: Tensor) -> str | None:
-    """nn.LSTM's words for an input of another dtype than the weights, or None where they go together."""
+    """nn.LSTM's message for an input whose dtype differs from the weight's, or None if the two fit."""
     if input.dtype == weight.dtype or (autocasts(input) and autocasts(weight)):
         return None
     return (
@@ -65,7 +65,7 @@ def dtype_mismatch(input: Tensor, weight: Tensor) -> str | None:
 
 
 def check_every(every: object) -> None:
-    """Raise TypeError or ValueError unless this is None or a number of steps to keep the states of one of."""
+    """Raise TypeError or ValueError unless this is a valid `checkpoint_every`: None or an int of at least 1."""
     if every is None:
         return
     if not isinstance(every, int) or isinstance(every, bool):
@@ -75,7 +75,7 @@ def check_every(every: object) -> None:
 
 
 def check_tensor(owner: str, input: object) -> None:
-    """Raise TypeError for something that is no tensor, RuntimeError for a sparse or a nested one."""
+    """Raise TypeError for what is not a tensor, RuntimeError for a sparse or nested tensor."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
     if input.is_nested:
@@ -89,7 +89,7 @@ def check_tensor(owner: str, input: object) -> None:
 
 
 def check_packed(input: PackedSequence) -> None:
-    """Raise RuntimeError unless the rows and the batch sizes of a PackedSequence belong together."""
+    """Raise RuntimeError unless the batch sizes of a PackedSequence are valid and fit its rows."""
     sizes = input.batch_sizes
     if sizes.dim() != 1 or sizes.dtype != torch.int64:
         raise RuntimeError(
@@ -97,18 +97,18 @@ def check_packed(input: PackedSequence) -> None:
         )
     if sizes.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    # The operator, or the loop of a traced program, checks it when it runs.
+    # In a recorded program the operator, or the scripted loop, checks the values when it runs.
     if not recorded():
         check_batch_sizes(sizes, input.data.shape[0])
 
 
 def recorded() -> bool:
-    """Whether this call is made once for programs of others: what is in its tensors is another thing there."""
+    """Whether a compiler or torch.jit.trace records this call: the values in its tensors are then not final."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
 
 
 def check_lstm_call(module: Any, input: Any, hx: Any) -> None:
-    """Raise what nn.LSTM raises for this input and these states, or a clearer error of the same kind."""
+    """Raise nn.LSTM's error for a bad input or bad states, or a clearer error of the same type."""
     jagged, packed = is_jagged(input), isinstance(input, PackedSequence)
     if hx is not None:
         check_pair("lstm", hx)
@@ -131,26 +131,31 @@ def check_lstm_call(module: Any, input: Any, hx: Any) -> None:
     check_lstm_input(data, packed, module.weight_ih_l0, module.input_size)
     if hx is None:
         return
-    count = module.num_layers * (2 if module.bidirectional else 1)
     if rank == 2:
         hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         batch = 1
     elif packed:
-        # Batch sizes are not known to a compiler, B is what hx says; see `packing.batch_of`.
+        # A compiler does not know the values of batch_sizes, so B is hx's; see `packing.batch_of`.
         batch = hx[0].shape[1] if torch.compiler.is_compiling() else int(input.batch_sizes[0])
     else:
         batch = input.shape[0 if jagged or module.batch_first else 1]
-    for index, size in enumerate((module.proj_size or module.hidden_size, module.hidden_size)):
-        expected = (count, batch, size)
-        if hx[index].shape != expected:
-            raise RuntimeError(f"Expected hidden[{index}] size {expected}, got {list(hx[index].shape)}")
+    _check_state_sizes("hidden", module, (batch,), hx)
     check_states(data, hx)
 
 
+def _check_state_sizes(name: str, module: Any, batch: tuple[int, ...], states: Sequence[Tensor]) -> None:
+    """Raise RuntimeError unless the states of an LSTM are (L*D, *batch, R) and (L*D, *batch, H)."""
+    count = module.num_layers * (2 if module.bidirectional else 1)
+    for index, size in enumerate((module.proj_size or module.hidden_size, module.hidden_size)):
+        expected, shape = (count, *batch, size), states[index].shape
+        if shape != expected:
+            raise RuntimeError(f"Expected {name}[{index}] size {expected}, got {list(shape)}")
+
+
 def check_lstm_input(data: Tensor, packed: bool, weight: Tensor, input_size: int) -> None:
-    """Raise what nn.LSTM raises unless these rows, or this batch of them, go with an LSTM of this input size."""
+    """Raise nn.LSTM's error unless dtype, rank and feature size of these rows, or of this batch, fit the LSTM."""
     if problem := dtype_mismatch(data, weight):
-        # nn.LSTM looks at the dtype of dense input itself; packed input fails later, in a product.
+        # nn.LSTM checks the dtype of dense input itself; packed input fails later, in a product.
         raise (RuntimeError if packed else ValueError)(problem)
     expected = (2,) if packed else (2, 3)
     if data.dim() not in expected:
@@ -160,7 +165,7 @@ def check_lstm_input(data: Tensor, packed: bool, weight: Tensor, input_size: int
 
 
 def check_segmented_call(module: Any, input: Any, resets: Any, reset_state: Any) -> None:
-    """Raise for lengths, resets or reset_state that an input, which has passed `check_lstm_call`, does not take."""
+    """Raise if lengths, resets or reset_state do not fit an input that has passed `check_lstm_call`."""
     if isinstance(input, PackedSequence):
         raise TypeError("LSTM: lengths and resets are for tensors, and input is a PackedSequence: unpack it first")
     if is_jagged(input):
@@ -171,16 +176,12 @@ def check_segmented_call(module: Any, input: Any, resets: Any, reset_state: Any)
         raise TypeError("LSTM: reset_state is where the state restarts at resets, and there are no resets")
     check_pair("lstm", reset_state, "reset_state")
     batch = () if input.dim() == 2 else (input.shape[0 if module.batch_first else 1],)
-    count = module.num_layers * (2 if module.bidirectional else 1)
-    for index, size in enumerate((module.proj_size or module.hidden_size, module.hidden_size)):
-        expected, shape = (count, *batch, size), tuple(reset_state[index].shape)
-        if shape != expected:
-            raise RuntimeError(f"Expected reset_state[{index}] size {expected}, got {list(shape)}")
+    _check_state_sizes("reset_state", module, batch, reset_state)
     check_states(input, reset_state, "reset_state")
 
 
 def check_cell_call(module: Any, input: Any, hx: Any) -> None:
-    """Raise what nn.LSTMCell raises for this input and these states, or a clearer error of the same kind."""
+    """Raise nn.LSTMCell's error for a bad input or bad states, or a clearer error of the same type."""
     check_tensor("LSTMCell", input)
     if input.dim() not in (1, 2):
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -223,7 +224,7 @@ def _check_cell_sizes(input: Tensor, hx: Sequence[Tensor], hidden_size: int) -> 
 
 
 def check_stack_call(module: Any, input: Any, hx: Any) -> None:
-    """Raise for an input and states that no `CellStack` takes."""
+    """Raise for an input or states that a `CellStack` cannot take."""
     name = type(module).__name__
     data = input
     if isinstance(input, PackedSequence):

@@ -17,44 +17,87 @@ from ..engines.shared.torch_private import profiler
 
 _AUTOMATIC = "auto"
 
-# The name of a forced engine, or "auto".  Process-wide, as torch.backends' flags are.
+# The name of the forced engine, or "auto".  Process-wide, like the flags of torch.backends.
 _forced = os.environ.get("TORCHLSTM_ENGINE") or _AUTOMATIC
 
-# Whether this process has been told that the CPU engine is not available.  Not read where a compiler records the call.
+# Whether this process has been warned that the CPU engine is missing.  Not read while a compiler records the call.
 _told = False
 
-# Who records the layers that a thread runs next, by its id; see `record_layers`.
+# The recorders of the next layers of a thread, by its id; see `record_layers`.
 _recorders: dict[int, Iterator[Recorder | None]] = {}
 
 
 def engines() -> dict[str, str | None]:
-    """The engines by name, in order of preference, each with None or the reason it is missing here."""
+    """Return the engines by name, in order of preference.
+
+    Returns:
+        For each name None, or the reason why this engine is not available here.
+
+    Examples:
+        >>> import torchlstm
+        >>> sorted(torchlstm.engines())
+        ['cpu', 'cuda', 'reference']
+        >>> torchlstm.engines()["reference"] is None
+        True
+    """
     return {name: engine.unavailable() for name, engine in ENGINES.items()}
 
 
 def forced_engine() -> str | None:
-    """The engine in force by `use_engine` or the variable TORCHLSTM_ENGINE, or None for automatic choice."""
+    """Return the engine in force by `use_engine` or the variable TORCHLSTM_ENGINE.
+
+    Returns:
+        Its name, or None for automatic choice.
+
+    Examples:
+        >>> from torchlstm.dispatch import forced_engine, use_engine
+        >>> with use_engine("reference"):
+        ...     forced_engine()
+        'reference'
+    """
     return None if _forced == _AUTOMATIC else _forced
 
 
 def takes_native() -> bool:
-    """Whether a plain call on the CPU may go to its kernel at once: that engine would be chosen, and nobody records."""
+    """Whether a plain CPU call may take the fast path: the CPU engine would be chosen, and no recorder is set."""
     return _forced in (_AUTOMATIC, "cpu") and not _recorders and next(iter(ENGINES)) == "cpu"
 
 
 class EngineRefusal(RuntimeError):
-    """The engine that was asked for by name cannot run this module on this input."""
+    """The engine that was asked for by name cannot run this module on this input; the message says why.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.LSTM(2, 3, dtype=torch.complex64)
+        >>> try:
+        ...     with torchlstm.use_engine("cpu"):
+        ...         lstm(torch.zeros(1, 1, 2, dtype=torch.complex64))
+        ... except RuntimeError as error:  # EngineRefusal is one
+        ...     print("the CPU engine cannot run it")
+        the CPU engine cannot run it
+    """
 
 
 class use_engine:
     """Compute every torchlstm module of this process with one engine, from now on or inside a `with`.
 
-    >>> torchlstm.use_engine("reference")
-    >>> with torchlstm.use_engine("reference"): ...
-    >>> torchlstm.use_engine("auto")
+    An engine that is asked for and cannot run a module raises `EngineRefusal` with its reason. The variable
+    TORCHLSTM_ENGINE sets the engine that a process starts with.
 
-    An engine that is asked for and cannot run a module raises EngineRefusal with its reason; "auto" chooses the first
-    that can.  Raises ValueError for an unknown name and RuntimeError for an engine that is missing here.
+    Args:
+        name: The name of an engine, or "auto" for the first that can run a module.
+
+    Raises:
+        ValueError: There is no engine of this name.
+        RuntimeError: The engine is not available here.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> with torchlstm.use_engine("reference"):
+        ...     output, state = torchlstm.LSTM(8, 16)(torch.randn(10, 4, 8))
+        >>> before = torchlstm.use_engine("auto")
     """
 
     def __init__(self, name: str) -> None:
@@ -72,7 +115,7 @@ class use_engine:
 
 
 def _present(name: str) -> Engine:
-    """The engine of this name, or an error that says what there is."""
+    """The engine of this name; raises if it is unknown or not available."""
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; engines: {', '.join([*ENGINES, _AUTOMATIC])}")
     if reason := ENGINES[name].unavailable():
@@ -81,12 +124,12 @@ def _present(name: str) -> Engine:
 
 
 def refusal(engine: Engine, problem: Problem) -> str | None:
-    """Why this engine does not run this problem, or None."""
+    """Why this engine cannot run this problem, or None."""
     return engine.unavailable() or engine.refuses(problem)
 
 
 def support_of(problem: Problem) -> dict[str, str]:
-    """What each engine, in order of preference, says to this problem."""
+    """For each engine, in order of preference, in words: does it run this problem, and would it be chosen?"""
 
     def answer(engine: Engine) -> str:
         if reason := refusal(engine, problem):
@@ -98,9 +141,10 @@ def support_of(problem: Problem) -> dict[str, str]:
 
 
 def choose(problem: Problem) -> tuple[Engine, Problem]:
-    """The engine for this problem, and the problem as it is to run it.
+    """The engine for this problem, and the problem as that engine runs it.
 
-    It is the forced one, or the first in order of preference that does not refuse and lets itself be chosen.
+    This is the forced engine, or the first in order of preference that does not refuse and that agrees to be chosen
+    automatically (`Engine.automatic`).
     """
     if _forced != _AUTOMATIC:
         engine = _present(_forced)
@@ -118,7 +162,7 @@ def choose(problem: Problem) -> tuple[Engine, Problem]:
 
 
 def record_layers(recorders: Iterator[Recorder | None] | None) -> None:
-    """Give every layer that this thread runs from now on the next of these recorders; None ends it."""
+    """Give each layer that this thread runs from now on the next of these recorders; None ends that."""
     if recorders is None:
         _recorders.pop(get_ident(), None)
     else:
@@ -128,7 +172,7 @@ def record_layers(recorders: Iterator[Recorder | None] | None) -> None:
 def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
     """One layer, all its directions, on the engine chosen for it; see `contract.Layer`.
 
-    problem  as far as shapes and options pose it: how a kernel gets at the tensors is found here
+    problem  from shapes and options; its `access` is determined here
     """
     if isinstance(problem.rows, Dense) and problem.rows.steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -151,7 +195,7 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
 
 
 def _tell_of_missing_kernel(problem: Problem) -> None:
-    """Warn, once in a process, if the CPU engine would run this layer and is not available; not if one is forced."""
+    """Warn, once in a process, if the CPU engine would run this layer but is not available, and none is forced."""
     global _told
     cpu = ENGINES.get("cpu")
     reason = cpu.unavailable() if cpu else None
@@ -170,9 +214,9 @@ def _tell_of_missing_kernel(problem: Problem) -> None:
 def _layer_of_subclasses(
     problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, ...]:
-    """`layer` of tensors of which some are of subclasses of Tensor: one operation to them, however many steps it has.
+    """`layer` with some tensors of subclasses of Tensor: their `__torch_function__` sees it as one operation.
 
-    A class that does not say otherwise (`__torch_function__`) gets its results in its own type.
+    By default, `__torch_function__` gives the results the subclass's type.
     """
     given = [tensor for tensor in (x, h_0, c_0, *chain.from_iterable(weights)) if tensor is not None]
     if torch.overrides.has_torch_function(given):

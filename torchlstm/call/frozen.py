@@ -1,4 +1,4 @@
-"""The way of a frozen module's call in Python: packed rows, computed from packed weights where a kernel reads them."""
+"""A frozen module's call in Python: packed rows, computed from packed weights where a kernel can read them."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Problem, Ragged, Rows, Weights
+from ..engines.contract import Dense, Problem, Ragged, Rows, Weights, stacked
 from ..engines.cpu import frozen
 from ..engines.shared import torch_private
 from ..engines.shared.access import DIRECT, access_of
@@ -26,7 +26,7 @@ NO_GRADIENT = (
 
 
 class Seen:
-    """What a plan reads of a module: of a frozen one, whose parameters are packed, `like` is all that it needs."""
+    """A frozen module as `plan_lstm` reads it: its parameters are packed, so `Store.like` stands in for them."""
 
     checkpoint_every = None
 
@@ -40,11 +40,11 @@ class Seen:
 
 
 class SeenCell(Seen):
-    """As `Seen`, of a cell: plans are remembered by its class."""
+    """As `Seen`, of a cell; a class of its own, since plans are cached by the module's class."""
 
 
 def check_dtype(owner: str, input: Any, store: Store) -> None:
-    """Raise ValueError for an input of a dtype that these weights do not go with."""
+    """Raise ValueError for an input whose dtype does not fit these weights."""
     data = input.data if isinstance(input, PackedSequence) else input
     expected = store.like.dtype
     if not isinstance(data, Tensor) or data.dtype == expected or (autocasts(data) and autocasts(store.like)):
@@ -56,12 +56,12 @@ def check_dtype(owner: str, input: Any, store: Store) -> None:
 
 
 def name_of(store: Store) -> str:
-    """The format of frozen weights in words."""
+    """The name of the format of frozen weights."""
     return str(store.format or store.like.dtype)
 
 
 def why_float(store: Store, plan: Plan, dtype: torch.dtype) -> str | None:
-    """Why a call computes from the weights as floats though they are frozen; None where a kernel reads them packed.
+    """Why a call computes from the weights as floats although they are frozen; None if a kernel reads them packed.
 
     dtype  of the arithmetic
     """
@@ -79,14 +79,14 @@ def why_float(store: Store, plan: Plan, dtype: torch.dtype) -> str | None:
 
 
 def compute_dtype(store: Store, plan: Plan) -> torch.dtype:
-    """Of the arithmetic of a planned call."""
+    """The dtype of the arithmetic of a planned call."""
     return store.like.dtype if plan.precision is None or store.format is not None else plan.precision.compute
 
 
 def compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The results of a planned call on packed rows, as `run_stack` returns them: y (P, D*R), h_n, c_n.
 
-    Under autocast, rounded weights compute in float32 all the same; only the results are of autocast's dtype.
+    Under autocast, rounded weights still compute in float32; only the results have autocast's dtype.
     """
     precision, dtype = plan.precision, compute_dtype(store, plan)
     if precision is None:
@@ -102,7 +102,7 @@ def compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> t
 def trace(
     store: Store, plan: Plan, packed: Packed, states: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, list[Traced]]:
-    """As `run_stack` of a plan with a trace, from the weights as floats; nothing has a gradient."""
+    """As `run_stack` of a plan with a trace, from the weights as floats, without gradients."""
     with torch.no_grad():
         return run_stack(plan, packed, states, store.layers(packed.data.dtype))
 
@@ -117,7 +117,7 @@ def _compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> 
         return results  # type: ignore[no-any-return]
     access = access_of((x, h_0, c_0))
     if access.transformed or access.refusal or torch_private.forward_ad._current_level >= 0:
-        # Within a transform nobody can tell whether a gradient is wanted: it flows, as through the float module.
+        # Inside a transform it is unknown whether a gradient is wanted, so it flows as through the float module.
         return run_stack(plan, packed, states, store.layers(x.dtype))[:3]
     call = _Call(store, plan, packed, access is DIRECT)
     if torch.is_grad_enabled() and (x.requires_grad or h_0.requires_grad or c_0.requires_grad):
@@ -127,7 +127,7 @@ def _compute(store: Store, plan: Plan, packed: Packed, states: list[Tensor]) -> 
 
 
 class _Call(NamedTuple):
-    """A call that nothing special is about."""
+    """A call outside of compilers and transforms."""
 
     store: Store
     plan: Plan
@@ -145,7 +145,7 @@ class _Call(NamedTuple):
 
 
 def _run_rows(weights: Any, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Packed rows by the kernel, or None where it does not take them."""
+    """Run packed rows on the kernel; None if it does not take them."""
     if isinstance(rows, Dense):
         if not rows.steps or not rows.batch:
             return None
@@ -153,7 +153,7 @@ def _run_rows(weights: Any, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor) -> 
         if results is None:
             return None
         y, (h_n, c_n) = results
-        # No view, which autograd would not let be shaped in place.
+        # Not a view, since autograd would not allow to reshape one in place.
         return torch_private.unsafe_view(y, [x.shape[0], y.shape[2]]), h_n, c_n
     alive, batch = int(rows.batch_sizes[0]), h_0.shape[1]
     given = (h_0, c_0) if alive == batch else (h_0[:, :alive].contiguous(), c_0[:, :alive].contiguous())
@@ -162,13 +162,13 @@ def _run_rows(weights: Any, rows: Rows, x: Tensor, h_0: Tensor, c_0: Tensor) -> 
         return None
     y, (h_n, c_n) = results
     if alive < batch:
-        # Sequences without steps, which are the last ones, keep their states.
+        # Sequences without steps, which are last, keep their states.
         h_n, c_n = torch.cat([h_n, h_0[:, alive:]], 1), torch.cat([c_n, c_0[:, alive:]], 1)
     return y.data, h_n, c_n
 
 
 class _Untrainable(torch.autograd.Function):
-    """A call whose results are part of a graph, so that a backward through it is an error and not a gradient cut."""
+    """A call whose results are part of the graph, so that a backward raises instead of silently losing a gradient."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, ...]:
@@ -181,14 +181,14 @@ class _Untrainable(torch.autograd.Function):
         raise RuntimeError(NO_GRADIENT)
 
 
-# What a compiled program has of a frozen module: one operator for all layers, which finds the weights by their key.
+# In a compiled program a frozen module is one operator for all layers, which finds the weights by their key.
 _library = torch.library.Library("torchlstm", "FRAGMENT")
 _library.define(
     "frozen(Tensor key, Tensor x, Tensor h_0, Tensor c_0, Tensor? batch_sizes, SymInt steps, int directions, "
     "float dropout) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.nondeterministic_seeded,),
 )
-# With a cotangent among its arguments: else a compiler would run it in the forward.
+# The cotangent is an argument so that a compiler does not move it into the forward.
 _library.define("no_gradient(Tensor cotangent, Tensor like) -> Tensor")
 _operator: Any = torch.ops.torchlstm.frozen.default
 _no_gradient: Any = torch.ops.torchlstm.no_gradient.default
@@ -207,7 +207,6 @@ def _run(
     store, batch = store_of(int(key)), h_0.shape[1]
     rows: Rows = Dense(steps, batch) if batch_sizes is None else Ragged(batch_sizes)
     sizes = store.sizes
-    state = sizes.proj_size or sizes.hidden_size
     first = Problem(
         rows=rows,
         batch=batch,
@@ -220,10 +219,10 @@ def _run(
         device=x.device,
         cell=store.cell,
     )
-    others = (first._replace(input_size=directions * state),) * (sizes.num_layers - 1)
-    widths = (state, sizes.hidden_size)
+    widths = (sizes.proj_size or sizes.hidden_size, sizes.hidden_size)
     dense = rows if isinstance(rows, Dense) else None
-    plan = Plan(Form.TIME_MAJOR, dense, len(h_0), widths, directions, dropout=dropout, problems=(first, *others))
+    problems = stacked(first, sizes.num_layers)
+    plan = Plan(Form.TIME_MAJOR, dense, len(h_0), widths, directions, dropout=dropout, problems=problems)
     results = _Call(store, plan, Packed(x, rows, batch, None), access_of((x, h_0, c_0)) is DIRECT).run(x, h_0, c_0)
     return tuple(result.contiguous() for result in results)
 
@@ -233,7 +232,7 @@ def _run_fake(_: Any, x: Tensor, h_0: Tensor, c_0: Tensor, __: Any, ___: Any, di
 
 
 def _run_mapped(info: Any, dims: Any, key: Tensor, *args: Any) -> Any:
-    """Under vmap: the mapped axis goes into the batch."""
+    """Under vmap the mapped axis is merged into the batch."""
     count, (*tensors, sizes) = info.batch_size, args[:4]
     folded = [_fold(each, dim, axis, count) for each, dim, axis in zip(tensors, dims[1:4], (0, 1, 1), strict=True)]
     results = _operator(key, *folded, None if sizes is None else sizes * count, *args[4:])
@@ -249,7 +248,7 @@ def _refuse_fake(_: Tensor, like: Tensor) -> Tensor:
 
 
 def _backward(ctx: Any, cotangent: Tensor, *_: Any) -> Any:
-    # Where a program is compiled its backward is made, wanted or not: the error waits for somebody to run it.
+    # A compiler always builds the backward, so the error must wait until the backward runs.
     return None, *(_no_gradient(cotangent, like) for like in ctx.saved_tensors), None, None, None, None
 
 
@@ -265,10 +264,10 @@ torch.library.register_vmap("torchlstm::frozen", _run_mapped, lib=_library)
 torch.library.register_autograd("torchlstm::frozen", _backward, setup_context=_setup, lib=_library)
 
 
-# An exported program has the weights as floats: no kernel of ours, and nothing that is packed, is part of it.
+# An exported program has the weights as floats, so that it needs no operator of ours.
 def _constant_layers(store: Store, dtype: torch.dtype) -> list[tuple[Weights, ...]]:
     """The weights as constants of a program that is being exported, L of D of `Weights`."""
-    # Dynamo knows such a constant only as far as an operation has made it.
+    # Dynamo accepts such a constant only as the result of an operation.
     inner = torch.compiler.is_dynamo_compiling()
     if not inner and store.format is not None and torch.onnx.is_in_onnx_export():
         warnings.warn(

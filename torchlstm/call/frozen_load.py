@@ -1,4 +1,4 @@
-"""Weights of a frozen module from a state_dict: of a frozen one, or of a float one, which is rounded."""
+"""Loads the weights of a frozen module from a state_dict of a frozen module, or of a float one, rounding them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from .frozen_weights import Entry, Store, apart, is_matrix, shapes_of
 
 
 class Loaded(NamedTuple):
-    """What a state_dict had of a module.
+    """What was found in a state_dict for a module.
 
-    keys     of it that are the module's
-    missing  keys that are not there
-    errors   what does not fit
-    store    the weights, or None where nothing was there or anything does not fit
+    keys     the keys that belong to the module
+    missing  the module's keys that the state_dict does not have
+    errors   messages about values that do not fit
+    store    the new weights, or None if there were no keys, or any errors
     """
 
     keys: set[str]
@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
 
 
 def load(store: Store, state_dict: Mapping[str, Any], prefix: str) -> Loaded:
-    """Read the weights of a module; what is missing stays as it is."""
+    """Read the weights of a module; missing ones stay as they are."""
     keys: set[str] = set()
     missing, errors = [], []
     with apart():
@@ -54,14 +54,14 @@ def load(store: Store, state_dict: Mapping[str, Any], prefix: str) -> Loaded:
 
 
 def _entry(store: Store, key: str, matrix: bool, given: Any, scale: Any, shape: tuple[int, ...]) -> Entry:
-    """One weight, checked; raises ValueError."""
+    """One weight, checked; raises ValueError if it does not fit."""
     _check_tensor(key, given, shape)
     format, own = store.format, store.like.dtype
     if scale is not None:
         _check_tensor(key + "_scale", scale, shape[:1])
         return _of_integers(key, given.cpu(), scale.detach().cpu())
     if matrix and format is not None:
-        # Not of another format of 16 bits: to round twice is nobody's intention.
+        # Another 16-bit format is an error, since rounding twice is hardly intended.
         if given.dtype not in (format, torch.float32, torch.float64):
             what = f"{format}, or torch.float32 to be rounded to it"
             raise ValueError(f"{key}: Expected {what}, got {given.dtype}")
@@ -82,7 +82,7 @@ def _check_tensor(key: str, given: Any, shape: tuple[int, ...]) -> None:
 
 
 def _of_integers(key: str, values: Tensor, scale: Tensor) -> Rounded:
-    """int8 with its scales, which are finite and no less than zero; -128 is no value that rounding makes."""
+    """int8 values with their scales, which must be finite and not negative; rounding never makes -128."""
     if int(values.min()) < -MOST:
         raise ValueError(f"{key}: Expected integers from {-MOST} to {MOST}, got {int(values.min())}")
     if not scale.is_floating_point() or not bool((scale.isfinite() & (scale >= 0)).all()):

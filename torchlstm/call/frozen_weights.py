@@ -1,4 +1,4 @@
-"""The weights of a frozen module: packed where a kernel reads them, else as they were rounded; never changed."""
+"""The weights of a frozen module: packed if a kernel can read them, otherwise as they were rounded; immutable."""
 
 import itertools
 import weakref
@@ -15,6 +15,7 @@ from ..engines.cpu import frozen
 from ..engines.cpu.frozen import Direction, Sizes
 from ..engines.shared import torch_private
 from ..engines.shared.rounding import Format, Rounded, as_float, check_format, rounded
+from .plan import parameters_of, suffixes_of
 
 # A matrix, or a bias.
 Entry: TypeAlias = Rounded | Tensor
@@ -22,22 +23,14 @@ _MATRICES = ("weight_ih", "weight_hh", "weight_hr")
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 _keys = itertools.count(1)
-# By their numbers: so compiled programs find the weights.
+# By number, so that compiled programs find the weights.
 _stores: "weakref.WeakValueDictionary[int, Store]" = weakref.WeakValueDictionary()
 
 
 def shapes_of(sizes: Sizes, cell: bool) -> dict[str, tuple[int, ...]]:
     """The parameters of an LSTM or of a cell by name, in the order of torch.nn, each with its shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    state, features = sizes.proj_size or sizes.hidden_size, sizes.input_size
-    gates = 4 * sizes.hidden_size
-    for suffixes in _suffixes(sizes, cell):
-        of: dict[str, tuple[int, ...]] = {"weight_ih": (gates, features), "weight_hh": (gates, state)}
-        of |= {"bias_ih": (gates,), "bias_hh": (gates,)} if sizes.bias else {}
-        of |= {"weight_hr": (sizes.proj_size, sizes.hidden_size)} if sizes.proj_size else {}
-        shapes |= {kind + suffix: shape for suffix in suffixes for kind, shape in of.items()}
-        features = state * len(suffixes)
-    return shapes
+    layers = parameters_of(_suffixes(sizes, cell), sizes, sizes.bias, sizes.proj_size)
+    return dict(named for layer in layers for direction in layer for named in direction if named is not None)
 
 
 def is_matrix(name: str) -> bool:
@@ -46,21 +39,17 @@ def is_matrix(name: str) -> bool:
 
 
 def _suffixes(sizes: Sizes, cell: bool) -> list[tuple[str, ...]]:
-    """L of D: what follows "weight_ih" and the like in the names of a layer's weights."""
-    if cell:
-        return [("",)]
-    directions = 2 if sizes.bidirectional else 1
-    return [(f"_l{k}", f"_l{k}_reverse")[:directions] for k in range(sizes.num_layers)]
+    return [("",)] if cell else suffixes_of(sizes)
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Plain tensors on the CPU, whatever surrounds the call: a mode, a transform, a trace, a device, inference mode.
+    """Work on plain CPU tensors, outside of any mode, transform, trace, default device and inference mode.
 
-    Not torch.no_grad(), which would be part of a program that is being exported: nothing here requires grad.
+    Without torch.no_grad(), which would be recorded in a program that is being exported: nothing here requires grad.
     """
     tracing = torch_private.get_tracing_state() if torch_private.is_tracing() else None
-    # Not for None: within an operator torch refuses to set even that.
+    # Not if it is None: inside an operator torch refuses to set even that.
     if tracing is not None:
         torch_private.set_tracing_state(None)
     try:
@@ -79,15 +68,15 @@ def apart() -> Iterator[None]:
 class Store:
     """The weights of one frozen module.
 
-    format  that of its matrices
-    packed  as a kernel reads them, or None
-    number  of this store in this process; `key`, (1,) int64, is what a compiled program is handed of the weights
-    like    (0,), of the dtype that inputs have
+    format  of the matrices
+    packed  the weights as a kernel reads them, or None
+    number  of this store in this process; `key`, (1,) int64, holds it for compiled programs
+    like    (0,), of the dtype that inputs must have
     cell    whether they are an LSTMCell's
     names   of the parameters, in the order of torch.nn
 
-    Nobody writes into it: loading makes another one, so copies of a module share it.  A pickle has the weights as
-    they were rounded, and packs them again where it is loaded.
+    A store is immutable: loading makes a new one, so copies of a module share it.  A pickle contains the weights as
+    they were rounded, and loading packs them again.
     """
 
     def __init__(
@@ -98,9 +87,9 @@ class Store:
         entries: Mapping[str, Entry],
         packed: frozen.Packed | None = None,
     ) -> None:
-        """Keep matrices, rounded, and biases; whoever calls gives them away.
+        """Take ownership of the rounded matrices and the biases.
 
-        packed  the matrices, of which entries then has none; None: they are packed here
+        packed  the matrices, which entries then does not have; None: they are packed here
         """
         self.sizes, self.format, self.cell = sizes, format, cell
         self.names = tuple(shapes_of(sizes, cell))
@@ -110,11 +99,11 @@ class Store:
             dtype = first.values.dtype
         with apart():
             self.like = torch.empty(0, dtype=dtype)
-            # Without a format, weights of 16 bits would look like those of one.
+            # 16-bit weights without a format would look like a 16-bit format, so they are not packed.
             if packed is None and (format is not None or dtype in (torch.float32, torch.float64)):
                 packed = frozen.pack(sizes, _directions(sizes, cell, entries))
         self.packed = packed
-        # Of packed weights only the sum of both biases is there.
+        # Packed weights contain only the sum of both biases, so the biases are kept.
         kept = self.packed is None
         self._kept = {name: entry for name, entry in entries.items() if kept or not is_matrix(name)}
         self.number = next(_keys)
@@ -129,7 +118,7 @@ class Store:
         return Store, (self.sizes, self.format, self.cell, self.entries())
 
     def reduce_shared(self) -> tuple[Any, ...]:
-        """As `__reduce__`, on the way to another process: as that of any tensor, the memory is shared then."""
+        """As `__reduce__`, for another process: the memory is shared, as that of any tensor."""
         if self.packed is None:
             return self.__reduce__()
         layout = {name: value for name, value in vars(self.packed).items() if name != "handle"}
@@ -152,7 +141,7 @@ class Store:
         return entries
 
     def _own(self, entry: Entry) -> Entry:
-        """An entry that is no view of more memory: all that would go into a file or a program with it."""
+        """An entry that is not a view into larger memory, all of which would be saved or exported with it."""
         if not isinstance(entry, Rounded):
             return entry
 
@@ -163,7 +152,7 @@ class Store:
         return Rounded(own(entry.values), None if entry.scale is None else own(entry.scale))
 
     def layers(self, dtype: torch.dtype) -> list[tuple[Weights, ...]]:
-        """L of D of `Weights` in a dtype, made anew."""
+        """New float tensors of a dtype: L of D of `Weights`."""
         with apart():
             entries = {name: self._as_weight(entry, dtype) for name, entry in self.entries().items()}
         return [
@@ -172,7 +161,7 @@ class Store:
         ]
 
     def constants(self) -> dict[tuple[int, int, int], Tensor]:
-        """The weights as floats by layer, direction and kind, the same tensors as long as anybody has them."""
+        """The weights as floats by (layer, direction, kind); the same tensors as long as anyone holds them."""
         made = {place: tensor for place, ref in self._constants.items() if (tensor := ref()) is not None}
         if not made or len(made) < len(self._constants):
             for k, layer in enumerate(self.layers(self.like.dtype)):
@@ -184,7 +173,7 @@ class Store:
         return made
 
     def floats(self) -> dict[str, Tensor]:
-        """The parameters that these weights are to a float module, by name, made anew."""
+        """New float tensors by name: the parameters of a float module with these weights."""
         with apart():
             return {name: self._as_weight(entry, self.like.dtype).clone() for name, entry in self.entries().items()}
 
@@ -194,7 +183,7 @@ class Store:
         return entry.to(dtype)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Apply what `nn.Module.to` and the like do to tensors; it has been tried on another one."""
+        """Apply to all tensors what `nn.Module.to` and the like apply; the caller has tried it on another tensor."""
         if self.packed is not None:
             self.packed.data = fn(self.packed.data)
         self._kept = {
@@ -209,7 +198,7 @@ ForkingPickler.register(Store, Store.reduce_shared)
 
 
 def _attach(sizes: Sizes, format: Format, cell: bool, kept: dict[str, Entry], layout: dict[str, Any]) -> Store:
-    """A store on weights that another process has packed, for the same instruction set; else they are packed anew."""
+    """A store on weights that another process has packed; packed again if for another instruction set."""
     own = frozen.Packed(sizes, format, layout["dtype"])
     if own.isa == layout["isa"]:
         own.data = layout["data"]
@@ -219,7 +208,7 @@ def _attach(sizes: Sizes, format: Format, cell: bool, kept: dict[str, Entry], la
 
 
 def _directions(sizes: Sizes, cell: bool, entries: Mapping[str, Any]) -> list[tuple[Direction, ...]]:
-    """Weights by name as `pack` takes them."""
+    """Weights by name, in the form that `frozen.pack` takes."""
 
     def direction(suffix: str) -> Direction:
         w_ih, w_hh, b_ih, b_hh, w_hr = (entries.get(kind + suffix) for kind in _KINDS)
@@ -229,7 +218,7 @@ def _directions(sizes: Sizes, cell: bool, entries: Mapping[str, Any]) -> list[tu
 
 
 def store_of(number: int) -> Store:
-    """The store of this number; raises RuntimeError where it is gone."""
+    """The store of this number; raises RuntimeError if it no longer exists."""
     store = _stores.get(number)
     if store is None:
         raise RuntimeError("a frozen LSTM of this compiled program is gone, or lives in another process: compile anew")
@@ -237,10 +226,10 @@ def store_of(number: int) -> Store:
 
 
 def store_of_module(module: Any, format: Format, where: str = "") -> Store:
-    """Round and pack the parameters of an LSTM or LSTMCell, which stay as they are.
+    """Round and pack the parameters of an LSTM or LSTMCell, which itself does not change.
 
-    where   what goes before a parameter's name in an error
-    Raises ValueError for a format there is not, and for a weight that it cannot express or does not round.
+    where   a prefix for parameter names in errors
+    Raises ValueError for an unknown format, and for a weight that the format cannot represent or does not round.
     """
     check_format(format)
     sizes, cell = sizes_of(module)
@@ -260,7 +249,7 @@ def store_of_module(module: Any, format: Format, where: str = "") -> Store:
 
 
 def sizes_of(module: Any) -> tuple[Sizes, bool]:
-    """What an LSTM or LSTMCell is built of, and whether it is a cell."""
+    """The sizes and options of an LSTM or LSTMCell, and whether it is a cell."""
     if hasattr(module, "num_layers"):
         options = (module.num_layers, module.bidirectional, module.proj_size, module.bias)
         return Sizes(module.input_size, module.hidden_size, *options), False

@@ -1,4 +1,4 @@
-"""Calls whose whole way is in C: plain tensors on the CPU, dense rows, nothing special about the moment."""
+"""The fast path: a plain call (plain CPU tensors, dense rows, no mode or transform active) runs entirely in C."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _kernel: Any = engine._kernel
 
 
 def _connect() -> bool:
-    """Tell the extension what to ask of torch; False where there is none."""
+    """Give the extension the functions of torch that it calls; False if there is no extension."""
     if _kernel is None or engine.ENGINE.unavailable() is not None:
         return False
     functions = {
@@ -39,9 +39,9 @@ _apply = training.Training.apply
 
 
 def call_lstm(module: Any, input: Any, hx: Any) -> Any:
-    """What an LSTM returns for this call, or None if the call has to take the way in Python.
+    """What an LSTM returns for this call, or None if the call must take the path in Python.
 
-    Nothing is raised for bad input: the checks on that way do it.
+    Bad input raises nothing here: it returns None, and the checks of the path in Python raise.
     """
     if is_compiling() or not _connected or not dispatch.takes_native():
         return None

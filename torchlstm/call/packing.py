@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Ragged, Rows, rows_of
 from ..engines.shared.torch_private import expect, peek_interpreter_stack, unsafe_view
 from . import jagged
 from .checks import recorded
@@ -18,13 +18,13 @@ State: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Packed(NamedTuple):
-    """An input as packed rows, and what only its numbers tell of the way back."""
+    """An input as packed rows, and what is needed to give results its form again."""
 
     data: Tensor  # (P, I)
     rows: Rows
-    batch: int  # B of the rows: of the sequences that lengths and resets make, where there are any
+    batch: int  # B of the rows; with lengths or resets the number of segments
     source: Any  # the input itself
-    segments: Segments | None = None  # which are the sequences of the rows, where lengths, resets or offsets say so
+    segments: Segments | None = None  # how the rows were cut, if by lengths, resets or jagged offsets
 
 
 def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = None, resets: Any = None) -> Packed:
@@ -32,17 +32,14 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
 
     input            (T, B, I), (B, T, I), (T, I), a PackedSequence of rows (P, I), jagged (B, j, I);
                      of a cell (B, I) or (I,)
-    hx               the states that came with it, where a compiler can learn B from them
-    lengths, resets  as `LSTM.forward` takes them
+    hx               the states of the call, from which a compiler can learn B
+    lengths, resets  as in `LSTM.forward`
     returns          its rows, step by step
     """
     form = plan.form
     if form is Form.PACKED:
         sizes, batch = input.batch_sizes, batch_of(input, hx)
-        steps = sizes.shape[0]
-        # Sizes never rise: these sequences are equally long.
-        dense = not recorded() and int(sizes[-1]) == batch
-        return Packed(input.data, Dense(steps, batch) if dense else Ragged(sizes), batch, input)
+        return Packed(input.data, Ragged(sizes) if recorded() else rows_of(sizes, batch), batch, input)
     if form is Form.JAGGED:
         sequences = jagged.plan(input)
         assert sequences.order is not None
@@ -54,7 +51,7 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
     if plan.segmented:
         segments = segment(input, form is Form.BATCH_FIRST, plan.directions, lengths, resets, plan.reset_state)
         if segments is not None and segments.order is not None:
-            # What is padding is never looked at: nothing in it reaches a result or a gradient.
+            # Padding is never read, so nothing in it reaches a result or a gradient.
             data = input.flatten(0, -2).index_select(0, segments.order)
             return Packed(data, segments.rows, segments.enter.shape[1], input, segments)
     if form is Form.UNBATCHED or form is Form.STEP:
@@ -69,7 +66,7 @@ def pack(plan: Plan, input: Any, hx: tuple[Tensor, ...] | None, lengths: Any = N
 def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
     """Give rows of output y (P, D*R) the form that the input had.
 
-    Unless the call is traced they belong to nobody else.
+    Unless the plan has a trace, no one else holds y, so it may be reshaped in place.
     """
     form, segments = plan.form, packed.segments
     if segments is not None and segments.order is not None:
@@ -86,10 +83,10 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
     steps, batch = plan.rows
     shape = [steps, batch, y.shape[1]]
     if plan.trace or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        # torch.jit.trace would keep the shape of its example in an operator that is not torch's own method.
+        # A method of Tensor, since torch.jit.trace would record the example's shape for any other operator.
         y = y.view(shape)
         return y.transpose(0, 1) if form is Form.BATCH_FIRST else y
-    # In place where that will do, in a third of the time.
+    # In place where possible: a third of the time.
     alone = _is_eager() and (steps == 1 or batch == 1)
     y = y.unsqueeze_(0 if steps == 1 else 1) if alone else unsafe_view(y, shape)
     return y.transpose_(0, 1) if form is Form.BATCH_FIRST else y
@@ -98,7 +95,7 @@ def unpack(plan: Plan, packed: Packed, y: Tensor) -> Any:
 def pack_states(
     plan: Plan, packed: Packed, hx: tuple[Tensor, ...] | None, reset_state: State | None = None
 ) -> list[Tensor]:
-    """The states that the rows start from, (L*D, B, size) for each size, in the order of the rows; None is zeros."""
+    """The initial states in the order of the rows, (L*D, B, size) for each size; zeros if hx is None."""
     if packed.segments is not None and plan.segmented:
         hx = _with_reset_state(hx, reset_state, plan.unbatched) if plan.resets else hx
     if hx is not None:
@@ -106,14 +103,14 @@ def pack_states(
     x = packed.data
     sizes = plan.sizes
     if plan.layers and sizes[0] == sizes[-1]:
-        # No engine writes into them: one tensor will do for both.
+        # No engine writes into them, so one tensor serves as both.
         zeros = x.new_zeros(plan.states, packed.batch, sizes[0])
         return [zeros, zeros]
     return [x.new_zeros(plan.states, packed.batch, size) for size in sizes]
 
 
 def _with_reset_state(hx: tuple[Tensor, ...] | None, reset_state: State | None, unbatched: bool) -> State | None:
-    """States in the user's form, and the reset states behind them, (L*D, 2B, F); None and None are zeros, so None."""
+    """Initial and reset states, concatenated to (L*D, 2B, F); a missing one is zeros, and None if both are missing."""
     states = hx or reset_state
     if states is None:
         return None
@@ -140,14 +137,14 @@ def _pack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
         return state.unsqueeze(1)
     if form is Form.PACKED and (order := packed.source.sorted_indices) is not None:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            # For the program, which makes no checks of its own: of too many states it would select some.
+            # A check for the traced program, which has no others: of too many states it would select some.
             state = state.reshape(state.shape[0], order.shape[0], state.shape[2])
         return state.index_select(1, order)
     return state
 
 
 def _is_eager() -> bool:
-    """Whether a result may be shaped in place: a compiler would ask for every size, and under vmap it is a view."""
+    """Whether a result may be reshaped in place: not in a compiler, which would guard on every size, nor under vmap."""
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is None
 
 
@@ -157,7 +154,7 @@ def _squeezed(state: Tensor, axis: int) -> Tensor:
 
 
 def unpack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
-    """A state (L*D, B, F) after the last step, which belongs to nobody else, in the user's form."""
+    """A final state (L*D, B, F), which no one else holds, in the user's form."""
     if packed.segments is not None:
         state = _select(state, packed.segments.leave)
     form = plan.form
@@ -173,7 +170,7 @@ def unpack_state(plan: Plan, packed: Packed, state: Tensor) -> Tensor:
 
 
 def _select(state: Tensor, index: Tensor) -> Tensor:
-    """States (L*D, M, F) of the sequences index (D, N) of each direction: (L*D, N, F)."""
+    """Select states (L*D, M, F) by index (D, N), one row for each direction: (L*D, N, F)."""
     directions = index.shape[0]
     if directions == 1:
         return state.index_select(1, index[0])
@@ -183,13 +180,13 @@ def _select(state: Tensor, index: Tensor) -> Tensor:
 
 
 def batch_of(input: PackedSequence, hx: tuple[Tensor, ...] | None) -> int:
-    """B; from a shape where a compiler is tracing and there is one; a tensor under jit.trace, which follows it."""
+    """B: an int; while a compiler traces, from a shape if one has it; under jit.trace a tensor, which it records."""
     if torch.compiler.is_compiling():
         if input.sorted_indices is not None:
             return input.sorted_indices.shape[0]
         if hx is not None:
             return hx[0].shape[1]
-        # As torch.export traces, `int` would ask for the number itself.
+        # Under torch.export, `int` would need the value itself.
         batch = input.batch_sizes[0].item()
         expect(batch >= 0)
         return batch  # type: ignore[return-value]

@@ -1,17 +1,17 @@
-"""The plan of a call: all that its signature settles, in one value, or the error that torch.nn raises for it.
+"""The plan of a call: all that its signature determines, in one value, or the error that torch.nn raises for it.
 
-A signature is what can be known of a call without the numbers in its tensors: types, dtypes, devices and shapes of what
-was given, the module's options, autocast.  Nothing of the weights is in a plan; plans of eager calls are remembered.
+The signature is what is known of a call without the numbers in its tensors: types, dtypes, devices and shapes of the
+arguments, the module's options, autocast.  A plan contains nothing of the weights.  Plans of eager calls are cached.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engines.contract import Dense, Problem
+from ..engines.contract import Dense, Problem, stacked
 from ..engines.shared.torch_private import is_any_autocast_enabled
 from . import checks
 from .jagged import is_jagged
@@ -19,7 +19,7 @@ from .precision import Precision, autocast_dtype, autocast_precision
 
 
 class Form(Enum):
-    """What the input looks like, and so the output."""
+    """The form of the input, which is also that of the output."""
 
     TIME_MAJOR = "(T, B, I)"
     BATCH_FIRST = "(B, T, I)"
@@ -30,7 +30,7 @@ class Form(Enum):
     UNBATCHED_STEP = "of a cell, (I,)"
 
 
-# One direction of one layer: names and expected shapes of w_ih, w_hh, b_ih, b_hh, w_hr; None for what there is not.
+# One direction of one layer: names and expected shapes of w_ih, w_hh, b_ih, b_hh, w_hr; None for a missing one.
 Parameters = tuple[tuple[str, tuple[int, ...]] | None, ...]
 
 
@@ -38,18 +38,18 @@ class Plan(NamedTuple):
     """How a call is computed, from its signature."""
 
     form: Form
-    rows: Dense | None  # T and B; None where only the numbers in a tensor tell
+    rows: Dense | None  # T and B; None where they depend on the numbers in a tensor
     states: int  # L*D
     sizes: tuple[int, ...]  # of the states: R, H
     directions: int
-    segmented: bool = False  # lengths or resets say which steps are sequences of their own
+    segmented: bool = False  # whether lengths or resets cut the batch into segments
     resets: bool = False
     reset_state: bool = False  # whether one was given
-    precision: Precision | None = None  # what autocast asks for
+    precision: Precision | None = None  # the dtypes under autocast; None without it
     dropout: float = 0.0  # between layers, in training
     trace: bool = False
     layers: tuple[tuple[Parameters, ...], ...] = ()  # L of D
-    problems: tuple[Problem, ...] = ()  # L; other rows take the place of theirs where those are not known
+    problems: tuple[Problem, ...] = ()  # L; where `rows` is None, theirs are placeholders
 
     @property
     def unbatched(self) -> bool:
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
         return self.form in (Form.UNBATCHED, Form.UNBATCHED_STEP)
 
 
-# Plans by signature, of eager calls on plain tensors; where there are too many, all are forgotten.
+# The cache: plans of eager calls on plain tensors by signature.  When it is full, it is emptied.
 _plans: dict[tuple[Any, ...], Plan] = {}
 _MOST = 4096
 
@@ -71,10 +71,10 @@ def plan_lstm(
     reset_state: Any = None,
     trace: bool = False,
 ) -> Plan:
-    """Plan a call of an LSTM, or raise what nn.LSTM raises for it, or a clearer error of the same kind.
+    """Plan a call of an LSTM, or raise nn.LSTM's error for it, or a clearer error of the same type.
 
-    module  with nn.LSTM's attributes, and `checkpoint_every`
-    the rest as `LSTM.forward` takes it
+    module  has nn.LSTM's attributes, and `checkpoint_every`
+    The other arguments are those of `LSTM.forward`.
     """
     extras = lengths is not None or resets is not None or reset_state is not None
     key = None if extras else _signature(module, input, hx, "weight_ih_l0")
@@ -93,7 +93,7 @@ def plan_lstm(
     x: Any = input.data if packed else input
     form, rows = _form(x, packed, jagged, module.batch_first)
     directions = 2 if module.bidirectional else 1
-    # Reset states without states are those of the sequences too, as far as the dtype goes.
+    # Without hx the dtype of the reset state counts.
     states = hx if hx is not None else reset_state if resets is not None else None
     c_0, fused = None if states is None else states[1], not packed and not module.proj_size
     precision = autocast_precision(x, c_0, module.proj_size > 0, fused)
@@ -109,10 +109,9 @@ def plan_lstm(
         dtype=x.dtype if precision is None else precision.compute,
         device=x.device,
         trace=trace,
-        # A trace keeps every state: nothing is left to compute again.
+        # A trace keeps every state, so there is nothing to recompute.
         checkpoint_every=None if trace else every,
     )
-    others = (first._replace(input_size=directions * state_sizes[0]),) * (module.num_layers - 1)
     plan = Plan(
         form,
         rows,
@@ -125,14 +124,14 @@ def plan_lstm(
         precision=precision,
         dropout=module.dropout if module.training and module.num_layers > 1 else 0.0,
         trace=trace,
-        layers=_parameters(module, directions),
-        problems=(first, *others),
+        layers=parameters_of(suffixes_of(module), module, bool(module.bias), module.proj_size),
+        problems=stacked(first, module.num_layers),
     )
     return plan if key is None else _remember(key, plan)
 
 
 def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
-    """Plan a call of an LSTMCell, or raise what nn.LSTMCell raises for it, or a clearer error of the same kind."""
+    """Plan a call of an LSTMCell, or raise nn.LSTMCell's error for it, or a clearer error of the same type."""
     key = _signature(module, input, hx, "weight_ih")
     if key is not None:
         key = (*key, module.input_size, module.hidden_size, module.bias_ih is None and module.bias_hh is None)
@@ -140,10 +139,7 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
             return known
     checks.check_cell_call(module, input, hx)
     batched, hidden = input.dim() == 2, module.hidden_size
-    gates = 4 * hidden
-    matrices = (("weight_ih", (gates, module.input_size)), ("weight_hh", (gates, hidden)))
     bias = module.bias_ih is not None or module.bias_hh is not None
-    biases = (("bias_ih", (gates,)), ("bias_hh", (gates,))) if bias else (None, None)
     rows = Dense(1, input.shape[0] if batched else 1)
     precision = autocast_precision(input, None if hx is None else hx[1], projected=False, fused=False)
     problem = Problem(
@@ -165,14 +161,14 @@ def plan_cell(module: Any, input: Tensor, hx: Any) -> Plan:
         (hidden, hidden),
         1,
         precision=precision,
-        layers=(((*matrices, *biases, None),),),
+        layers=parameters_of([("",)], module, bias, 0),
         problems=(problem,),
     )
     return plan if key is None else _remember(key, plan)
 
 
 def plan_stack(module: Any, input: Tensor | PackedSequence, hx: Any) -> Plan:
-    """Plan a call of a `CellStack`, or raise an error for it.  There is nothing to remember: its loop takes longer."""
+    """Plan a call of a `CellStack`, or raise an error.  Not cached: the stack's time loop takes far longer."""
     checks.check_stack_call(module, input, hx)
     packed, jagged = isinstance(input, PackedSequence), is_jagged(input)
     x: Any = input.data if packed else input
@@ -181,7 +177,10 @@ def plan_stack(module: Any, input: Tensor | PackedSequence, hx: Any) -> Plan:
 
 
 def _form(x: Tensor, packed: bool, jagged: bool, batch_first: bool) -> tuple[Form, Dense | None]:
-    """The form of an input or of its data, and its rows where their number is known."""
+    """The form of an input, and its rows where their number is known from the shape.
+
+    x  the input; of a PackedSequence or a jagged tensor its rows
+    """
     if packed:
         return Form.PACKED, None
     if jagged:
@@ -194,18 +193,18 @@ def _form(x: Tensor, packed: bool, jagged: bool, batch_first: bool) -> tuple[For
 
 
 def _signature(module: Any, input: Any, hx: Any, weight: str) -> tuple[Any, ...] | None:
-    """What distinguishes a call from others of the same module's class; None of one whose plan is made anew.
+    """The part of the cache's key that input and states determine, or None for a call whose plan is not cached.
 
-    Of a traced or compiled call shapes are no numbers; what is not of torch's own types has to be looked at.
+    In a traced or compiled call shapes are not numbers, and arguments of other types than torch's own must be checked.
 
-    weight  the name of that whose dtype the input has to have
+    weight  the name of the parameter whose dtype the input must have
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+    if checks.recorded():
         return None
     if type(input) is not Tensor or input.is_nested:
         return None
     try:
-        parameter = module._parameters.get(weight)  # a tenth of the time of nn.Module's own look-up
+        parameter = module._parameters.get(weight)  # a tenth of the time of getattr
     except AttributeError:
         parameter = None
     dtype = (getattr(module, weight) if parameter is None else parameter).dtype
@@ -229,17 +228,29 @@ def _remember(key: tuple[Any, ...], plan: Plan) -> Plan:
     return plan
 
 
-def _parameters(module: Any, directions: int) -> tuple[tuple[Parameters, ...], ...]:
-    """Names and expected shapes of the weights of every layer and direction of an LSTM."""
-    gates, hidden, proj = 4 * module.hidden_size, module.hidden_size, module.proj_size
+def suffixes_of(sizes: Any) -> list[tuple[str, ...]]:
+    """L of D: what follows "weight_ih" and the like in the names of an LSTM's weights."""
+    directions = 2 if sizes.bidirectional else 1
+    return [(f"_l{k}", f"_l{k}_reverse")[:directions] for k in range(sizes.num_layers)]
+
+
+def parameters_of(
+    suffixes: Sequence[tuple[str, ...]], sizes: Any, bias: bool, proj: int
+) -> tuple[tuple[Parameters, ...], ...]:
+    """Names and expected shapes of the weights of every layer and direction.
+
+    suffixes  as `suffixes_of` returns them; [("",)] for a cell
+    sizes     has input_size and hidden_size
+    """
+    gates, hidden = 4 * sizes.hidden_size, sizes.hidden_size
     state = proj or hidden
-    layers, features = [], module.input_size
-    for k in range(module.num_layers):
+    layers, features = [], sizes.input_size
+    for names in suffixes:
         ways = []
-        for suffix in (f"_l{k}", f"_l{k}_reverse")[:directions]:
-            bias = (("bias_ih" + suffix, (gates,)), ("bias_hh" + suffix, (gates,))) if module.bias else (None, None)
-            matrices = (("weight_ih" + suffix, (gates, features)), ("weight_hh" + suffix, (gates, state)))
-            ways.append((*matrices, *bias, ("weight_hr" + suffix, (proj, hidden)) if proj else None))
+        for name in names:
+            biases = (("bias_ih" + name, (gates,)), ("bias_hh" + name, (gates,))) if bias else (None, None)
+            matrices = (("weight_ih" + name, (gates, features)), ("weight_hh" + name, (gates, state)))
+            ways.append((*matrices, *biases, ("weight_hr" + name, (proj, hidden)) if proj else None))
         layers.append(tuple(ways))
-        features = state * directions
+        features = state * len(names)
     return tuple(layers)

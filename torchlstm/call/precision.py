@@ -1,4 +1,4 @@
-"""Autocast: in which dtype a module computes, and which dtypes its results have."""
+"""Autocast: the dtype in which a module computes, and the dtypes of its results."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ _CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Precision(NamedTuple):
-    """The dtype of the arithmetic, of the output and h_n, and of c_n."""
+    """The dtypes of the arithmetic, of output and h_n, and of c_n."""
 
     compute: torch.dtype
     h: torch.dtype
@@ -36,13 +36,13 @@ def _has_autocast(kind: str) -> bool:
 
 
 def autocasts(tensor: Tensor) -> bool:
-    """Whether autocast, as it is set now, would cast this tensor."""
+    """Whether autocast is on and would cast this tensor."""
     kind = tensor.device.type
     return tensor.dtype in _CASTABLE and _has_autocast(kind) and torch.is_autocast_enabled(kind)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on a device as it is set now, or None."""
+    """The dtype of autocast on a device, or None if it is off."""
     kind = device.type
     if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return None
@@ -50,16 +50,16 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def autocast_precision(input: Tensor, c_0: Tensor | None, projected: bool, fused: bool) -> Precision | None:
-    """What autocast asks of a module that is called with this input, or None where it asks nothing.
+    """The dtypes of a module's call under autocast, or None where autocast does not apply.
 
     input      a tensor of any shape
     c_0        the initial cell state, or None for zeros of the input's dtype
-    projected  whether h is a projection
-    fused      whether torch.nn runs its fused oneDNN layer for such a call on CPU: nn.LSTM, dense input, no projection
+    projected  whether the layer has a projection
+    fused      whether torch.nn runs its fused oneDNN layer for such a call on the CPU: nn.LSTM, dense, no projection
 
-    The results get the dtypes that torch.nn gives them.  There, CUDA and the fused CPU layer cast everything to the
-    autocast dtype; the other CPU paths cast only the operands of products, so that c keeps the wider of its own
-    dtype and autocast's.  Where c stays wide, so does our arithmetic.
+    The results get the dtypes that torch.nn gives them.  On CUDA, and in the fused layer of the CPU, torch.nn casts
+    everything to the autocast dtype.  Its other paths on the CPU cast only the operands of products, so c keeps the
+    wider of its own dtype and autocast's.  Where c stays wide, our arithmetic is wide too.
     """
     if not autocasts(input):
         return None

@@ -1,25 +1,25 @@
-"""Lengths and resets of a batch: every run of steps that belong together becomes a sequence of its own."""
+"""Lengths and resets: each run of steps between two resets becomes a sequence (a segment) of a ragged batch."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..engines.contract import Dense, Ragged, Rows
+from ..engines.contract import Dense, Ragged, Rows, rows_of
 from ..engines.shared.torch_private import is_batchedtensor
 
 
 class Segments(NamedTuple):
-    """N segments, sorted by falling length: the runs of steps between resets, cut where their sequence ends.
+    """N segments, sorted by falling length: the runs of steps between resets, up to the end of their sequence.
 
-    A sequence without steps is one segment without steps, so that its final state is its initial state.
+    A sequence without steps is one segment without steps, so its final state is its initial state.
     """
 
     rows: Rows  # of the N segments
     shape: tuple[int, ...]  # (T, B), (B, T) or (T,), as the input has it
-    order: Tensor | None  # (P,): which row of the flattened input each packed row is; None: all rows, as they come
-    # For each direction: the state that a segment starts from (b: sequence b's initial state, B + b: its reset state),
-    # and the segment whose last state is a sequence's final state.
+    order: Tensor | None  # (P,): which row of the flattened input each packed row is; None: all rows, in their order
+    # For each direction: the state from which a segment starts (b: the initial state of sequence b, B + b: its reset
+    # state), and the segment whose last state is the final state of a sequence.
     enter: Tensor  # (D, N)
     leave: Tensor  # (D, B)
 
@@ -27,19 +27,19 @@ class Segments(NamedTuple):
 def segment(
     input: Tensor, batch_first: bool, directions: int, lengths: Any = None, resets: Any = None, always: bool = False
 ) -> Segments | None:
-    """Plan the computation of an input that has passed the module's checks.
+    """Cut an input that has passed the module's checks into segments.
 
     input    (T, B, I), (B, T, I) if batch_first, or (T, I) unbatched
     lengths  B integers, or None: all are T
     resets   bool, (T, B), (B, T) or (T,): the state restarts before that step; None: nowhere
-    always   plan even if there is no reset, so that reset states are always part of the graph
-    returns  the plan, or None where it would change nothing
+    always   cut even if there is no reset, so that reset states are always part of the graph
+    returns  the segments, or None if they are the sequences as they are
 
-    The plan is made on the CPU: lengths or resets that live elsewhere are waited for, nothing else is.
+    This is done on the CPU, so lengths or resets on another device are waited for; nothing else is.
     """
     shape = tuple(input.shape[:-1])
     steps, batch = (shape[0], 1) if len(shape) == 1 else shape[::-1] if batch_first else shape
-    # How many rows of the input lie between two steps, and between two sequences.
+    # The distance in rows of the input between two steps, and between two sequences.
     strides = (1, steps) if batch_first else (batch, 1)
     if lengths is not None:
         if len(shape) == 1:
@@ -49,7 +49,7 @@ def segment(
         resets = _resets(resets, shape)
         resets = resets.unsqueeze(1) if len(shape) == 1 else resets.t() if batch_first else resets
     if torch.compiler.is_compiling():
-        # What is in a tensor is not known now.
+        # A compiler does not know the numbers in a tensor.
         order, sizes, enter, leave = _opaque_cut(lengths, resets, steps, batch, *strides, input.device)
         return Segments(Ragged(sizes), shape, order, enter[:directions], leave[:directions])
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
@@ -64,10 +64,9 @@ def segment(
         rows: Rows = Dense(steps, batch)
     else:
         order, sizes, enter, leave = cut(lengths, resets, steps, batch, strides)
-        alike = int(sizes[-1]) == enter.shape[1]
-        rows = Dense(len(sizes), enter.shape[1]) if alike else Ragged(sizes)
+        rows = rows_of(sizes, enter.shape[1])
         order = order.to(input.device, non_blocking=True)
-    # Such a copy waits for nothing on the device, though this memory is not pinned.
+    # Such a copy does not wait for the device, although this memory is not pinned.
     enter, leave = (index[:directions].to(input.device, non_blocking=True) for index in (enter, leave))
     return Segments(rows, shape, order, enter, leave)
 
@@ -80,12 +79,12 @@ def cut(
     strides: tuple[int, int],
     begins: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cut a batch into segments; everything on the CPU.
+    """Cut a batch into segments; all tensors are on the CPU.
 
     lengths  (B,) or None
     resets   (T, B) or None
-    strides  how many rows of the input lie between two steps, and between two sequences
-    begins   (B,), without resets: the row at which each sequence begins, where there is no stride between them
+    strides  the distance in rows of the input between two steps, and between two sequences
+    begins   (B,) the row at which each sequence begins, if they have no common distance; only without resets
     returns  order (P,), batch_sizes (steps of the longest segment,), enter (2, N), leave (2, B)
     """
     each = _arange(batch)
@@ -104,7 +103,7 @@ def cut(
         counts = starts.sum(1)
         last = counts.cumsum(0) - 1
         first = last - counts + 1
-        # A segment ends where the next of its sequence begins, the last one where the sequence ends.
+        # A segment ends where the next one of its sequence begins; the last one ends with the sequence.
         length, by_length = _sort(begin.roll(-1).index_copy_(0, last, lengths) - begin)
         place = torch.empty_like(by_length).index_copy_(0, by_length, _arange(len(by_length)))
         start = (begin * strides[0] + sequence * strides[1])[by_length]
@@ -112,28 +111,28 @@ def cut(
         enter[0, first] = each + batch * restarted
         enter[1, last] = each
         enter, leave = enter[:, by_length], place[torch.stack([last, first])]
-    # How many segments are longer than k steps, and if there is no step at all, none at one.
+    # At each step k, how many segments have more than k steps.  Without any step it is one step of none.
     sizes = len(length) - length.bincount(minlength=2).cumsum(0)[:-1]
     step = _arange(len(sizes)).repeat_interleave(sizes)  # (P,)
-    alive = _arange(len(step)) - (sizes.cumsum(0) - sizes).index_select(0, step)  # which of those alive at that step
+    alive = _arange(len(step)) - (sizes.cumsum(0) - sizes).index_select(0, step)  # its place among those
     order = start.index_select(0, alive) + step * strides[0]
     return order, sizes, enter, leave
 
 
 def _sort(length: Tensor) -> tuple[Tensor, Tensor]:
-    # As `pack_padded_sequence` sorts: dropout draws for the rows in this order.
+    # Sort as `pack_padded_sequence` does, since dropout draws for the rows in this order.
     return length.sort(descending=True)
 
 
 def _arange(end: int) -> Tensor:
-    # Whatever the default device is.
+    # On the CPU whatever the default device is.
     return torch.arange(end, device="cpu")
 
 
 def _lengths(given: Any, batch: int) -> Tensor:
-    """Lengths as the user gave them, as int64 (B,)."""
+    """The user's lengths, checked, as int64 (B,)."""
     lengths = _tensor("lengths", "integers", given)
-    # An empty list says nothing of its type.
+    # An empty list becomes a float tensor.
     if lengths.numel() and (lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex()):
         raise TypeError(f"LSTM: Expected lengths to be integers, got {lengths.dtype}")
     if lengths.shape != (batch,):
@@ -144,7 +143,7 @@ def _lengths(given: Any, batch: int) -> Tensor:
 
 
 def _resets(given: Any, shape: tuple[int, ...]) -> Tensor:
-    """Resets as the user gave them, as a mask of the input's shape."""
+    """The user's resets, checked, as a bool mask of the input's leading shape."""
     resets = _tensor("resets", "a bool mask", given)
     if resets.dtype != torch.bool:
         raise TypeError(f"LSTM: Expected resets to be a bool mask, got {resets.dtype}")
@@ -156,7 +155,7 @@ def _resets(given: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def _tensor(name: str, what: str, given: Any) -> Tensor:
-    """What is given as a tensor, or as something that makes one."""
+    """The argument as a tensor; it may be anything that torch.as_tensor takes."""
     if isinstance(given, Tensor):
         if is_batchedtensor(given):
             raise RuntimeError(f"LSTM: {name} cannot be mapped by vmap: all members must have the same")
@@ -181,7 +180,7 @@ def _here(lengths: Tensor | None, resets: Tensor | None, steps: int) -> tuple[Te
     return lengths, resets
 
 
-# `cut` as an operator: compile and export see results of sizes that are known when it runs.
+# `cut` as an operator: to compile and export its results have sizes that are known only at run time.
 _library = torch.library.Library("torchlstm", "FRAGMENT")
 _library.define(
     "cut(Tensor? lengths, Tensor? resets, SymInt steps, SymInt batch, SymInt step_stride, SymInt batch_stride, "

@@ -1,4 +1,4 @@
-"""Layers, dropout between them, states in and out: a planned call on packed rows."""
+"""Runs a planned call on packed rows: layer after layer, dropout between them, states in and out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .dispatch import layer
 from .packing import Packed
 from .plan import Plan
 
-# What a trace adds of one layer, all its directions: y (P, D*R), acts (D, P, 4H), cells (D, P, H).
+# What a trace has of one layer, all its directions: y (P, D*R), acts (D, P, 4H), cells (D, P, H).
 Traced = tuple[Tensor, Tensor, Tensor]
 
 
@@ -22,7 +22,8 @@ def run_stack(
 
     states   h_0 (L*D, B, R), c_0 (L*D, B, H), direction innermost
     layers   L of D of Weights
-    returns  y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H), and what each layer adds to a trace, if the plan has one
+    returns  y (P, D*R), h_n (L*D, B, R), c_n (L*D, B, H), and a list with the `Traced` of each layer, if the plan has
+             a trace
     """
     x, (h_0, c_0), precision = packed.data, states, plan.precision
     if precision is not None:
@@ -31,7 +32,7 @@ def run_stack(
         with torch.autocast(x.device.type, enabled=False):
             plain = plan._replace(precision=None)
             y, h_n, c_n, traced = run_stack(plain, packed._replace(data=x), states, layers)
-        # A gate is as wide as h, which is made of it.
+        # The gates get the dtype of h.
         return *precision.results(y, h_n, c_n), [precision.results(*each) for each in traced]
     problems = plan.problems
     if packed.rows is not plan.rows:
@@ -44,7 +45,7 @@ def run_stack(
     parts = zip(layers, h_0.split(plan.directions), c_0.split(plan.directions), strict=True)
     for index, (weights, h, c) in enumerate(parts):
         if index > 0 and plan.dropout != 0:
-            # Torch's own operator on contiguous time-major rows: on CPU it draws the mask that nn.LSTM draws.
+            # torch's own operator on contiguous time-major rows: on the CPU it draws the same mask as nn.LSTM.
             x = torch.dropout(x, plan.dropout, True)
         x, h, c, *inner = layer(problems[index], x, h, c, weights)
         every_h.append(h)

@@ -1,4 +1,4 @@
-"""The weights of a module as they are at a call, checked against its plan."""
+"""The weights of a module, read at every call and checked against its plan."""
 
 from typing import Any
 
@@ -14,9 +14,8 @@ _KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 def weights_of(plan: Plan, module: Any, x: Tensor) -> list[tuple[Weights, ...]]:
     """The weights of every layer and direction, L of D of `Weights`, for rows x (P, I).
 
-    They are read from their attributes at every call, and nothing of them is kept.  Raises RuntimeError for a dtype,
-    device or shape that does not fit, TypeError as nn.LSTM for a weight that is None.  A module that makes its weights
-    anew for every call has `read_weight`.
+    Raises RuntimeError for a dtype, device or shape that does not fit, and TypeError, as nn.LSTM does, for a weight
+    that is None.  A module whose weights are computed anew at every call has a method `read_weight(name)`.
     """
     try:
         own = module._parameters
@@ -34,12 +33,12 @@ def weights_of(plan: Plan, module: Any, x: Tensor) -> list[tuple[Weights, ...]]:
                     weights.append(None)
                     continue
                 name, shape = parameter
-                # What nn.Module's attribute look-up finds in the end, without its 2 us where it is a Parameter.
+                # Saves the 2 us of nn.Module's __getattr__ where the weight is a Parameter.
                 weight = own.get(name) if read is None else read(module, name)
                 if weight is None and (weight := getattr(module, name)) is None:
                     if plan.form not in (Form.STEP, Form.UNBATCHED_STEP):
                         raise TypeError(f"LSTM: Expected {name} to be a Tensor, got None")
-                    # Of nn.LSTMCell's two biases one may be missing.
+                    # nn.LSTMCell allows one of its two biases to be None.
                     weight = x.new_zeros(shape)
                 if weight.dtype != dtype or weight.device != device or weight.shape != shape:
                     check_weight(x, kind, weight, shape)

@@ -1,1 +1,1 @@
-"""The command line's parts."""
+"""Parts of the command line."""

@@ -1,7 +1,8 @@
-"""The demo: one character language model on real text, trained with nn.LSTM and again after `swap`, step by step.
+"""The demo: a character language model on real text, trained with nn.LSTM and, after `swap`, with torchlstm.
 
-Training is chaotic: two runs that differ by one rounding drift apart.  So a third run, the control, is nn.LSTM with one
-weight moved by one unit in the last place, and the gap between nn.LSTM and torchlstm is judged against its gap.
+Training is chaotic: two runs that differ by one rounding error drift apart.  So there is a third run, the control:
+nn.LSTM with one weight moved by one unit in the last place.  The gap between nn.LSTM and torchlstm is compared with the
+gap between nn.LSTM and the control.
 """
 
 import copy
@@ -25,13 +26,13 @@ _MODULES = (
     *("argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "doctest", "ftplib", "inspect"),
     *("locale", "mailbox", "optparse", "pdb", "pickle", "shutil", "tarfile", "textwrap", "turtle", "zipfile"),
 )
-# Gaps below this are the last digits of the loss itself.
+# Gaps below this are in the last digits of the loss.
 _FLOOR = 1e-6
 _FACTOR = 10.0
 
 
 class CharModel(nn.Module):
-    """Characters in, logits of the next character out; knows only torch.nn."""
+    """Predicts logits of the next character; uses torch.nn only."""
 
     def __init__(self, characters: int, dropout: float) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ def run(device: str, steps: int, picture: str) -> int:
     alphabet = sorted(set(text))
     index = {character: i for i, character in enumerate(alphabet)}
     data = torch.tensor([index[character] for character in text], device=device)
-    # cuDNN draws dropout masks of its own, which nobody can draw again.
+    # cuDNN draws its own dropout masks, which cannot be reproduced.
     dropout = 0.0 if device == "cuda" else _DROPOUT
     torch.manual_seed(666)
     model = CharModel(len(alphabet), dropout).to(device)

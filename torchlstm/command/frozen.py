@@ -1,4 +1,4 @@
-"""The demo's model frozen in every format: bits per character, size and speed, beside the model as it is."""
+"""The demo's model frozen in each format: bits per character, size and speed, compared with the float model."""
 
 import copy
 import math
@@ -14,13 +14,13 @@ from ..parity.report import table
 from ..stream import Stream
 
 CHARACTERS = 2000
-# Of these, each is timed alone, in turns with the other models.
+# So many of these characters are timed, one by one, in turns with the other models.
 _TIMED = 200
 
 
 @torch.no_grad()
 def rows(model: nn.Module, text: Tensor) -> list[str]:
-    """Lines of a table: a character model as it is and frozen in each format.
+    """Lines of a table: a character model before freezing, and frozen in each format.
 
     model  as `demo.CharModel`; it is copied
     text   (CHARACTERS + 1,) of character indices
@@ -43,7 +43,7 @@ def rows(model: nn.Module, text: Tensor) -> list[str]:
 
 
 def _bits(model: nn.Module, text: Tensor) -> float:
-    """The mean loss over a text, in bits: every character predicted from those before it."""
+    """The mean loss over a text in bits per character."""
     logits, _ = model(text[:-1, None])
     return nn.functional.cross_entropy(logits.flatten(0, 1), text[1:]).item() / math.log(2)
 
@@ -53,7 +53,7 @@ def _bytes(lstm: nn.Module) -> int:
 
 
 def _seconds(models: list[nn.Module], text: Tensor) -> list[float]:
-    """The median time that the LSTM of each model takes for a character, in a stream of one."""
+    """The median time of a step of each model's LSTM, in a stream of one sequence."""
     streams = [Stream(model.get_submodule("lstm")) for model in models]
     x = models[0].get_submodule("embedding")(text[:_TIMED, None, None])
     times: list[list[float]] = [[] for _ in models]

@@ -1,4 +1,4 @@
-"""A progress bar for a terminal, and nothing for a file."""
+"""A progress bar, drawn only on a terminal."""
 
 import sys
 import time

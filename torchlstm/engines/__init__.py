@@ -6,6 +6,6 @@ from .cuda import engine as cuda
 from .cuda.launch import INTERPRETED
 from .reference import engine as reference
 
-# In Triton's interpreter the CUDA engine runs on CPU tensors, and stands where it stands on a GPU: before all that can.
+# In Triton's interpreter the CUDA engine runs on CPU tensors, so it comes first there, as it does on a GPU.
 _ORDER = (cuda.ENGINE, cpu.ENGINE) if INTERPRETED else (cpu.ENGINE, cuda.ENGINE)
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (*_ORDER, reference.ENGINE)}

@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers.
+"""The contract of an engine: the problem that it is given, and what it returns.
 
 Letters used everywhere: T steps, B batch, P packed rows, I input size, H hidden size, R = proj_size or H,
 D directions, L layers.  Gates are i, f, g, o along the 4H axis, in this order.
@@ -35,8 +35,13 @@ class Ragged(NamedTuple):
 Rows: TypeAlias = Dense | Ragged
 
 
+def rows_of(batch_sizes: Tensor, batch: int) -> Rows:
+    """The rows of sequences, `Dense` if they are equally long: sizes never rise, so the last one is then B."""
+    return Dense(len(batch_sizes), batch) if int(batch_sizes[-1]) == batch else Ragged(batch_sizes)
+
+
 def check_batch_sizes(sizes: Tensor, rows: int) -> None:
-    """Raise RuntimeError unless these are the batch sizes (T,) of so many packed rows."""
+    """Raise RuntimeError unless these are valid batch sizes (T,) that sum to this number of packed rows."""
     if int(sizes[-1]) < 0 or bool((sizes[1:] > sizes[:-1]).any()):
         raise RuntimeError(f"batch_sizes of a PackedSequence must not rise nor be negative, got {sizes.tolist()}")
     if int(sizes.sum()) != rows:
@@ -50,20 +55,20 @@ Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor 
 
 
 class Recorder(Protocol):
-    """Who wants every sequence's own gradients of one layer's weights; see `per_sample`."""
+    """Receives the per-sample gradients of one layer's weights; see `per_sample`."""
 
     def begin(self, batch: int) -> None:
-        """A forward of so many sequences has begun, whose backward will hand them over."""
+        """Note that a forward of `batch` sequences has begun; its backward will deliver their gradients."""
 
     def wanted(self) -> bool:
-        """Whether they still are, now that the backward runs."""
+        """Whether the gradients are still wanted; asked when the backward runs."""
 
     def record(self, samples: Any) -> None:
         """Take a `per_sample.Samples`."""
 
 
 class Problem(NamedTuple):
-    """One layer, all its directions, as far as an engine needs it to say whether it can run it."""
+    """One layer, all its directions: what an engine must know to decide whether it can run it."""
 
     rows: Rows
     batch: int  # B, at least the rows' own batch size
@@ -74,18 +79,24 @@ class Problem(NamedTuple):
     bias: bool
     dtype: torch.dtype
     device: torch.device
-    access: Access = DIRECT  # how a kernel gets at the tensors of this call
-    trace: bool = False  # the states of every step are wanted too
-    checkpoint_every: int | None = None  # keep the states of every so many steps only; never with `trace`
-    reverse: bool = False  # the only direction runs the rows backwards: it is the second of two, alone
-    recorder: Recorder | None = None  # who wants every sequence's own gradients of the weights
-    loop: str | None = None  # which of its time loops the engine is to run; None: what it chooses itself
-    cell: bool = False  # its products follow torch's setting for products, as nn.LSTMCell's do, not that for RNNs
+    access: Access = DIRECT  # how a kernel may access the tensors of this call
+    trace: bool = False  # whether the states and gates of every step are results too
+    checkpoint_every: int | None = None  # save only the states of every k-th step; never with `trace`
+    reverse: bool = False  # the only direction runs backwards in time: the second of two, alone
+    recorder: Recorder | None = None  # receives per-sample gradients of the weights
+    loop: str | None = None  # which of its time loops the engine runs; None: it chooses
+    cell: bool = False  # follows torch's TF32 setting for matmul, as nn.LSTMCell does, not that for RNNs
 
     @property
     def batch_sizes(self) -> Tensor | None:
         """(T,) of a ragged batch, None of a dense one."""
         return self.rows.batch_sizes if isinstance(self.rows, Ragged) else None
+
+
+def stacked(first: Problem, layers: int) -> tuple[Problem, ...]:
+    """The problems of all layers of a stack: each takes the output of the layer below."""
+    features = first.directions * (first.proj_size or first.hidden_size)
+    return (first, *(first._replace(input_size=features),) * (layers - 1))
 
 
 def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows) -> Problem:
@@ -104,15 +115,15 @@ def problem_of(x: Tensor, h_0: Tensor, weights: tuple[Weights, ...], rows: Rows)
     )
 
 
-# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n, and of a traced problem acts, cells
+# layer(problem, x, h_0, c_0, weights) -> y, h_n, c_n; with `Problem.trace` also acts, cells
 #   x            (P, I)
 #   h_0, c_0     (D, B, R), (D, B, H)
 #   weights      D of Weights
 #   y            (P, D*R), contiguous
 #   h_n, c_n     (D, B, R), (D, B, H); they own their storage
 #   acts, cells  (D, P, 4H), (D, P, H): the activated gates and c of every row, differentiable
-# Direction 1, or the only one of a reverse problem, runs the rows backwards.  A step updates only its sequences' rows
-# of the state: a sequence that has ended, or in reverse has not yet begun, keeps the state it has.
+# Direction 1, or the only one of a reverse problem, runs backwards in time.  A step updates only the states of the
+# sequences that have this step: one that has ended, or in reverse has not begun, keeps its state.
 Layer: TypeAlias = Callable[[Problem, Tensor, Tensor, Tensor, tuple[Weights, ...]], tuple[Tensor, ...]]
 
 
@@ -137,12 +148,12 @@ def only_if_asked(_: Problem) -> str:
 class Engine:
     """One way to compute a layer.
 
-    name         what `use_engine` takes
+    name         its name for `use_engine`
     layer        the computation
-    refuses      why this engine cannot run a problem, or None
-    unavailable  why this engine is missing from this installation, or None
-    automatic    what automatic choice asks an engine that can run a problem: the problem as the engine is to run it, or
-                 why it is not chosen, as a clause that follows "can run it, "
+    refuses      returns why this engine cannot run a problem, or None
+    unavailable  returns why this engine is missing from this installation, or None
+    automatic    called by automatic choice for a problem that the engine can run: returns the problem as the engine
+                 runs it, or why it is not chosen, as a clause that follows "can run it, "
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A call of a user's own model: run on copies of its tensors under one seed, and its outputs by name."""
+"""Calls a user's own model on copies of its tensors under a fixed seed, and names its outputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ SEED = 17
 
 
 def leaves(call: tuple[Any, Any], grad: bool) -> tuple[Any, Any]:
-    """The call with its tensors copied, so that no model can change another's input."""
+    """The arguments with their tensors copied, so that no model can change another's input."""
 
     def leaf(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -25,7 +25,7 @@ def leaves(call: tuple[Any, Any], grad: bool) -> tuple[Any, Any]:
 
 
 def is_floating(tensor: Tensor) -> bool:
-    """Whether this is a tensor of floats, real or complex."""
+    """Whether a tensor is floating-point, real or complex."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -37,7 +37,7 @@ def forward(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> A
 
 
 def outputs_of(module: nn.Module, result: Any) -> dict[str, Tensor]:
-    """The floating tensors in a module's result by name; raises ValueError where there is none."""
+    """The floating-point tensors in a module's result by name; raises ValueError if there is none."""
     outputs = {
         f"output{pytree.keystr(path)}": value
         for path, value in pytree.tree_flatten_with_path(result)[0]

@@ -1,4 +1,4 @@
-"""Every parity case, written once; pytest, the command line and a CUDA machine run this table."""
+"""The table of all parity cases, which pytest, the command line and the GPU check run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,19 +11,28 @@ import torch
 class Case:
     """One module and one call of it.
 
-    options   arguments of the constructor besides the sizes
-    form      dense, unbatched, packed (sorted), unsorted (packed), equal (packed, all as long), zeros (packed, with
-              steps at the end at which no sequence is alive), lengths or resets (dense, with that argument)
-    hx        none, given, list, aliased, expanded or strided (not contiguous)
-    training  False: eval mode, which turns dropout off
-    autocast  the dtype of an autocast region around the forward, or None
-    loss      the results that the loss sees
-    frozen    names of parameters that ask for no gradient; "input" and "hx" freeze those
-    scale     of the input; 1e4 saturates every gate
-    poison    a value written into one element of the input of sequence 0
-    trace     the call is `LSTM.trace`, and the loss sees the states and gates of every step too
-    tf32      what may round float32 to TF32 in products on CUDA: "rnn" nn.LSTM, "matmul" all others, nn.LSTMCell too
-    large     too large for Triton's interpreter, and slow on a CPU: it is for a GPU
+    Attributes:
+        name: The name of the case.
+        cell: Whether it is an LSTMCell.
+        steps: T.
+        batch: B.
+        input_size: Features of the input.
+        hidden_size: Units of c.
+        options: Arguments of the constructor beside the sizes.
+        form: dense, unbatched, packed (sorted), unsorted (packed), equal (packed, all of one length), zeros (packed,
+            with steps at the end at which no sequence is alive), lengths or resets (dense, with that argument).
+        hx: none, given, list, aliased, expanded or strided (not contiguous).
+        dtype: The dtype of module and input.
+        training: False: eval mode, without dropout.
+        autocast: The dtype of an autocast region around the forward, or None.
+        loss: The results that the loss depends on.
+        frozen: Names of parameters that require no gradient; "input" and "hx" mean those.
+        scale: The scale of the input; 1e4 saturates every gate.
+        poison: A value that is written into one element of the input of sequence 0, or None.
+        trace: The call is `LSTM.trace`, and the loss also depends on the states and gates of every step.
+        tf32: What may round products of float32 to TF32 on CUDA: "rnn" for nn.LSTM, "matmul" for all others,
+            nn.LSTMCell included.
+        large: Too large for Triton's interpreter, and slow on a CPU: meant for a GPU.
     """
 
     name: str
@@ -48,12 +57,22 @@ class Case:
 
     @property
     def rounds_to_tf32(self) -> bool:
-        """Whether the products of torch.nn's module may round to TF32 on CUDA."""
+        """Whether the products of torch.nn's module may round to TF32 on CUDA.
+
+        Returns:
+            True or False.
+        """
         return self.dtype == torch.float32 and ("matmul" if self.cell else "rnn") in self.tf32
 
     @property
     def dropout(self) -> float:
-        """The dropout that this case draws; on CUDA, masks of cuDNN cannot be drawn again unless it is 0 or 1."""
+        """The dropout that this case draws.
+
+        On CUDA only 0 and 1 can be compared, because the masks of cuDNN cannot be drawn again.
+
+        Returns:
+            The probability; 0 in eval mode.
+        """
         return float(self.options.get("dropout", 0)) if self.training else 0.0
 
 

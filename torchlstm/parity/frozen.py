@@ -1,4 +1,4 @@
-"""`check(..., freeze=...)`: how far is a frozen copy of a user's own model from the model, and how fast is it?"""
+"""`check(..., freeze=...)`: compares a frozen copy of a user's own model with the model: results, size and speed."""
 
 import copy
 import math
@@ -14,27 +14,36 @@ from .timing import Pairs, interleave
 
 
 class Difference(NamedTuple):
-    """One output compared: the largest and the mean difference, and the largest element of the model's own."""
+    """One output: the largest and the mean difference, and the largest element of the model's own output."""
 
     name: str
-    largest: float  # infinite where NaN or Inf stand in other places
+    largest: float  # infinite if NaN or Inf are at other places
     mean: float
     scale: float
 
 
 class FrozenReport(NamedTuple):
-    """What `check` found of a frozen copy; prints as a table.
+    """The result of `check` with `freeze`; it prints as a table.
 
-    There is no verdict: which difference is too large is the model's own business.
+    There is no verdict: which difference is too large depends on the model.
+
+    Attributes:
+        weights: The format.
+        differences: One entry for every output: its name, the largest and the mean difference, and the largest element.
+        frozen: The names of the modules that were frozen.
+        left_alone: "name: reason" of the modules that were not.
+        bytes_before: The bytes of those modules' weights, as a state_dict has them.
+        bytes_after: The same, of the frozen copy.
+        forward: The time of a forward: the model as it is, and the frozen copy.
     """
 
     weights: torch.dtype | None  # the format
     differences: list[Difference]
     frozen: list[str]  # names of the modules that were frozen
     left_alone: list[str]  # "name: reason"
-    bytes_before: int  # of the weights of those modules, as a state_dict has them
+    bytes_before: int  # of the weights of those modules in a state_dict
     bytes_after: int
-    forward: Pairs  # the model as it is, the frozen copy
+    forward: Pairs  # the model, the frozen copy
 
     def __str__(self) -> str:
         rows = [[d.name, f"{d.largest:.1e}", f"{d.mean:.1e}", f"{d.scale:.1e}"] for d in self.differences]
@@ -51,7 +60,7 @@ class FrozenReport(NamedTuple):
 
 
 def check_frozen(model: nn.Module, call: tuple[Any, Any], weights: torch.dtype | None, seconds: float) -> FrozenReport:
-    """Compare a model with a frozen copy of itself, in the mode that it is in; see `check`."""
+    """Compare a model with a frozen copy of itself, in its current mode; see `check`."""
     floats = copy.deepcopy(model)
     plan = plan_freeze(floats, weights)
     names = [name for name, _, reason in plan if reason is None]

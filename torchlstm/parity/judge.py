@@ -1,4 +1,4 @@
-"""The tolerance rule, and what it says of two observations."""
+"""The tolerance rule, and its verdicts on two observations."""
 
 import math
 from typing import NamedTuple
@@ -8,16 +8,24 @@ from torch import Tensor
 
 from .observe import Observation
 
-# How much further from float64 we may be than nn.LSTM in the same dtype.  Measured need over the case table: below 2
+# How many times larger our error against float64 may be than nn.LSTM's.  Measured over the case table: below 2
 # in float32, below 3.4 in bfloat16 (`python -m torchlstm parity` prints the worst of every case).
 FACTOR = 4.0
-ROUNDINGS = 8.0  # and this many units of the last place of the largest element besides
-TF32 = 2.0**-11  # the unit of the last place where products may round float32 to TF32
-FLOAT64 = 1e-10  # the bound for float64 and complex128, times the largest element, or 1 if that is smaller
+ROUNDINGS = 8.0  # and in addition this many units in the last place of the largest element
+TF32 = 2.0**-11  # the unit in the last place if products may round float32 to TF32
+FLOAT64 = 1e-10  # the bound for float64 and complex128, times the largest element, or times 1 if that is smaller
 
 
 class Verdict(NamedTuple):
-    """One tensor compared: its error, that of the rival, and the bound; `reason` where it fails."""
+    """The comparison of one tensor.
+
+    Attributes:
+        name: The name of the tensor.
+        error: Its largest error against the true value.
+        rival_error: The same of nn.LSTM in the same dtype, or of the control.
+        bound: The largest error that passes.
+        reason: Why it fails, or None.
+    """
 
     name: str
     error: float
@@ -27,19 +35,36 @@ class Verdict(NamedTuple):
 
     @property
     def used(self) -> float:
-        """How much of the bound the error takes up: above 1 is a failure."""
+        """The error as a part of the bound; above 1 is a failure.
+
+        Returns:
+            error / bound.
+        """
         return self.error / self.bound if self.bound else (0.0 if self.error == 0 else math.inf)
 
 
 def judge(
     ours: Observation, rival: Observation | None, truth: Observation, precision: torch.dtype, tf32: bool = False
 ) -> list[Verdict]:
-    """Compare every named tensor with its true value; `rival` says how far off an honest computation is.
+    """Compare every named tensor with its true value; the bound follows from the error of `rival`.
 
-    rival      nn.LSTM in the same dtype, or None where it cannot run: then it counts as one rounding off the truth
-    truth      nn.LSTM in float64
-    precision  the dtype of the arithmetic
-    tf32       products of float32 may round to TF32
+    Args:
+        ours: Tensors by name.
+        rival: The same of nn.LSTM in the same dtype, or None if it cannot run: the truth, rounded once, takes its
+            place.
+        truth: The same of nn.LSTM in float64.
+        precision: The dtype of the arithmetic.
+        tf32: Whether products of float32 may round to TF32.
+
+    Returns:
+        One `Verdict` for each tensor.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.parity import judge
+        >>> (verdict,) = judge({"h": torch.ones(3)}, None, {"h": torch.ones(3).double()}, torch.float32)
+        >>> verdict.reason is None
+        True
     """
     unit = TF32 if tf32 and precision == torch.float32 else torch.finfo(precision).eps
     verdicts = []
@@ -76,7 +101,7 @@ def _judge(name: str, mine: Tensor, theirs: Tensor, true: Tensor, precision: tor
 
 
 def _rounded(truth: Observation, ours: Observation) -> Observation:
-    """The true values in the dtypes that we gave."""
+    """The true values in the dtypes of ours."""
     return {
         name: None if true is None or (mine := ours.get(name)) is None else true.to(mine.dtype)
         for name, true in truth.items()
@@ -88,7 +113,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _same_pattern(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether NaN, +Inf and -Inf stand in the same places."""
+    """Whether NaN, +Inf and -Inf are at the same places."""
     infinite = theirs.isinf()
     return (
         torch.equal(mine.isnan(), theirs.isnan())

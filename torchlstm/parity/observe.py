@@ -1,4 +1,4 @@
-"""Run one module on one case and name every tensor that comes out of it, gradients included."""
+"""Runs a module on a case and names every tensor that results, gradients included."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ Observation = dict[str, Tensor | None]  # by name: "output", "h_n", "c_n", "grad
 
 @dataclass
 class Inputs:
-    """The tensors of one call, the same numbers for every module that is compared."""
+    """The tensors of a call, with the same numbers for every module that is compared."""
 
     data: Tensor  # the padded input
     lengths: list[int] | None
@@ -27,7 +27,7 @@ class Inputs:
     keywords: dict[str, Any] = field(default_factory=dict)  # lengths or resets
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Inputs":
-        """The same numbers as leaves of their own."""
+        """The same numbers as new leaves."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.detach().to(device, dtype, copy=True)
@@ -39,7 +39,7 @@ class Inputs:
 
 
 def build(case: Case, lstm: type[nn.Module], cell: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-    """The case's module in a dtype, its numbers drawn in the case's dtype, so that all dtypes start from the same."""
+    """The case's module in a dtype; its weights are drawn in the case's dtype, so that all dtypes start equal."""
     torch.manual_seed(7)
     kind = cell if case.cell else lstm
     if kind is nn.LSTM:
@@ -49,7 +49,7 @@ def build(case: Case, lstm: type[nn.Module], cell: type[nn.Module], dtype: torch
 
 
 def draw(case: Case) -> Inputs:
-    """Random input, states and cotangents of a case, in its dtype on the CPU."""
+    """Random input, states and cotangents of a case, in its dtype, on the CPU."""
     generator = torch.Generator().manual_seed(11)
 
     def randn(*shape: int) -> Tensor:
@@ -132,8 +132,8 @@ def _state(case: Case, h_0: Tensor, c_0: Tensor) -> Any:
 def observe(module: nn.Module, case: Case, inputs: Inputs) -> Observation:
     """Call a module, pull random cotangents back through it, and return every tensor by name.
 
-    The seed is set before the call, so that two modules that draw the same dropout masks can be told from two that
-    do not.  A gradient that does not exist is None.
+    The seed is set before the call, so that a module that draws other dropout masks gets other results.  A missing
+    gradient is None.
     """
     leaves = {"input": inputs.data, "h_0": inputs.h_0, "c_0": inputs.c_0}
     for name, leaf in leaves.items():

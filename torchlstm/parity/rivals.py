@@ -1,4 +1,4 @@
-"""nn.LSTM as people call it for want of `lengths`, `resets` and `trace`: what those are compared with."""
+"""nn.LSTM with the usual workarounds for `lengths`, `resets` and `trace`, with which ours are compared."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class PadPacked(nn.LSTM):
-    """`lengths=`: packed before nn.LSTM and padded again behind it."""
+    """`lengths=`: pack the input, call nn.LSTM, pad the output."""
 
     def forward(self, input: Tensor, hx: Any = None, *, lengths: Tensor) -> Any:  # type: ignore[override]
-        """As torchlstm.LSTM's; every length is 1 at least."""
+        """As torchlstm.LSTM's; every length is at least 1."""
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, state = super().forward(packed, hx)
         steps = input.shape[1 if self.batch_first else 0]
@@ -19,9 +19,9 @@ class PadPacked(nn.LSTM):
 
 
 class SplitAtResets(nn.LSTM):
-    """`resets=`: one call from each step at which any sequence restarts to the next such step, states masked between.
+    """`resets=`: a call for each stretch of steps between resets of any sequence, with masked states between the calls.
 
-    sb3-contrib's recurrent policies make a call for every step as soon as there is a reset; this makes fewer.
+    sb3-contrib's recurrent policies make a call for every step if there is any reset; this makes fewer.
     """
 
     def forward(self, input: Tensor, hx: Any = None, *, resets: Tensor) -> Any:  # type: ignore[override]
@@ -40,10 +40,10 @@ class SplitAtResets(nn.LSTM):
 
 
 class StepByStep(nn.LSTM):
-    """`trace`: the equations, a step at a time."""
+    """`trace`: the equations, step by step."""
 
     def trace(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> Any:
-        """As torchlstm.LSTM's, of dense time-major input and with given states."""
+        """As torchlstm.LSTM's, for dense time-major input with given states."""
         each, finals, directions = [], [], 1 + self.bidirectional
         x = input
         for layer in range(self.num_layers):

@@ -1,4 +1,4 @@
-"""Two computations timed in turns, so that whatever slows the machine slows both."""
+"""Times two computations in turns, so that what slows the machine slows both."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import torch
 
 
 class Pairs(NamedTuple):
-    """Interleaved timings in seconds; the ratio says how many times faster the second is."""
+    """Interleaved timings in seconds; the ratio is how many times faster the second is."""
 
     first: float  # median
     second: float
@@ -28,10 +28,10 @@ def interleave(
     least: int = 5,
     shortest: float = 0.0,
 ) -> Pairs:
-    """Time two computations in turns, at least `least` pairs and for about so many seconds.
+    """Time two computations in turns: at least `least` pairs, and for about `seconds`.
 
-    Each runs once before, unmeasured; which of a pair goes first alternates.  A measurement makes as many calls, the
-    same number of both, as the faster one needs to last `shortest` seconds: the clock's own time then does not count.
+    Each runs once before, unmeasured.  Which of a pair runs first alternates.  A measurement repeats both equally
+    often, until the faster takes at least `shortest` seconds, so that the time of reading the clock does not count.
     """
     calls = 1
 

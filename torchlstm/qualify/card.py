@@ -1,4 +1,4 @@
-"""What only a GPU can be asked for: a busy second stream, two layers side by side, a captured graph, times."""
+"""Tests that need a real GPU: a busy second stream, two layers at once, a captured graph, and times."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ from ..parity.observe import Observation, build, draw
 from .evidence import NAME, Wrong, calls, compare
 from .speed import by_events, in_turns, row
 
-# Products of 2048 x 2048 queued on another stream before a call: some milliseconds of a large GPU's time.
+# Products of 2048 x 2048 that are queued on another stream before a call: some milliseconds on a large GPU.
 _QUEUED = 20
-# Clock cycles that both streams sleep first, so that the layers behind them begin together: some milliseconds.
+# Clock cycles for which both streams sleep first, so that their layers start together: some milliseconds.
 _ASLEEP = 10_000_000
 _TOGETHER = 10
 
 
 class Load:
-    """Work on a stream of its own, so that the GPU is not free when a call launches."""
+    """Work on another stream, so that the GPU is busy when a call launches."""
 
     def __init__(self, device: str) -> None:
         self._stream, self._operand = torch.cuda.Stream(device), torch.randn(2048, 2048, device=device)
@@ -36,7 +36,7 @@ class Load:
 
 
 def side_by_side(case: Case, kind: Class, device: str) -> None:
-    """Raise Wrong unless two layers on two streams at once have the bits that they have alone."""
+    """Raise Wrong unless two layers that run at once on two streams have the bits that they have alone."""
     layers = [calls(each, device, kind.trace) for each in (case, case)]
     alone = [next(layer) for layer in layers]
     streams = [torch.cuda.Stream(device) for _ in layers]
@@ -55,7 +55,7 @@ def side_by_side(case: Case, kind: Class, device: str) -> None:
 
 
 def replayed(case: Case, device: str) -> None:
-    """Raise Wrong unless a CUDA graph of a training step, replayed with new numbers, computes what a call computes."""
+    """Raise Wrong unless a CUDA graph of a training step, replayed on new numbers, computes what a call computes."""
     module: Any = build(case, LSTM, LSTM, case.dtype).to(device)
     inputs = draw(case).to(torch.device(device), case.dtype)
     x = inputs.data
@@ -100,7 +100,7 @@ def timed(
     quick: bool,
     clock: Callable[[Callable[[], Any]], float] = by_events,
 ) -> dict[str, float]:
-    """How long a step of a case takes: see `speed.row`."""
+    """Time a step of a case: see `speed.row`."""
     least, seconds = (7, 0.2) if quick else (15, 0.6)
     options: dict[str, Any] = {"checkpoint_every": case.steps} if kind.reverse else {}
     inputs = draw(case).to(torch.device(device), case.dtype)

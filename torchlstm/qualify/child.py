@@ -1,7 +1,7 @@
-"""A process that tries one class, `python -m torchlstm.qualify.child`: it may trap or hang, and its user's does not.
+"""A process that tries one class, `python -m torchlstm.qualify.child`, so that a trap or a hang hurts no other process.
 
 It reads a job, one line of JSON, and writes lines of JSON: {"at": what comes next}, then {"found": a row of a record}
-for each size.  It ends where its standard input does, so that it does not outlive who started it.
+for each size.  It exits when its standard input closes, so that it does not outlive its parent.
 """
 
 import json
@@ -26,13 +26,13 @@ from .wanted import Job, Size
 
 Say = Callable[[str], None]
 
-# T and I of the parity cases, odd and even; on a GPU one is long enough for a lost message to show.
+# T and I of the parity cases, odd and even; on a GPU one is long enough to reveal a lost message.
 _SHAPES = [(7, 17), (64, 32)]
-# In the interpreter, where a step takes a tenth of a second, one at each size in turn, NaN and Inf at the first alone.
+# In the interpreter a step takes a tenth of a second, so sizes take these in turn, and only the first has NaN and Inf.
 _SHORT = [(3, 5), (2, 6)]
-_STEPS = (16, 64, 512)  # of what is timed
-# How often the same call is made, and of how many steps: where programs wait for each other, many long ones.
-_WARM = 3  # calls until all that is captured is replayed
+_STEPS = (16, 64, 512)  # T of the timed calls
+# Repetitions of the same call, and its steps: many and long if programs wait for each other.
+_WARM = 3  # calls until captured graphs are replayed
 _TOGETHER, _TOGETHER_QUICK, _ALONE, _LONG, _SHORTER = 300, 50, 10, 512, 64
 
 
@@ -68,15 +68,15 @@ def evidence(job: Job, size: Size, say: Say) -> Measured:
 
 
 def numbers_of_steps(kind: Class, quick: bool) -> tuple[int, ...]:
-    """The T that are timed: a single one too where a cell's step is of this class."""
+    """The T that are timed, with T = 1 if a single step of a cell belongs to this class."""
     single = kind.loop == "steps" and not (kind.ragged or kind.reverse or kind.trace)
     return (*((1,) if single else ()), *(_STEPS[1:2] if quick else _STEPS))
 
 
 def work(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Try a class at all its sizes; the first that is wrong ends it, since a GPU's context may be lost by it."""
+    """Try a class at all its sizes; stop at the first failure, which may have destroyed the CUDA context."""
     with products(job.kind), only(job.kind), warnings.catch_warnings():
-        # What ran then were other programs than this class's.
+        # After this warning other programs than this class's would run.
         warnings.filterwarnings("error", re.escape(REFUSED))
         for size in job.sizes:
 
@@ -96,16 +96,16 @@ def work(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _end_with(stdin: Any) -> None:
-    """End this process where its standard input does."""
+    """Exit when standard input closes."""
     stdin.read()
     os._exit(3)
 
 
 def main() -> None:
-    """Read a job and do it."""
+    """Read a job and run it."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
-    # What a library prints is no line of ours.
+    # Output of libraries must not mix with ours.
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -1,4 +1,4 @@
-"""The command `torchlstm qualify`: its arguments, what it does in which order, and its exit codes."""
+"""The command `torchlstm qualify`: arguments, order of work, exit codes."""
 
 import argparse
 import json
@@ -37,12 +37,12 @@ In Triton's interpreter (TRITON_INTERPRET=1) no time is taken: what is right is 
 exit codes: 0 something qualifies, 1 something that ran was wrong, or nothing qualifies, 2 it could not start
 """
 _PROBING = 120.0
-# Processes that compile at the same time: each has the compiler's memory, and a context on the GPU.
+# Processes that compile at the same time; each needs the compiler's memory and a context on the GPU.
 _COMPILERS = 8
 
 
 class _Stop(Exception):
-    """It cannot go on: the text is for the user."""
+    """The command cannot continue; the text is for the user."""
 
 
 def add(commands: Any) -> None:
@@ -74,8 +74,8 @@ def _size(text: str) -> int:
 def run(arguments: argparse.Namespace, error: Callable[[str], NoReturn], progress: Progress[Any]) -> int:
     """Run the command; returns its exit code.
 
-    error     ends the program with 2 and a line
-    progress  draws how much of something is done: see `command.progress`
+    error     prints a line and exits with 2
+    progress  draws a progress bar: see `command.progress`
     """
     try:
         return _run(arguments, progress)
@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace, progress: Progress[Any]) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> Iterator[Asked]:
-    """What the arguments ask about."""
+    """The problems that the arguments select."""
     usual = everything(INTERPRETED, arguments.quick)
     changed: dict[str, Any] = {name: tuple(given) for name, given in (
         ("hidden", arguments.hidden), ("batch", arguments.batch), ("dtypes", arguments.dtype),
@@ -196,14 +196,14 @@ def _write(identity: Identity, found: dict[str, Sequence[Measured]]) -> None:
 
 
 def _try(children: Children, jobs: list[Job], identity: Identity, progress: Progress[Any]) -> None:
-    """Compile, then try one class after another, and write each as it is done."""
+    """Compile, then try the classes, and write each to the record when it is done."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not INTERPRETED:
         workers = max(1, min(_COMPILERS, processors // 2))
         compiled = children.side_by_side(children.compiled, jobs, workers)
         for _ in progress(compiled, len(jobs), "compile"):
             pass
-    # On a GPU one at a time: what is timed has to have it alone.
+    # On a GPU one at a time, since a timed class needs the GPU to itself.
     done = children.side_by_side(children.tried, jobs, min(4, processors) if INTERPRETED else 1)
     for job, rows in progress(done, len(jobs), "qualify"):
         _write(identity, {str(job.kind): rows})

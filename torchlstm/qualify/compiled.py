@@ -1,11 +1,11 @@
-"""Compiles what a class runs without running it: from Triton's cache the process that tries it then takes it."""
+"""Compiles a class's kernels into Triton's cache without running them, for the process that tries the class later."""
 
 from .. import LSTM
 from ..engines.cuda.launch import compiling
 from .evidence import calls, case_of, inferred, only, products
 from .wanted import Job
 
-# Steps are no part of a program, but those of which there is one are none of a fused loop.
+# A program does not depend on T, except that a single step is not run by a fused loop.
 _STEPS = 3
 
 

@@ -1,4 +1,4 @@
-"""The evidence for one class of programs at one size, gathered in a process that may not survive it."""
+"""The tests of one class of programs at one size; they run in a process that may crash."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,15 +24,15 @@ NAME = "qualify"
 
 
 class Wrong(Exception):
-    """Evidence against a class; the text says what."""
+    """A class failed a test; the text says which."""
 
 
 @contextmanager
 def only(kind: Class) -> Iterator[None]:
-    """Let an engine called `NAME` run the CUDA engine by this class's programs, and no others."""
+    """Register an engine `NAME` that runs the CUDA engine by this class's programs only."""
 
     def run(problem: Problem, *arguments: Any) -> tuple[Tensor, ...]:
-        # Chunks have the forms of their parts, and one direction where the problem has two.
+        # With chunks, the parts have classes of their own, each of one direction.
         if problem.checkpoint_every is None:
             found = class_of(
                 form_of(problem, cuda.may_round(problem)), problem.batch, kind.loop, gpu_of(problem.device.index)
@@ -46,7 +46,7 @@ def only(kind: Class) -> Iterator[None]:
     ) -> tuple[Tensor, ...]:
         if not kind.reverse or problem.checkpoint_every is not None:
             return run(problem, x, h_0, c_0, weights)
-        # The second direction alone, beside a first one that is known to be right.
+        # Only the second direction is tried; the reference engine computes the first.
         alone = problem._replace(directions=1)
         first = ENGINES["reference"].layer(alone, x, h_0[:1], c_0[:1], weights[:1])
         second = run(alone._replace(reverse=True), x, h_0[1:], c_0[1:], weights[1:])
@@ -63,7 +63,7 @@ def only(kind: Class) -> Iterator[None]:
 
 @contextmanager
 def products(kind: Class) -> Iterator[None]:
-    """Let torch round the operands of an LSTM's float32 products to TF32, or not, as a class is told."""
+    """Set whether torch may round float32 operands of an LSTM's products to TF32, as the class has it."""
     rnn: Any = torch.backends.cudnn.rnn
     before = rnn.fp32_precision
     if kind.dtype == "float32":
@@ -85,7 +85,7 @@ def case_of(kind: Class, size: Size, steps: int, features: int) -> Case:
         f"T{steps}-B{batch}-I{features}-H{hidden}", steps=steps, batch=batch, input_size=features, hidden_size=hidden,
         options=options, dtype=dtype, form="unsorted" if kind.ragged else "dense",
     )  # fmt: skip
-    # Lengths that happen to be equal make a dense batch.
+    # Equal lengths would make a dense batch.
     while (lengths := draw(case).lengths) is not None and len(set(lengths)) == 1:
         case = replace(case, steps=case.steps + 1)
     return case
@@ -95,8 +95,8 @@ def parity(kind: Class, size: Size, device: str, shapes: list[Size], times: int 
     """Raise Wrong unless outputs and all gradients are as exact as nn.LSTM's, with NaN and Inf where it has them.
 
     shapes    T and I
-    times     how often: what is captured at one call is replayed at the next
-    poisoned  try NaN and Inf
+    times     how often: a graph that one call captures is replayed by the next
+    poisoned  whether to try NaN and Inf
     """
     for steps, features in shapes:
         case = case_of(kind, size, steps, features)
@@ -139,7 +139,7 @@ def inferred(case: Case, cls: type[nn.Module], dtype: torch.dtype, device: str) 
 
 
 def _inferred(case: Case, device: str) -> None:
-    """A call without gradients, which keeps nothing: programs of its own."""
+    """Judge a call without gradients, which has its own programs since it saves nothing."""
     ours, rival = inferred(case, LSTM, case.dtype, device), inferred(case, nn.LSTM, case.dtype, device)
     for verdict in judge(ours, rival, inferred(case, nn.LSTM, torch.float64, device), case.dtype, _rounds(device)):
         if verdict.reason:
@@ -147,7 +147,7 @@ def _inferred(case: Case, device: str) -> None:
 
 
 def _traced(case: Case, device: str) -> None:
-    """A trace against the reference engine's, in float64 and in the same dtype."""
+    """Compare a trace with the reference engine's, in float64 and in the same dtype."""
 
     def seen(engine: str, dtype: torch.dtype) -> Observation:
         with use_engine(engine):
@@ -179,7 +179,7 @@ def _states(traced: Any) -> dict[str, Tensor]:
 
 
 def calls(case: Case, device: str, trace: bool) -> Iterator[Observation]:
-    """Results and gradients of the same call, again and again."""
+    """Repeat the same call for ever; yield its results and gradients."""
     module: Any = build(case, LSTM, LSTM, case.dtype).to(device)
     inputs = draw(case)
     place = torch.device(device)
@@ -203,9 +203,9 @@ def same_bits(
 ) -> None:
     """Raise Wrong unless a call has the same bits every time.
 
-    before  called with a call's number before it, as to keep the GPU busy meanwhile
+    before  called before each call with its number, for example to keep the GPU busy
     """
-    # What is compiled, captured or measured once is done.
+    # Let everything be compiled, captured and measured that happens only once.
     for _ in range(warm):
         next(found)
     first = next(found)
@@ -226,6 +226,6 @@ def compare(first: Observation, other: Observation, what: str) -> None:
 
 
 def bits_of(tensor: Tensor) -> Tensor:
-    """The bits of numbers: NaN equals NaN of the same bits, and 0.0 is not -0.0."""
+    """The bits of a tensor as integers, so that equal NaNs are equal, and 0.0 is not -0.0."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().contiguous().view(kinds[tensor.itemsize])

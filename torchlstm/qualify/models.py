@@ -1,4 +1,4 @@
-"""The LSTMs in a user's file: what `torchlstm qualify --for MODEL.pt` asks about."""
+"""Finds the LSTMs in a user's file, for `torchlstm qualify --for MODEL.pt`."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from .. import LSTM, LSTMCell
 
-# Of state dictionaries: ..weight_hh_l0 of layers, ..weight_hh of cells.
+# Keys of a state_dict: ..weight_hh_l0 of layers, ..weight_hh of cells.
 _RECURRENT = re.compile(r"(?:.*\.)?weight_hh(?:_l(\d+)(_reverse)?)?")
 
 
 class Unreadable(Exception):
-    """A file has no LSTM that can be found; the text says why."""
+    """No LSTM can be found in a file; the text says why."""
 
 
 class Found(NamedTuple):
-    """A layer: what tells its class but for B and the rows' form."""
+    """A layer: all that determines its class except B and the form of the rows."""
 
     hidden: int
     dtype: str
@@ -28,16 +28,16 @@ class Found(NamedTuple):
 
 
 def lstms_of(path: str) -> set[Found]:
-    """The LSTMs of a file written by `torch.save`: a model of torch.nn's and torchlstm's classes, or a state_dict.
+    """The LSTMs in a file written by `torch.save`: a model of torch.nn's and torchlstm's classes, or a state_dict.
 
-    Nothing of it is run as code.  Raises Unreadable.
+    No code from the file is run.  Raises Unreadable.
     """
     try:
         with torch.serialization.safe_globals(_classes()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise Unreadable(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # pickles fail in every way
+    except Exception as error:  # a pickle may raise anything
         blocked = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if blocked:
             why = f"it has a {blocked[1]}, which cannot be loaded without running its code"
@@ -51,7 +51,7 @@ def lstms_of(path: str) -> set[Found]:
 
 
 def _classes() -> list[Any]:
-    """The classes of models that are data: torch.nn's, which do nothing when they are loaded, and ours."""
+    """The classes that may be loaded: torch.nn's, which run no code when they are loaded, and ours."""
     theirs = [value for value in vars(nn).values() if isinstance(value, type) and issubclass(value, nn.Module)]
     return [*theirs, LSTM, LSTMCell, set]
 
@@ -67,7 +67,7 @@ def _of_modules(model: nn.Module) -> Iterator[Found]:
 
 
 def _of_tensors(content: Any) -> Iterator[Found]:
-    """Of a state_dict, or one within a dictionary, as checkpoints have it."""
+    """Find LSTMs in a state_dict, also in one inside a dictionary, as in checkpoints."""
     if not isinstance(content, Mapping):
         return
     for name, value in content.items():
@@ -78,7 +78,7 @@ def _of_tensors(content: Any) -> Iterator[Found]:
                 continue
             projected = name.replace("weight_hh", "weight_hr") in content
             hidden = value.shape[0] // 4
-            # Other recurrent modules have the same names, and other shapes.
+            # Other recurrent modules have the same names but other shapes.
             if value.shape[0] == 4 * hidden and (projected or value.shape[1] == hidden):
                 yield Found(hidden, _dtype(value), 2 if f"{name}_reverse" in content else 1, projected)
 

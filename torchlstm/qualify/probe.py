@@ -1,4 +1,4 @@
-"""What a GPU is, and who else is on it: asked in a process of its own, so that whoever asks holds no part of it."""
+"""Identifies a GPU and its other users; runs in a process of its own, so that the caller needs no CUDA context."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from ..engines.cuda import engine as cuda
 from ..engines.cuda.device import gpu_of
 from ..engines.cuda.identity import identity_of
 
-# Bytes in use on a GPU before this process asks for any: more than what drivers and an empty context take.
+# More bytes in use than this mean other users: drivers and an empty context take less.
 _MUCH = 2 << 30
 
 
 def probe(device: str) -> dict[str, Any]:
-    """The identity and the plan's view of a device, why the engine refuses it, and who else is on it."""
+    """The identity of a device, its properties for plans, why the engine refuses it, and its other users."""
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.init()
@@ -34,7 +34,7 @@ def probe(device: str) -> dict[str, Any]:
 
 
 def _others(place: torch.device) -> tuple[str | None, str | None]:
-    """Why others are computing on a GPU, or None; and what cannot be told about it, or None."""
+    """Why others seem to compute on a GPU, or None; and a note on what is not known, or None."""
     if place.type != "cuda":
         return None, None
     free, total = torch.cuda.mem_get_info(place)
@@ -48,7 +48,7 @@ def _others(place: torch.device) -> tuple[str | None, str | None]:
     except (OSError, subprocess.SubprocessError) as error:
         return much, None if much else f"nvidia-smi failed ({error}): whether other processes compute is not known"
     pids = [line.strip() for line in done.stdout.splitlines() if line.strip() not in ("", str(os.getpid()))]
-    # In a container the numbers are the host's: this process is one of those that it is told of.
+    # In a container the process ids are the host's, so this process is one of those listed.
     if len(pids) > (0 if str(os.getpid()) in done.stdout.split() else 1):
         return f"other processes compute on it ({', '.join(pids)})", None
     return much, None

@@ -1,4 +1,4 @@
-"""What was found, as a table and as JSON."""
+"""The results of `torchlstm qualify` as a table and as JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _HEADER = ("class", "H", "B", "right", "us a step: ours", "reference", "nn.LSTM"
 
 
 def rows_of(jobs: Sequence[Job], classes: Mapping[str, Sequence[Measured]]) -> Iterator[tuple[Job, Measured]]:
-    """What a record says of what was asked about."""
+    """The rows of a record for these jobs."""
     for job in jobs:
         for row in classes.get(str(job.kind), ()):
             if (row.hidden, row.batch) in job.sizes:
@@ -19,7 +19,7 @@ def rows_of(jobs: Sequence[Job], classes: Mapping[str, Sequence[Measured]]) -> I
 
 
 def lines(jobs: Sequence[Job], classes: Mapping[str, Sequence[Measured]]) -> list[str]:
-    """A row for each class and size; times are a training's, of the most steps that were timed."""
+    """The table: a row for each class and size, with times of training steps at the largest T that was timed."""
     cells = []
     for job, row in rows_of(jobs, classes):
         last = row.speed[-1] if row.speed else {}
@@ -40,7 +40,7 @@ def _chosen(row: Measured, bad: bool) -> str:
 
 
 def summary(jobs: Sequence[Job], classes: Mapping[str, Sequence[Measured]]) -> tuple[int, int, int]:
-    """How many classes qualify at any size, were wrong, and were right but not faster."""
+    """The numbers of classes that qualify at any size, that were wrong, and that were right but not faster."""
     good = wrong = slow = 0
     for job in jobs:
         rows = classes.get(str(job.kind), ())

@@ -1,4 +1,4 @@
-"""Runs the processes that try the classes, each with a time limit, and hands over what each found as it ends."""
+"""Runs the child processes that try the classes, each with a time limit, and returns what they find."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from .wanted import Job
 
 CHILD = (sys.executable, "-m", f"{__package__}.child")
 _ROOT = Path(__file__).parents[2]
-# Seconds for a process to start, and more for each size: a class that needs longer hangs.
+# Seconds for a process to start, and for each size; a class that needs longer counts as hanging.
 _START, _EACH = 60.0, 60.0
 _COMPILING = 300.0
 
 
 class Lost(Exception):
-    """A process ended, or had to be ended, before it was done; the text says how."""
+    """A process ended, or was killed, before it was done; the text says how."""
 
 
 class Children:
-    """Processes that work on jobs; as a context, none of them outlives it.
+    """Child processes that work on jobs; a context manager, which kills those left when it exits.
 
-    command  what is run, reading a job from its standard input
+    command  the child's command, which reads a job from its standard input
     """
 
     def __init__(self, command: Sequence[str] = CHILD) -> None:
@@ -49,7 +49,7 @@ class Children:
                 _kill(process)
 
     def lines(self, job: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
-        """What a process says to a job, line by line.  Raises Lost if it fails or takes longer than so many seconds."""
+        """Run a job; yield the process's lines.  Raises Lost if it fails or takes more than these seconds."""
         with self._lock:
             if self._stopped:
                 raise Lost("interrupted")
@@ -68,7 +68,7 @@ class Children:
             for reader in readers:
                 reader.start()
             assert process.stdin is not None
-            with suppress(OSError):  # it has ended already: its exit code says why
+            with suppress(OSError):  # it has ended already, and its exit code says why
                 process.stdin.write(json.dumps(job) + "\n")
                 process.stdin.flush()
             end = time.monotonic() + seconds
@@ -96,11 +96,11 @@ class Children:
             for reader in readers:
                 reader.join(5)
             for stream in (process.stdin, process.stdout, process.stderr):
-                with suppress(OSError):  # what was not written to it is of no use to anybody
+                with suppress(OSError):  # unwritten input does not matter any more
                     cast(IO[str], stream).close()
 
     def tried(self, job: Job, seconds: float | None = None) -> list[Measured]:
-        """What was found of a class at each of its sizes; what ended its process is a reason against it."""
+        """Try a class; returns a row for each size, and one with the reason if its process crashed."""
         found: list[Measured] = []
         doing: dict[str, Any] = {"at": "its start", "H": job.sizes[0][0], "B": job.sizes[0][1]}
         limit = _START + _EACH * len(job.sizes) if seconds is None else seconds
@@ -120,7 +120,7 @@ class Children:
         return found
 
     def compiled(self, job: Job) -> None:
-        """Compile what a class runs; whatever goes wrong shows again when it is tried."""
+        """Compile a class's kernels; failures are ignored, since they show again when the class is tried."""
         try:
             list(self.lines(job._replace(compile=True).plain(), _COMPILING))
         except Lost:
@@ -128,7 +128,7 @@ class Children:
                 raise
 
     def side_by_side(self, function: Any, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
-        """A function of each job, so many at once; job and result as each is done."""
+        """Apply a function to the jobs, `workers` at once; yield each job and result when it is done."""
         pool = ThreadPoolExecutor(workers)
         try:
             doing = {pool.submit(function, job): job for job in jobs}
@@ -142,7 +142,7 @@ class Children:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the package that it has found."""
+    """This process's environment, with a PYTHONPATH that finds this package."""
     known = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *([known] if known else [])])}
 
@@ -154,7 +154,7 @@ def _read(stream: Any, lines: "queue.Queue[str | None]") -> None:
 
 
 def _keep_last(stream: Any, lines: list[str]) -> None:
-    """The last line that says something."""
+    """Keep the last line that is not empty."""
     for line in stream:
         if line.strip():
             lines[:] = [line.strip()]
@@ -172,7 +172,7 @@ def _told(code: int, errors: list[str]) -> str:
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:
-    """End a process and what it has started."""
+    """Kill a process and its children."""
     if process.poll() is not None:
         return
     with suppress(ProcessLookupError, PermissionError):

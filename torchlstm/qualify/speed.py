@@ -1,4 +1,4 @@
-"""How long a step takes: ours, `reference` and torch.nn.LSTM in turns, timed by a GPU's own events."""
+"""Times a step of ours, of `reference` and of torch.nn.LSTM in turns, by the GPU's events."""
 
 import statistics
 import time
@@ -9,9 +9,9 @@ import torch
 
 Clock = Callable[[Callable[[], Any]], float]  # seconds of one run
 
-# The least that a low percentile of reference's time over ours has to be: less is within what clocks of GPUs vary by.
+# The low percentile of reference's time over ours must be at least this; less is within the variation of GPU clocks.
 GAIN = 1.05
-LOW = 0.2  # of the rounds are below the low percentile
+LOW = 0.2  # the fraction of rounds below the low percentile
 
 
 def by_events(run: Callable[[], Any]) -> float:
@@ -25,9 +25,9 @@ def by_events(run: Callable[[], Any]) -> float:
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], clock: Clock, least: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each run in every round: at least so many rounds, and for about so long.
+    """The seconds of each run in every round: at least `least` rounds, and for about `seconds`.
 
-    Each runs once before, unmeasured; each round begins with another one, so that whatever slows the GPU slows all.
+    Each runs once before, unmeasured.  Each round begins with another one, so that what slows the GPU slows all alike.
     """
     for run in runs.values():
         clock(run)
@@ -41,20 +41,20 @@ def in_turns(runs: Mapping[str, Callable[[], Any]], clock: Clock, least: int, se
 
 
 def low_ratio(slower: list[float], faster: list[float]) -> float:
-    """The low percentile of how many times faster the second was, round by round."""
+    """The low percentile of slower / faster over the rounds."""
     ratios = sorted(a / b for a, b in zip(slower, faster, strict=True))
     return ratios[int(LOW * len(ratios))]
 
 
 def row(steps: int, training: Mapping[str, list[float]], inference: Mapping[str, list[float]]) -> dict[str, float]:
-    """One number of steps as a record has it: see `records.Measured.speed`; both calls have to gain."""
+    """One T as a record has it: see `records.Measured.speed`; `low` is the worse of training and inference."""
     low = min(low_ratio(each["reference"], each["ours"]) for each in (training, inference))
     told = {name: statistics.median(times) / steps * 1e6 for name, times in training.items()}
     return {"steps": steps, **told, "low": low}
 
 
 def least_of(rows: list[dict[str, float]]) -> int | None:
-    """From how many steps on all that were measured gain enough; None: not even the most do."""
+    """The least T from which on all measured T gain enough; None if the largest does not."""
     least = None
     for each in sorted(rows, key=lambda each: -each["steps"]):
         if each["low"] < GAIN:

@@ -1,4 +1,4 @@
-"""What `torchlstm qualify` is to try: the classes that problems fall into on this GPU, and at which sizes."""
+"""What `torchlstm qualify` tries: the classes of the selected problems on this GPU, and their sizes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +12,8 @@ from ..engines.cuda.device import GPU
 
 Size = tuple[int, int]  # H, B
 
-# What people take; between two sizes of one class the rest counts too.  A size takes tens of seconds on a GPU (seen on
-# an H200), so that other ones are asked for: --hidden, --batch, --for.
+# Common sizes; sizes between two of one class count too.  A size takes tens of seconds on a GPU (seen on an H200), so
+# other sizes must be selected: --hidden, --batch, --for.
 _HIDDEN = (32, 64, 128, 256, 512, 1024)
 _BATCH = (1, 16, 64)
 DTYPES = ("float32", "float32-strict", "bfloat16", "float16", "float64")
@@ -21,10 +21,10 @@ DTYPES = ("float32", "float32-strict", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Asked:
-    """Which problems are asked about: every combination of these.
+    """The selected problems: every combination of these.
 
-    dtypes      of `DTYPES`: float32 with products in TF32, as torch lets an LSTM have them, or strictly without
-    checkpoint  with `checkpoint_every` too, which runs each direction alone
+    dtypes      of `DTYPES`; float32 has products in TF32, as torch allows for an LSTM, float32-strict does not
+    checkpoint  also with `checkpoint_every`, which runs each direction alone
     """
 
     hidden: tuple[int, ...]
@@ -38,10 +38,10 @@ class Asked:
 
 
 class Job(NamedTuple):
-    """A class and the sizes at which it is tried, in a process of its own.
+    """A class and the sizes at which a child process tries it.
 
-    quick    fewer repeats and fewer numbers of steps
-    compile  compile what it runs, and run nothing
+    quick    fewer repeats and fewer T
+    compile  compile its kernels and run nothing
     """
 
     kind: Class
@@ -51,7 +51,7 @@ class Job(NamedTuple):
     compile: bool = False
 
     def plain(self) -> dict[str, Any]:
-        """The job as JSON can have it."""
+        """The job as plain data, for JSON."""
         return {**self._asdict(), "kind": self.kind._asdict()}
 
     @classmethod
@@ -62,7 +62,7 @@ class Job(NamedTuple):
 
 
 def everything(interpreted: bool, quick: bool) -> Asked:
-    """What is asked about where nobody says what: on a GPU, or in Triton's interpreter."""
+    """The default selection, on a GPU or in Triton's interpreter."""
     if interpreted:
         dtypes = ("float32", "bfloat16") if quick else DTYPES
         return Asked((8, 16), (1, 4), dtypes, (1,) if quick else (1, 2), ("dense", "ragged"))
@@ -72,7 +72,7 @@ def everything(interpreted: bool, quick: bool) -> Asked:
 
 
 def jobs_of(asked: Iterable[Asked], gpu: GPU, device: str, quick: bool) -> list[Job]:
-    """The classes of all that is asked about, each with its sizes, those of which nothing waits first."""
+    """The classes of the selected problems with their sizes; those without waiting programs come first."""
     found: dict[Class, set[Size]] = {}
     for each in asked:
         for form, batch in _forms(each):
@@ -83,7 +83,7 @@ def jobs_of(asked: Iterable[Asked], gpu: GPU, device: str, quick: bool) -> list[
 
 
 def _thinned(kind: Class, sizes: list[Size]) -> tuple[Size, ...]:
-    """Of the one cut that steps have at all sizes, the outermost and one between them."""
+    """The step loop runs all sizes alike, so only the outermost sizes and one between them are tried."""
     if kind.loop != "steps":
         return tuple(sizes)
     hiddens, batches = sorted({h for h, _ in sizes}), sorted({b for _, b in sizes})
@@ -99,18 +99,18 @@ def _forms(asked: Asked) -> Iterable[tuple[Form, int]]:
         asked.dtypes, asked.hidden, asked.batch, ways, asked.forms, asked.projected
     ):
         ragged = form == "ragged"
-        # One sequence is as long as the batch: dense.
+        # A batch of one sequence is dense.
         size = max(batch, 2) if ragged else batch
         kind: torch.dtype = getattr(torch, dtype.removesuffix("-strict"))
         yield Form(kind, dtype == "float32", hidden, *way, projected, ragged, asked.trace), size
 
 
 def without(jobs: Sequence[Job], known: dict[str, set[Size]]) -> list[Job]:
-    """The jobs without the sizes that are known."""
+    """The jobs without the known sizes."""
     left = [job._replace(sizes=tuple(s for s in job.sizes if s not in known.get(str(job.kind), ()))) for job in jobs]
     return [job for job in left if job.sizes]
 
 
 def as_json(asked: Iterable[Asked]) -> list[dict[str, Any]]:
-    """What was asked, as plain data."""
+    """The selection as plain data."""
     return [asdict(each) for each in asked]

@@ -1,1 +1,1 @@
-"""The CPU engine: kernels in plain C for AVX-512, AVX2 and whatever else there is."""
+"""The CPU engine: a kernel in plain C for AVX-512, AVX2 and other CPUs."""

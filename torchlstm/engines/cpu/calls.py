@@ -1,4 +1,4 @@
-"""The calls of the CPU kernel, as kernel/calls.h lists them, and the extension that takes them."""
+"""The calls of the C kernel with their fields, as kernel/calls.h lists them, and the loading of the extension."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Sizes = NewType("Sizes", object)
 
 
 class Kernel(Protocol):
-    """The extension: every call with its fields, by name; shapes stand in calls.h and kernel.h.
+    """The extension's calls with their named fields; kernel.h has the shapes.
 
-    A field that is not what it should be raises TypeError or ValueError, and nothing is written.  The annotations are
+    A field of a wrong type or shape raises TypeError or ValueError, and nothing is written.  The annotations are
     compared with the extension's own list when it is loaded.
     """
 
@@ -38,7 +38,7 @@ class Kernel(Protocol):
         reverse: bool,
         batch_sizes: Tensor | None,
     ) -> Sizes:
-        """Check what all calls about a layer have in common."""
+        """Check the arguments that all calls for a layer share."""
 
     def forward_scratch(self, sizes: Sizes, /) -> int:
         """How many elements of scratch memory `forward` needs."""
@@ -62,7 +62,7 @@ class Kernel(Protocol):
         w_hr: tuple[Tensor | None, ...],
         scratch: Tensor | None,
     ) -> None:
-        """Run a layer; y to cells are written."""
+        """Run a layer; writes y to cells."""
 
     def backward_scratch(self, sizes: Sizes, /) -> int:
         """How many elements of scratch memory `backward` needs."""
@@ -94,7 +94,7 @@ class Kernel(Protocol):
         w_hr: tuple[Tensor | None, ...],
         scratch: Tensor | None,
     ) -> None:
-        """Run steps [first, end) of the backward; dgates to db are written."""
+        """Run steps [first, end) of the backward; writes dgates to db."""
 
     def gemm_scratch(self, *, isa: int, threads: int, out: Tensor, left: Tensor, right: Tensor) -> int:
         """How many elements of scratch memory `gemm` needs."""
@@ -102,70 +102,70 @@ class Kernel(Protocol):
     def gemm(
         self, *, isa: int, threads: int, out: Tensor, left: Tensor, right: Tensor, add: bool, scratch: Tensor | None
     ) -> None:
-        """Write left @ right to `out`, or add it."""
+        """Write left @ right to `out`, or add it to `out`."""
 
     def readable(self, *, matrix: Tensor, turned: bool) -> bool:
-        """Whether a product can read a matrix where it is; `turned`: column by column too."""
+        """Whether a product can read a matrix without a copy; `turned`: a transposed one too."""
 
     def huge(self, tensor: Tensor, /) -> None:
-        """Ask for large pages for a tensor's memory."""
+        """Ask the system for large pages for a tensor's memory."""
 
     def isa(self, wanted: int, /) -> int:
-        """The instruction set that is used where one is wanted."""
+        """The instruction set that is used if this one is wanted."""
 
     def threads(self) -> tuple[int, int, int, int, int]:
-        """Of this thread's latest layer or product, the threads: see `engine.Threads`."""
+        """The fields of `engine.Threads` for the calling thread's latest layer or product."""
 
     def adapt(self, on: bool, /) -> None:
-        """For tests and comparisons: with False, calls use all threads that their work is worth."""
+        """For tests and comparisons: False switches `pace.h` off, so calls use all threads that their work is worth."""
 
     def peak(self, *, isa: int, threads: int, element: int, rounds: int) -> int:
-        """Run multiply-adds in registers on every thread; returns how many operations, two each."""
+        """Run multiply-adds in registers on every thread; returns the number of operations, two for each."""
 
 
 class Extension(Kernel, Protocol):
-    """The extension with the calls whose arguments it reads itself: see modules.h and training.h.
+    """The extension with the calls that read their arguments themselves: see modules.h and training.h.
 
-    What does not fit them is handed back, by None, and the way in Python raises or computes it.
+    They return None for arguments that do not fit, and the path in Python then computes or raises.
     """
 
-    openmp: int  # is there a runtime?
+    openmp: int  # whether an OpenMP runtime was found
 
     def connect(self, functions: dict[str, Any], /) -> None:
-        """Take what calls of modules ask of torch, by the names in moment.h."""
+        """Take the functions of torch that calls of modules use, by the names in moment.h."""
 
     def lstm(self, module: Any, input: Any, hx: Any, apply: Any, /) -> Any:
-        """What an LSTM returns; with gradients, what `apply` makes of (form, input, h, c, weights...)."""
+        """What an LSTM returns; with gradients, the result of `apply(form, input, h, c, *weights)`."""
 
     def cell(self, module: Any, input: Any, hx: Any, apply: Any, /) -> Any:
         """As `lstm`, of an LSTMCell."""
 
     def keep(self, form: Any, arguments: tuple[Any, ...], /) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The results in the user's form, and what the backward needs."""
+        """The results in the user's form, and what is saved for the backward."""
 
     def gradients(
         self, form: Any, needs: tuple[bool, ...], saved: tuple[Any, ...], incoming: tuple[Any, ...], /
     ) -> tuple[Tensor | None, ...] | None:
-        """The gradient of every argument of the Function."""
+        """The gradients of all arguments of the Function."""
 
     def frozen(self, *sizes: int) -> tuple[object, int, int, int, list[int]]:
-        """How weights are packed, of (isa, format, element, input, hidden, proj, layers, directions): see frozen.h."""
+        """The packing for (isa, format, element, input, hidden, proj, layers, directions): see frozen.h."""
 
     def frozen_lstm(self, *values: Any) -> Any:
-        """An LSTM on packed weights, (handle, data, x, h, c, batch_sizes, batch_first, out)."""
+        """An LSTM on packed weights: (handle, data, x, h, c, batch_sizes, batch_first, out)."""
 
     def frozen_cell(self, *values: Any) -> Any:
-        """A cell on packed weights, (handle, data, x, h, c)."""
+        """A cell on packed weights: (handle, data, x, h, c)."""
 
     def frozen_step(self, *values: Any) -> Any:
-        """As either of these; the states are written in place; returns an LSTM's output, of a cell True."""
+        """As either of these, with the states updated in place; returns an LSTM's output, or True for a cell."""
 
     def form(self, form: Any, /) -> tuple[int, int, int, int, int, int, int]:
-        """T, B, D, and whether it is batch_first, batched, of a cell, projected."""
+        """T, B, D, and whether the call is batch_first, batched, of a cell, projected."""
 
 
 def declared() -> dict[str, dict[str, str]]:
-    """The fields of every call, and their types."""
+    """The fields of every call with their types."""
     return {
         call: {field: kind for field, kind in method.__annotations__.items() if field != "return"}
         for call, method in vars(Kernel).items()
@@ -174,7 +174,7 @@ def declared() -> dict[str, dict[str, str]]:
 
 
 def check(extension: Any) -> None:
-    """Raise ImportError unless the extension takes the calls that are declared here."""
+    """Raise ImportError unless the extension has the calls that are declared here."""
     ours, theirs = declared(), getattr(extension, "CALLS", {})
     for call in dict.fromkeys((*ours, *theirs)):
         if ours.get(call) != theirs.get(call):
@@ -186,7 +186,7 @@ def check(extension: Any) -> None:
 
 
 def _why_not_compiled() -> str:
-    """Why there is no extension, and the way out; setup.py builds it by the same conditions."""
+    """Why there is no extension, and what to do; setup.py has the same conditions."""
     if sys.platform == "win32":
         return "its extension is not built on Windows; under WSL it is"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
@@ -202,7 +202,7 @@ _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_ge
 
 
 def _connect(extension: Any) -> None:
-    """Hand the extension torch's OpenMP runtime, where torch has it for itself: see openmp.h."""
+    """Give the extension torch's OpenMP functions where it cannot find them itself: see openmp.h."""
     if extension.openmp and sys.platform != "darwin":
         return
     if torch_private.LIBRARY is None:
@@ -213,9 +213,9 @@ def _connect(extension: Any) -> None:
 
 
 def load() -> tuple[Any, str | None]:
-    """The extension, or None and why it is missing."""
+    """The extension, or None and the reason why it is missing."""
     try:
-        # After torch: its OpenMP runtime is the one that the kernel finds.
+        # After torch has been imported, so that the kernel finds torch's OpenMP runtime.
         extension = importlib.import_module("._kernel", __package__)
         check(extension)
         _connect(extension)

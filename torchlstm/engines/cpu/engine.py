@@ -1,4 +1,4 @@
-"""The CPU engine: refusals, buffers, and the calls into the kernel in C."""
+"""The CPU engine: what it refuses, its buffers, and the calls into the C kernel."""
 
 import os
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from .calls import Extension, Sizes, load
 _kernel: Extension
 _kernel, _missing = load()
 
-# What the kernel calls its instruction sets.  A set that the machine has not means the best that it has.
+# The kernel's numbers of instruction sets.  If the machine lacks the wanted set, the kernel uses the best that it has.
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "best": 3}
 _BFLOAT16 = 4  # the best for products of bfloat16; without AVX512-BF16 the best for float32
 _isa = os.environ.get("TORCHLSTM_ISA") or "best"
@@ -25,15 +25,15 @@ _isa = os.environ.get("TORCHLSTM_ISA") or "best"
 _WIDE = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
 
-# Tensors of this many bytes and more ask for large pages: a fresh one of 42 MB costs 14 ms in page faults of 4 KiB.
+# Tensors from this size in bytes on ask for large pages: a new one of 42 MB costs 14 ms in page faults of 4 KiB.
 _HUGE = 4 << 20
 
-# Bytes of dgates that a part of the backward makes before the weight products consume it.  Measured at 1, 2, 4, 8, 16
+# Bytes of dgates in a part of the backward, which the weight products then consume.  Measured at 1, 2, 4, 8, 16
 # and 64 MB on eight workloads of `python -m benchmarks` (AMD Zen 4, two threads): 8 is within 5 % of the best on all of
 # them, 1 is 38 % behind on the largest, 64 saves nothing and takes memory.
 _PART = 8 << 20
 
-# Elements between two rows of dgates, besides the row: rows a power of two apart would share few sets of the cache.
+# Padding of a row of dgates in elements: rows that are a power of two apart would share few cache sets.
 _PAD = 16
 
 
@@ -45,15 +45,15 @@ def instruction_set() -> str:
 class Threads(NamedTuple):
     """The threads of the calling thread's latest layer or product."""
 
-    given: int  # by torch, and by a cgroup's quota
-    worth: int  # that the work is worth
-    wanted: int  # of them, those for which the process has processors
+    given: int  # allowed by torch's setting and the cgroup's quota
+    worth: int  # those of them that the work is worth
+    wanted: int  # those of them for which the process has processors
     used: int
     processors: int  # that the process may use now
 
     @property
     def reason(self) -> str:
-        """Why it had fewer than it was given; empty if it had all."""
+        """Why it used fewer than it was given; empty if it used all."""
         if self.used < self.wanted:
             return "OpenMP gave no more, or calls before it had waited for a thread that did not run"
         if self.wanted < self.worth:
@@ -62,7 +62,7 @@ class Threads(NamedTuple):
 
 
 def latest_threads() -> Threads:
-    """How many threads the calling thread's latest layer or product had, and why; zeros before the first."""
+    """The threads of the calling thread's latest layer or product, and why so many; zeros before the first."""
     return Threads(*_kernel.threads())
 
 
@@ -75,7 +75,7 @@ def _refuses(problem: Problem) -> str | None:
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
-    """As `kernel.Kernel`: with large pages if it is large."""
+    """As `kernel.Kernel.empty`, with large pages for a large tensor."""
     tensor = like.new_empty(shape)
     if tensor.nbytes >= _HUGE:
         _kernel.huge(tensor)
@@ -85,7 +85,7 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 class _CPU:
     """See `kernel.Kernel`; float32 and float64.
 
-    bfloat16  round the operands of products to bfloat16, on a processor that has instructions for it
+    bfloat16  whether to round the operands of products to bfloat16, on a processor with instructions for that
     """
 
     def __init__(self, bfloat16: bool = False) -> None:
@@ -147,8 +147,8 @@ class _CPU:
         accumulate: Accumulate,
         needs_h_0: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `kernel.Kernel`; parts of a few steps at a time."""
-        # Under vmap what all members share is expanded.
+        """As `kernel.Kernel`, in parts of a few steps."""
+        # Under vmap, tensors that all members share are expanded.
         gates, cells, *projected_h = _contiguous(saved)
         directions, batch, hidden, size = problem.directions, problem.batch, problem.hidden_size, h_0.shape[2]
         dh_0, dc_0 = gates.new_empty(directions, batch, size), gates.new_empty(directions, batch, hidden)
@@ -174,7 +174,7 @@ class _CPU:
             raw: Tensor | None = None,
             dh_0: Tensor | None = None,
         ) -> None:
-            """The steps [first, end), in the order of the backward."""
+            """Run steps [first, end), in the order of the backward."""
             _kernel.backward(
                 sizes=sizes,
                 first=first,
@@ -202,7 +202,7 @@ class _CPU:
             )
 
         if _is_step(problem):
-            # No part to wait for; h of the step before is h_0, and dh_0 one product.
+            # A single part; h of the step before is h_0, and dh_0 is one product.
             n = gates.shape[1]
             dgates = gates.new_empty(directions, n, 4 * hidden)
             run(0, 1, dgates)
@@ -240,8 +240,8 @@ class _CPU:
     def multiply(self, out: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
         """As `kernel.Kernel`.
 
-        By the kernel's own microkernel: on large products 10 % faster than torch.mm on an AMD Zen 4 (one thread,
-        2560 x 4096 x 1024: 105 against 94 GFLOP/s), and on no threads that a fork has lost.
+        By the kernel's own microkernel: for large products 10 % faster than torch.mm on an AMD Zen 4 (one thread,
+        2560 x 4096 x 1024: 105 against 94 GFLOP/s), and it does not use threads that a fork has lost.
         """
         left, right = _readable(left, turned=True), _readable(right, turned=False)
         isa, count = self._isa, threads.count()
@@ -250,7 +250,7 @@ class _CPU:
         _kernel.gemm(isa=isa, threads=count, out=out, left=left, right=right, add=add, scratch=scratch)
 
     def _sizes(self, problem: Problem) -> Sizes:
-        """What all calls of the kernel about a problem have in common."""
+        """The arguments that all calls of the kernel for a problem share."""
         batch_sizes = problem.batch_sizes
         return _kernel.sizes(
             isa=self._isa,
@@ -269,7 +269,7 @@ class _CPU:
 
 
 def _readable(matrix: Tensor, turned: bool) -> Tensor:
-    """The matrix as a product can read it: by rows with a stride, or if `turned` by columns."""
+    """The matrix, or a copy that a product can read; if `turned`, a transposed matrix is read without a copy."""
     return matrix if _kernel.readable(matrix=matrix, turned=turned) else matrix.contiguous()
 
 
@@ -278,25 +278,25 @@ def _contiguous(tensors: Iterable[Tensor | None]) -> list[Any]:
 
 
 def _first(tensor: Tensor | None, direction: int, rows: int) -> Any:
-    """The first rows of one direction; of None, None."""
+    """The first rows of one direction, or None."""
     if tensor is None:
         return None
     return tensor[direction] if rows == tensor.shape[1] else tensor[direction, :rows]
 
 
 def _is_step(problem: Problem) -> bool:
-    """Whether this is one step, whose backward leaves dh_0 to a product of its own."""
+    """Whether this is a single step, whose backward computes dh_0 by a separate product."""
     return problem.rows.steps == 1 and not problem.proj_size
 
 
-# What calls in C share with those in Python: the gradients of gradients.
+# Also used by calls of the fast path for gradients of gradients.
 FLOATS = _CPU()
 _layer_of_floats = layer_of(FLOATS)
 _layer_of_bfloat16 = layer_of(_CPU(bfloat16=True))
 
 
 def _layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, ...]:
-    """See `contract.Layer`; half precision is float32 inside, and rounded at the end."""
+    """See `contract.Layer`; half precision computes in float32 and rounds at the end."""
     run = _layer_of_bfloat16 if problem.dtype == torch.bfloat16 else _layer_of_floats
     if problem.dtype in _WIDE:
         return run(problem, x, h_0, c_0, weights)

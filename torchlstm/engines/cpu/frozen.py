@@ -1,4 +1,4 @@
-"""Packed weights of a frozen LSTM on the CPU, and the calls that read them."""
+"""Packed weights of a frozen LSTM on the CPU, and the kernel calls that read them."""
 
 from typing import Any, NamedTuple
 
@@ -10,16 +10,16 @@ from torch.nn.utils.rnn import PackedSequence
 from ..shared.rounding import Format, Rounded
 from . import engine
 
-# What the kernel calls the formats (kernel.h), and how many weights are in the place of a float.
+# The kernel's numbers of the formats (kernel.h), and by these numbers how many weights share the space of a float.
 _NUMBERS: dict[Format, int] = {None: 1, torch.bfloat16: 2, torch.float16: 3, torch.int8: 4}
 _TERMS = (0, 1, 2, 2, 4)
-# Of more terms a sum of integers could overflow.
+# With more terms a sum of integers could overflow.
 _MOST_TERMS = 1 << 15
 _MOST_LAYERS = 16
 
 
 class Sizes(NamedTuple):
-    """What a frozen LSTM is built of, as nn.LSTM names it."""
+    """Sizes and options of a frozen LSTM, named as nn.LSTM's."""
 
     input_size: int
     hidden_size: int
@@ -37,9 +37,9 @@ class Packed:
     """The weights of a module as the kernel reads them.
 
     sizes   of the module
-    format  of the weights; dtype, in which the module computes
-    isa     the instruction set that they are packed for
-    data    (bytes,) uint8: all of them; its address may change
+    format  of the weights; `dtype` is that in which the module computes
+    isa     the instruction set for which they are packed
+    data    (bytes,) uint8, all packed weights; its address may change
     """
 
     def __init__(self, sizes: Sizes, format: Format, dtype: torch.dtype) -> None:
@@ -60,10 +60,15 @@ class Packed:
         self.data = engine._empty(torch.empty(0, dtype=torch.uint8), sum(self.bytes) * directions).zero_()
 
 
-class _Layout(NamedTuple):
-    """How weights (columns, K) lie: blocks of `lanes` columns, slots of `terms` terms, `beside` of these side by side.
+# The axes of `_Layout._axes` in the order of the memory.
+_ORDER = (1, 3, 0, 4, 2, 5)
 
-    gates  4 of the gates' weights, 1 of a projection
+
+class _Layout(NamedTuple):
+    """The memory layout of weights (columns, K): blocks of `lanes` columns, and slots of `terms` terms.
+
+    gates   4 for w_ih and w_hh, 1 for a projection
+    beside  how many terms of a slot are adjacent in memory
     """
 
     columns: int
@@ -75,7 +80,7 @@ class _Layout(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Of columns of each gate."""
+        """The number of blocks of each gate's columns."""
         return -(-self.columns // self.lanes)
 
     @property
@@ -86,25 +91,21 @@ class _Layout(NamedTuple):
     def numel(self) -> int:
         return self.gates * self.blocks * self.lanes * self.slots * self.terms
 
-    def _order(self) -> tuple[int, ...]:
-        """The axes gate, block, lane, slot, group of terms, term of a group in the order of the memory."""
-        return (1, 3, 0, 4, 2, 5)
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """The lengths of the axes: gate, block, lane, slot, group of terms, term of a group."""
+        return self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A weight (gates * columns, K) as it lies in memory."""
+        """A weight (gates * columns, K) in the order of the memory."""
         padded = weight.new_zeros(self.gates, self.blocks * self.lanes, self.slots * self.terms)
         padded[:, : self.columns, : self.K] = weight.view(self.gates, self.columns, self.K)
-        shape = (self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside)
-        return padded.view(shape).permute(self._order()).contiguous()
+        return padded.view(self._axes).permute(_ORDER).contiguous()
 
     def unpack(self, memory: Tensor) -> Tensor:
-        """The inverse."""
-        order = self._order()
-        shape = (self.gates, self.blocks, self.lanes, self.slots, self.terms // self.beside, self.beside)
-        lies = memory.view([shape[axis] for axis in order])
-        padded = lies.permute([order.index(axis) for axis in range(6)]).reshape(
-            self.gates, self.blocks * self.lanes, -1
-        )
+        """The inverse of `pack`."""
+        lies = memory.view([self._axes[axis] for axis in _ORDER]).permute([_ORDER.index(axis) for axis in range(6)])
+        padded = lies.reshape(self.gates, self.blocks * self.lanes, -1)
         return padded[:, : self.columns, : self.K].reshape(self.gates * self.columns, self.K)
 
     def pack_columns(self, values: Tensor) -> Tensor:
@@ -119,12 +120,12 @@ class _Layout(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """Where the weights of one direction lie: views of the data."""
+    """The weights of one direction, as views of the data."""
 
     layouts: tuple[_Layout, ...]  # w_ih, w_hh, perhaps w_hr
     weights: tuple[Tensor, ...]
     bias: Tensor
-    scales: tuple[Tensor, ...]  # of int8
+    scales: tuple[Tensor, ...]  # int8 only
     offsets: tuple[Tensor, ...]
 
 
@@ -161,7 +162,7 @@ def _parts(packed: Packed) -> list[tuple[_Parts, ...]]:
 
 
 def pack(sizes: Sizes, weights: list[tuple[Direction, ...]]) -> Packed | None:
-    """Pack rounded weights, L of D of `Direction`, or None where no kernel can read them."""
+    """Pack rounded weights, L of D of `Direction`; None if no kernel can read them."""
     first = weights[0][0][0]
     format = (
         None
@@ -207,19 +208,22 @@ def unpack(packed: Packed) -> list[tuple[Direction, ...]]:
     return layers
 
 
-def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: Tensor | None) -> Any:
-    """What the module returns for this call, or None if the call has to take the way in Python.
+def _is_pair(hx: Any) -> bool:
+    """Whether these are two states, or None for zeros."""
+    return hx is None or (type(hx) in (tuple, list) and len(hx) == 2)
 
-    x        (T, B, I), (B, T, I), (T, I), or a PackedSequence whose sequences are in order
+
+def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: Tensor | None) -> Any:
+    """What the module returns for this call, or None if the call must take the path in Python.
+
+    x        (T, B, I), (B, T, I), (T, I), or a PackedSequence; of the latter only with sequences in order
     hx       (h_0, c_0), or None for zeros
-    lengths  None; else the call is not for here
-    out      where the output goes, or None
+    lengths  must be None
+    out      receives the output, or None
     """
-    if is_compiling() or lengths is not None:
+    if is_compiling() or lengths is not None or not _is_pair(hx):
         return None
-    if hx is not None and (type(hx) not in (tuple, list) or len(hx) != 2):
-        return None
-    h, c = (None, None) if hx is None else hx
+    h, c = hx or (None, None)
     if type(x) is not PackedSequence:
         return engine._kernel.frozen_lstm(packed.handle, packed.data, x, h, c, None, batch_first, out)
     if x.sorted_indices is not None:
@@ -229,29 +233,27 @@ def run(packed: Packed, x: Any, hx: Any, lengths: Any, batch_first: bool, out: T
 
 
 def run_cell(packed: Packed, x: Any, hx: Any) -> Any:
-    """What a cell returns, (h, c), or None; x (B, I) or (I,)."""
-    if is_compiling():
+    """What a cell returns for x (B, I) or (I,), which is (h, c); None if the call must take the path in Python."""
+    if is_compiling() or not _is_pair(hx):
         return None
-    if hx is not None and (type(hx) not in (tuple, list) or len(hx) != 2):
-        return None
-    h, c = (None, None) if hx is None else hx
+    h, c = hx or (None, None)
     return engine._kernel.frozen_cell(packed.handle, packed.data, x, h, c)
 
 
 def step(packed: Packed, x: Any, state: tuple[Tensor, Tensor], out: Tensor | None, batch_first: bool = False) -> Any:
-    """One chunk of a stream: the state is written in place; the output, in `out` if that is given, or None."""
+    """Run one chunk of a stream, with the state updated in place; returns the output, in `out` if given, or None."""
     if is_compiling():
         return None
     h, c = state
     if out is None or not batch_first or x.dim() < 3 or x.shape[0] == 1 or x.shape[1] == 1:
         return engine._kernel.frozen_step(packed.handle, packed.data, x, h, c, None, batch_first, out)
-    # The kernel's rows are in the order of the steps.
+    # The kernel writes rows in the order of the steps.
     y = engine._kernel.frozen_step(packed.handle, packed.data, x, h, c, None, batch_first, None)
     return None if y is None else out.copy_(y)
 
 
 def step_cell(packed: Packed, x: Any, state: tuple[Tensor, Tensor]) -> bool:
-    """One step of a cell, whose state is written in place; False if it cannot."""
+    """Run one step of a cell, with the state updated in place; False if the kernel cannot."""
     if is_compiling():
         return False
     return engine._kernel.frozen_step(packed.handle, packed.data, x, *state) is not None
@@ -266,5 +268,5 @@ _NAMES: dict[Format, str] = {
 
 
 def kernel_name(packed: Packed, steps: int, batch: int) -> str:
-    """Which kernel runs so many steps of so many sequences, for `explain`."""
+    """The kernel for this number of steps and sequences in words, for `explain`."""
     return _NAMES[packed.format]

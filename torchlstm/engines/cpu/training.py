@@ -1,4 +1,4 @@
-"""The Function of a whole call in C: one call of the extension forward, one backward."""
+"""The autograd Function of the fast path: one call of the extension forward, one backward."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +15,17 @@ from .engine import FLOATS, _kernel
 
 
 class Training(torch.autograd.Function):
-    """One layer on plain tensors, in the form that the user gave them: rows and states are not reshaped.
+    """One layer on plain tensors in the user's form, without reshaping rows and states.
 
-    As `shared.autograd._Forward`, neither results nor what the backward does not read are saved.
+    As in `shared.autograd._Forward`, results, and arguments that the backward does not read, are not saved.
     """
 
     @staticmethod
     def forward(ctx: Any, form: Any, *arguments: Any) -> tuple[Tensor, ...]:
         """Compute one call.
 
-        form       what the extension made of its sizes
-        arguments  input, h and c, each None for zeros, and all weights by `flatten`
+        form       the extension's object with the sizes of the call
+        arguments  input, h and c (None for zeros), and all weights by `flatten`
         """
         results, saved = _kernel.keep(form, arguments)
         steps, _, directions, *_, projected = _kernel.form(form)
@@ -39,8 +39,8 @@ class Training(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        """All gradients by one call; what that does not read, a batch of cotangents for one, by rows and in Python."""
-        # Asked for once: an activation checkpoint computes what it gives anew.
+        """All gradients by one call; by the path in Python if it cannot read a tensor, such as batched cotangents."""
+        # Read once: under an activation checkpoint each access recomputes.
         tensors = ctx.saved_tensors
         if not torch.is_grad_enabled():
             grads: tuple[Any, ...] | None = _kernel.gradients(ctx.form, ctx.needs_input_grad, tensors, cotangents)
@@ -59,7 +59,7 @@ def _by_rows(
     cotangents: Sequence[Tensor | None],
     access: Any,
 ) -> list[Tensor | None]:
-    """`pull_back` of a call in the user's form."""
+    """`pull_back` for a call in the user's form."""
     steps, batch, directions, batch_first, _, cell, _ = _kernel.form(form)
 
     def rows(tensor: Tensor | None) -> Any:

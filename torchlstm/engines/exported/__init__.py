@@ -1,1 +1,1 @@
-"""A layer in programs for others: as an ONNX node, and as core ATen."""
+"""A layer in exported programs: as an ONNX node, and as core ATen operators."""

@@ -1,4 +1,4 @@
-"""The operators of an exported program as torch operations: the unrolled equations, or a scan over them."""
+"""Decomposes our operators in an exported program into torch operations: the unrolled equations, or a scan."""
 
 from typing import Any, NoReturn
 
@@ -14,14 +14,14 @@ from ..shared.operators import Arguments
 
 
 def lstm(*args: Any) -> Any:
-    """`torchlstm::lstm`, see `operators`: unrolled where the number of steps is known, else a scan.
+    """Decompose `torchlstm::lstm` (see `operators`): unrolled if the number of steps is known, else a scan.
 
     Raises RuntimeError for ragged rows.
     """
     *arguments, save = args
     call = Arguments(*arguments)
     if save and call.every is not None:
-        return NotImplemented  # the forward of a training: no exported program has it
+        return NotImplemented  # a training forward, which no exported program contains
     if call.batch_sizes is not None:
         refuse()
     weights, tensors = unflatten(call.weights, call.h_0.shape[0]), (call.x, call.h_0, call.c_0)
@@ -37,7 +37,7 @@ def lstm(*args: Any) -> Any:
 
 
 def refuse(*_: Any) -> NoReturn:
-    """Raise RuntimeError for what depends on a PackedSequence, lengths or resets, `torchlstm::cut` for one."""
+    """Raise RuntimeError for an operator that needs a PackedSequence, lengths or resets, such as `torchlstm::cut`."""
     raise RuntimeError(
         "torchlstm: a PackedSequence, lengths or resets cannot be decomposed: which sequences are alive at a step is "
         "known only when the program runs. Export a model that calls the LSTM on tensors alone"
@@ -47,7 +47,7 @@ def refuse(*_: Any) -> NoReturn:
 def _scan(
     rows: Dense, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...], save: bool
 ) -> tuple[Tensor, ...]:
-    """See `contract.Layer`; with acts and cells if `save`."""
+    """A layer as a scan, see `contract.Layer`; returns acts and cells too if `save`."""
     each = [_direction(rows, d, x, h_0[d], c_0[d], weights[d], save) for d in range(len(weights))]
     y, *rest = zip(*each, strict=True)
     return torch.cat(y, dim=-1), *map(torch.stack, rest)
@@ -64,10 +64,10 @@ def _direction(
 
     def step(h: Tensor, c: Tensor, gates_x: Tensor, *recurrent: Tensor) -> list[Tensor]:
         h, c, *gates = lstm_step(gates_x, h, c, recurrent[0], recurrent[1] if len(recurrent) > 1 else None)
-        # No two results may share memory.
+        # The results must not share memory.
         return [h, c, h.clone(), *([torch.cat(gates, dim=-1), c.clone()] if save else [])]
 
-    # The operator itself: `scan` of torch._higher_order_ops would compile the step, in the middle of a trace.
+    # The operator itself, since `scan` of torch._higher_order_ops would compile the step in the middle of a trace.
     inputs = [gates_x.flip(0) if d else gates_x]
     h, c, *every = torch.ops.higher_order.scan(step, [h.clone(), c.clone()], inputs, recurrent)
     y, *saved = ((tensor.flip(0) if d else tensor).flatten(0, 1) for tensor in every)

@@ -1,4 +1,4 @@
-"""A layer as ONNX's LSTM operator: what `torch.onnx.export(dynamo=True)` writes.  It computes nothing."""
+"""A layer as ONNX's LSTM operator, for `torch.onnx.export(dynamo=True)`; nothing is computed here."""
 
 import warnings
 
@@ -11,14 +11,14 @@ from ..shared import torch_private
 
 
 def exporting(problem: Problem) -> bool:
-    """Whether this call is being traced for ONNX."""
+    """Whether this call is being exported to ONNX."""
     return not problem.access.direct and torch_private.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def layer(
     problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `contract.Layer`; raises RuntimeError for what the operator cannot do.
+    """See `contract.Layer`; raises RuntimeError for what ONNX's operator cannot do.
 
     https://onnx.ai/onnx/operators/onnx__LSTM.html: gates are i, o, f, g there, and y is (T, D, B, H).
     """
@@ -53,10 +53,10 @@ def layer(
 def _unprojected(
     x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, tuple[Weights, ...], Tensor]:
-    """A layer with a projection as one without, whose h is r = o * tanh(c): h is then W_hr r, at every step but one.
+    """Express a layer with a projection by one without, whose state is r = o * tanh(c), so that h = W_hr r.
 
-    What the gates get of h is W_hh W_hr r, of the product of two weights.  Only h_0 is no projection of anything: it is
-    part of the input, of each direction's first step, and so is W_hh of the input's weights.
+    The recurrent part of the gates, W_hh h, becomes (W_hh W_hr) r.  Only h_0 is not a projection of some r, so it is
+    appended to the input of each direction's first step, and W_hh to the input weights.
 
     x        (T, B, I)
     returns  x (T, B, I + D*R), r_0 (D, B, H) zeros, weights without projections, and W_hr^T of each direction (D, H, R)
@@ -74,7 +74,7 @@ def _unprojected(
 
 
 def _refusal(reason: str) -> RuntimeError:
-    """An error that says so, and a warning: the exporter then tries another way, and reports the failure of that."""
+    """An error, and a warning too, since the exporter tries another strategy and reports only the failure of that."""
     message = f"cannot be exported to ONNX: {reason}"
     warnings.warn(message, stacklevel=2)
     return RuntimeError(message)
@@ -84,5 +84,5 @@ def _iofg(weight: Tensor | None) -> Tensor:
     """Gates i, f, g, o (4H, ..) in ONNX's order."""
     assert weight is not None
     hidden = weight.shape[0] // 4
-    # Slices, which the exporter folds into the constants.
+    # Slices, since the exporter folds these into constants.
     return torch.cat([weight[:hidden], weight[3 * hidden :], weight[hidden : 3 * hidden]])

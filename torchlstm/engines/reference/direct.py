@@ -1,8 +1,8 @@
-"""One direction on plain tensors with its gradient written out: as few operations a step as torch has for it.
+"""One direction on plain tensors with its gradient written out, in as few torch operations a step as possible.
 
-On a GPU an operation is a launch, and launches are what a loop in torch operations spends its time on.  A step of
-`lstm_step` is 11 of them, and 17 in autograd's backward; here it is 7 and 4, each with one more product for a
-projection.  `tests/engines/reference/test_direct.py` counts them.
+On a GPU each operation is a launch, and launches are most of the time of such a loop.  A step of `lstm_step` takes 11,
+and 17 in autograd's backward; here it takes 7 and 4, and each one more product with a projection.
+`tests/engines/reference/test_direct.py` counts them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,19 +16,19 @@ from ..contract import Problem, Ragged, Weights
 
 _aten = torch.ops.aten
 
-# Others may lack operations that write into a given tensor; there the loop runs.
+# Other devices may lack the out= variants used here; there the loop runs.
 DEVICES = ("cpu", "cuda")
 
-# Of fewer steps the loop over `lstm_step` is as fast or faster on the CPU: 43 operations of a training step are of
-# the call, not of its steps (H=64, B=1, one thread of a Zen 4: 5 % slower at 6 steps, 5 % faster at 8).
+# For fewer steps the loop over `lstm_step` is as fast or faster on the CPU, since 43 operations of a training step here
+# do not depend on T (H=64, B=1, one thread of a Zen 4: this is 5 % slower at 6 steps, 5 % faster at 8).
 LEAST = 7
 
 
 class Steps(NamedTuple):
     """The steps of a direction.
 
-    sizes    how many sequences are alive at each step, by the place of its rows
-    reverse  whether the last rows come first
+    sizes    how many sequences are alive at each step
+    reverse  whether the last step runs first
     """
 
     sizes: list[int]
@@ -36,7 +36,7 @@ class Steps(NamedTuple):
 
     @property
     def order(self) -> Sequence[int]:
-        """The steps as they are run."""
+        """The steps in the order in which they run."""
         steps = range(len(self.sizes))
         return steps[::-1] if self.reverse else steps
 
@@ -55,7 +55,7 @@ def forward(
 
     x        (P, I)
     h_0, c_0 (B, R), (B, H)
-    returns  y (P, R), h_n, c_n, and what `backward` wants, if `save`: the activated gates (P, 4H), c (P, H), and of a
+    returns  y (P, R), h_n, c_n, and if `save` what `backward` needs: the activated gates (P, 4H), c (P, H), and of a
              projected layer h (P, R)
     """
     w_ih, w_hh, bias, w_hr = _weights(weights)
@@ -67,7 +67,7 @@ def forward(
     if save:
         cell_rows: Sequence[Tensor] = cells.split(steps.sizes)
     else:
-        two = c_0.new_empty(2, *c_0.shape)  # c of a step and of the one before
+        two = c_0.new_empty(2, *c_0.shape)  # c of this step and of the step before
         cell_rows = [two[t % 2, :n] for t, n in enumerate(steps.sizes)]
     h, c, h_n, c_n = h_0, c_0, h_0.clone(), c_0.clone()
     for t in steps.order:
@@ -83,7 +83,7 @@ def forward(
         else:
             h = torch.mm(torch.tanh(c).mul_(o), w_hr.t(), out=y_rows[t])
     h_n[: h.shape[0]], c_n[: c.shape[0]] = h, c
-    # h of a row is o * tanh(c); of a projected layer, where that would be a product, it is a copy: y is the caller's.
+    # The backward recomputes h as o * tanh(c).  With a projection it needs a copy, since the user may change y.
     return y, h_n, c_n, (gates, cells, *([] if w_hr is None else [y.clone()])) if save else ()
 
 
@@ -97,13 +97,14 @@ def backward(
     cotangents: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of x, h_0, c_0 and of each of `weights`, None where it is not needed.
+    """The gradients of x, h_0, c_0 and of each of `weights`; None for those that are not needed.
 
     saved       what `forward` saved
-    cotangents  dy, dh_n, dc_n, None for zeros
+    cotangents  dy, dh_n, dc_n; None for zeros
 
-    What multiplies the gradients of h and c within a step does not depend on them: it is computed for all steps at
-    once.  Its columns are c, the three gates that c depends on, and o; the step's gradients take its place.
+    The factors by which a step multiplies the gradients of h and c do not depend on these gradients, so they are
+    computed for all steps at once, into `product`.  Its columns belong to c, to the gates g, i and f, and to o.  Each
+    step then overwrites its factors with its gradients.
     """
     gates, cells, *projected_h = saved
     rows, hidden = cells.shape
@@ -126,7 +127,7 @@ def backward(
         for cotangent, like in zip(cotangents, (y, h_0, c_0), strict=True)
     )
     dh_0, dc_0, dc = dh_n.clone(), dc_n.clone(), dc_n
-    later = dgates[:0]  # the gradients of the gates of the step that was run after this one
+    later = dgates[:0]  # the gradients of the gates of the step that ran after this one in the forward
     dh_rows, product_rows, from_h_rows = (tensor.split(steps.sizes) for tensor in (dh, product, from_h))
     for t in reversed(steps.order):
         n, k = steps.sizes[t], later.shape[0]
@@ -145,7 +146,7 @@ def backward(
     if needs[1]:
         torch.mm(later, w_hh, out=dh_0[: later.shape[0]])
     dc_0[: dc.shape[0]] = dc
-    # Each made only if it is needed.
+    # Each is computed only if it is needed.
     makers: list[Callable[[], Tensor | None]] = [
         lambda: dgates @ w_ih,
         lambda: dh_0,
@@ -162,20 +163,20 @@ def backward(
 
 
 def _weights(weights: Weights) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """w_ih, w_hh and the sum of the biases with rows of g, i, f, o, and w_hr."""
+    """w_ih, w_hh and the sum of the biases with gates in the order g, i, f, o, and w_hr unchanged."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     bias = None if b_ih is None or b_hh is None else _reordered(b_ih + b_hh)
     return _reordered(w_ih), _reordered(w_hh), bias, w_hr
 
 
 def _reordered(weight: Tensor) -> Tensor:
-    """Rows of i, f, g, o as those of g, i, f, o: gates with a sigmoid are side by side, and o is the last."""
+    """Reorder rows from i, f, g, o to g, i, f, o, so that the gates with a sigmoid are adjacent and o is last."""
     i, f, g, o = weight.chunk(4)
     return torch.cat([g, i, f, o])
 
 
 def _usual(weight: Tensor) -> Tensor:
-    """Rows of g, i, f, o as those of i, f, g, o."""
+    """Reorder rows from g, i, f, o to i, f, g, o."""
     g, i, f, o = weight.chunk(4)
     return torch.cat([i, f, g, o])
 
@@ -187,10 +188,10 @@ def _parts(gates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _resized(state: Tensor, n: int, joining: Tensor, left: Tensor) -> Tensor:
-    """The state of the first n sequences, from that of the first k.
+    """The states of the first n sequences, given those of the first k.
 
-    joining  (B, ..) the state of those that come to it, n > k
-    left     (B, ..) where the state of those that leave is written, n < k
+    joining  (B, ..) from which the states of joining sequences are taken, if n > k
+    left     (B, ..) into which the states of leaving sequences are written, if n < k
     """
     k = state.shape[0]
     if n > k:
@@ -202,7 +203,7 @@ def _resized(state: Tensor, n: int, joining: Tensor, left: Tensor) -> Tensor:
 
 
 def _before(steps: Steps, states: Tensor, initial: Tensor) -> Tensor:
-    """For each row the state that its step began with: states (P, F) of all steps, initial (B, F)."""
+    """For each row the state before its step, from the states (P, F) of all rows and the initial ones (B, F)."""
     sizes, parts = steps.sizes, states.split(steps.sizes)
     if sizes[0] == sizes[-1]:
         n, count = sizes[0], states.shape[0]

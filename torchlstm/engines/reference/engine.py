@@ -1,7 +1,7 @@
 """The reference engine: a loop over `lstm_step`, for any device, any dtype and any transform of torch.
 
-On plain real tensors, outside of all transforms, `direct.py` computes the same with fewer operations; gradients of
-gradients are the loop's again.
+On plain real tensors, outside of transforms, `direct.py` computes the same with fewer operations; gradients of
+gradients use the loop again.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from ...equations import lstm_step
 from ..contract import Dense, Engine, Problem, Weights
 from ..shared import chunks, per_sample
 from ..shared.access import DIRECT, access_of
-from ..shared.kernel import flatten, unflatten
+from ..shared.kernel import flatten, spread, unflatten
 from ..shared.torch_private import forward_ad, may_be_dual
 from ..shared.unread import completed, read_by_backward, separate
 from . import direct
@@ -26,7 +26,7 @@ from .loop import time_loop, undeprecated
 def _step(gates_x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     """`lstm_step` as a step of the time loop.
 
-    state    h, c, and in a trace the activated gates, which the next step does not look at
+    state    h, c, and in a trace the activated gates, which the next step ignores
     weights  w_hh and, with a projection, w_hr
     """
     w_hr = weights[1] if len(weights) > 1 else None
@@ -58,7 +58,7 @@ def layer(problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[
 def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> Sequence[Tensor]:
     """One direction of rows x (P, I): y (P, R), h_n, c_n, and of a trace the activated gates (P, 4H) and c (P, H)."""
     tensors = (x, h, c, *flatten([weights]))
-    # Not the access of the problem: a gradient of a gradient differentiates a layer that was posed before.
+    # Not `problem.access`: a gradient of a gradient differentiates with the problem of the first call.
     few = not problem.trace and x.dtype.is_floating_point and access_of(tensors) is DIRECT
     if not few or x.device.type not in direct.DEVICES or problem.rows.steps < direct.LEAST:
         return _looped(problem, d, x, h, c, weights)
@@ -71,7 +71,7 @@ def _direction(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weight
 
 def _looped(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
     """As `_direction`, by the loop over `lstm_step`."""
-    # A trace records a Python loop with as many steps as its example has; a script's loop stays a loop.
+    # torch.jit.trace would unroll a Python loop to the number of steps of its example; a scripted loop stays a loop.
     loop = _scripted() if torch.jit.is_tracing() else recurrence  # type: ignore[attr-defined,no-untyped-call]
     rows, (w_ih, w_hh, b_ih, b_hh, w_hr) = problem.rows, weights
     bias = None if b_ih is None or b_hh is None else b_ih + b_hh
@@ -87,7 +87,7 @@ def _looped(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: 
 
 
 class _Direct(torch.autograd.Function):
-    """One direction by `direct.py`; gradients to be differentiated, or of batched cotangents, are the loop's."""
+    """One direction by `direct.py`; differentiable gradients and batched cotangents use the loop."""
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, steps: direct.Steps, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -102,7 +102,7 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        # Asked for once: an activation checkpoint computes what it gives anew.
+        # Read once: under an activation checkpoint each access recomputes.
         tensors, needs, graph = ctx.saved_tensors, ctx.needs_input_grad[2:], torch.is_grad_enabled()
         access = access_of(cotangents)
         x, h, c, *flat = arguments = completed(tensors[ctx.count :], ctx.unread, access)
@@ -114,7 +114,7 @@ class _Direct(torch.autograd.Function):
 
 
 def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
-    """Whether to keep the states of some steps only: where a gradient is wanted, and plain autograd makes it."""
+    """Whether to run in chunks: if the problem asks for them and plain autograd will run a backward."""
     if problem.checkpoint_every is None or problem.access.transformed or torch.compiler.is_compiling():
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
@@ -125,7 +125,7 @@ def _checkpoints(problem: Problem, tensors: Sequence[Tensor]) -> bool:
 
 
 def _chunked(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights: Weights) -> list[Tensor]:
-    """As `_direction`, a chunk at a time."""
+    """As `_direction`, chunk by chunk."""
     y = [x] * chunks.count(problem.rows.steps, problem.checkpoint_every or 1)
     for chunk in chunks.chunks(problem, d):
         arguments = (chunk.problem, x[chunk.rows], h, c, *flatten([weights]))
@@ -134,9 +134,9 @@ def _chunked(problem: Problem, d: int, x: Tensor, h: Tensor, c: Tensor, weights:
 
 
 class _Chunk(torch.autograd.Function):
-    """Some steps of one direction, of which nothing is kept but what they start from.
+    """Some steps of one direction, of which only the inputs are saved; the backward recomputes them.
 
-    torch.utils.checkpoint would keep the graph, if not the tensors: of small steps that is most of the memory.
+    torch.utils.checkpoint would keep the graph, though not the tensors; with small steps that is most of the memory.
     """
 
     @staticmethod
@@ -153,7 +153,7 @@ class _Chunk(torch.autograd.Function):
 
 
 def _run(problem: Problem, direction: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The results of one direction: of x, h, c and its weights by `flatten`."""
+    """The results of one direction for tensors x, h, c and its weights by `flatten`."""
     x, h, c, *flat = tensors
     return direction(problem, 0, x, h, c, unflatten(flat, 1)[0])
 
@@ -165,12 +165,12 @@ def _run_again(
     cotangents: Sequence[Tensor | None],
     graph: bool,
 ) -> list[Tensor | None]:
-    """The gradients of the tensors that need one, by running what was run on them once more, now with a graph.
+    """The gradients of the tensors that need one, by running `run` again, this time with a graph.
 
-    graph  whether the gradients are to be differentiated too
+    graph  whether the gradients themselves must be differentiable
     """
     with torch.enable_grad():
-        # Of their own, so that no path through what was run before counts too; with a graph where one is wanted.
+        # New tensors, so that no other path in the user's graph contributes; still connected to it if `graph`.
         own = [tensor.view_as(tensor) if graph else tensor.detach() for tensor in tensors]
         wanted = [t if graph else t.requires_grad_() for t, needed in zip(own, needs, strict=True) if needed]
         pairs = [pair for pair in zip(run(own), cotangents, strict=True) if pair[1] is not None]
@@ -178,8 +178,7 @@ def _run_again(
             return [None] * len(tensors)
         results, given = zip(*pairs, strict=True)
         found = torch.autograd.grad(results, wanted, given, create_graph=graph, allow_unused=True)
-    rest = iter(found)
-    return [next(rest) if needed else None for needed in needs]
+    return spread(needs, found)
 
 
 ENGINE = Engine("reference", layer)

@@ -1,4 +1,4 @@
-"""The time loop of one direction over any cell, dense or ragged, forwards or backwards."""
+"""The time loop of one direction over any cell: dense or ragged, forward or reverse."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -7,19 +7,19 @@ from typing import TypeAlias
 
 from torch import Tensor, cat, jit
 
-# step(x, state, weights) -> state: one step of the sequences that are alive.
-#   x        (n, F) what comes in
+# step(x, state, weights) -> state: one step of the n sequences that are alive.
+#   x        (n, F) the input
 #   state    tensors (n, ..), the first is h
-#   weights  whatever the loop was given, the same at every step
+#   weights  those of the loop, the same at every step
 Step: TypeAlias = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
 Loop: TypeAlias = Callable[..., tuple[list[Tensor], list[Tensor]]]
 
 
 @contextmanager
 def undeprecated() -> Iterator[None]:
-    """Within, torch.jit does not say that it is deprecated: whoever traces has been told.
+    """Suppress torch.jit's warning that it is deprecated, since a user who traces has already seen it.
 
-    It says so by a DeprecationWarning, from torch 2.14 on by a FutureWarning.
+    It is a DeprecationWarning, and a FutureWarning from torch 2.14 on.
     """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
@@ -28,7 +28,7 @@ def undeprecated() -> Iterator[None]:
 
 
 def time_loop(step: Step) -> Loop:
-    """The loop over a step, in the part of Python that TorchScript understands, as long as the step is too."""
+    """Make the loop over a step; it can be scripted by TorchScript if the step can."""
 
     def loop(
         x: Tensor,
@@ -43,13 +43,13 @@ def time_loop(step: Step) -> Loop:
         x            (T, B, F) if batch_sizes is None, else (P, F)
         batch_sizes  (T,) or None: how many sequences are alive at each step
         state        tensors (B, ..), the first is h
-        kept         so many tensors of the state, the first ones, are wanted of every step
+        kept         how many tensors of the state, from the first on, are returned for every step
         returns      these, each (P, ..), and the final state
         """
         if jit.is_scripting():  # type: ignore[attr-defined]
             _check(x, batch_sizes, state)
         given = state
-        # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not one buffer a step.
+        # `unbind` and `split` cut all steps at once: their gradient is one concatenation, not a buffer for each step.
         if batch_sizes is None:
             steps = x.unbind(0)
         else:
@@ -58,7 +58,7 @@ def time_loop(step: Step) -> Loop:
         every: list[list[Tensor]] = []
         for _ in range(kept):
             every.append([x] * len(steps))
-        # The state of the sequences that are not alive: that have ended or, in reverse, not begun.
+        # The states of sequences that have ended or, in reverse, not begun.
         idle: list[Tensor] = []
         for k in range(len(steps)):
             t = len(steps) - 1 - k if reverse else k
@@ -78,7 +78,7 @@ def time_loop(step: Step) -> Loop:
         if jit.is_scripting():  # type: ignore[attr-defined]
             for j in range(len(state)):
                 if state[j].shape != given[j].shape:
-                    # A state of one unit would be taken for one of many.
+                    # A state of one unit would be broadcast.
                     raise RuntimeError(f"Expected a state of shape {state[j].shape}, got {given[j].shape}")
         return [cat(rows) for rows in every], state
 
@@ -88,7 +88,7 @@ def time_loop(step: Step) -> Loop:
 def _check(x: Tensor, batch_sizes: Tensor | None, state: list[Tensor]) -> None:
     """Raise RuntimeError for rows and states that do not fit.
 
-    It is for a program of torch.jit.trace: what a module checks is checked in its example only.
+    For programs of torch.jit.trace, in which the module's own checks ran on the example only.
     """
     if batch_sizes is None:
         batch = x.shape[1]

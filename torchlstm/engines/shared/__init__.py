@@ -1,1 +1,1 @@
-"""What the engines share: how a kernel is called, differentiated, compiled and exported."""
+"""What engines share: how a kernel is called, differentiated, compiled and exported."""

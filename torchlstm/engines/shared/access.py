@@ -1,4 +1,4 @@
-"""How a kernel may get at the tensors of a call: through their addresses, as an operator, or not at all."""
+"""How a kernel may access the tensors of a call: directly in memory, as an opaque operator, or not at all."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from .torch_private import (
 
 
 class Access(NamedTuple):
-    """How a kernel gets at tensors.
+    """How a kernel accesses tensors.
 
-    direct       through their addresses
-    transformed  a torch.func transform is active; what it differentiates need not say `requires_grad`
+    direct       in memory, by their addresses
+    transformed  a torch.func transform is active; tensors that it differentiates need not have `requires_grad`
     refusal      why a kernel cannot run even as an operator, or None
-    subclass     some are of a subclass of Tensor that keeps numbers as Tensor does: see `as_plain`
+    subclass     some are of a subclass of Tensor that stores numbers as Tensor does: see `as_plain`
     """
 
     direct: bool
@@ -34,7 +34,7 @@ class Access(NamedTuple):
 
 
 DIRECT = Access(direct=True)
-# What a subclass of Tensor inherits that has no say in what its operations do to memory.
+# A subclass that inherits this does not redefine what operations do to memory.
 _NO_DISPATCH = Tensor.__torch_dispatch__
 
 OPERATOR = Access(direct=False)
@@ -42,10 +42,10 @@ TRANSFORM = Access(direct=False, transformed=True)
 
 
 def access_of(tensors: Iterable[Tensor | None]) -> Access:
-    """Say how a kernel gets at these tensors.
+    """How a kernel may access these tensors.
 
-    Inside a transform, a trace or a mode, what looks like a tensor stands for something else: its address is null or
-    holds other numbers, and a kernel called on it would be silently wrong.  An operator is told what it stands for.
+    Inside a transform, a trace or a mode a tensor is only a stand-in: its address is null or holds other numbers, and a
+    kernel called on it would be silently wrong.  torch calls an operator with the tensors behind it.
     """
     if torch.compiler.is_compiling():
         return OPERATOR
@@ -68,17 +68,17 @@ def access_of(tensors: Iterable[Tensor | None]) -> Access:
         elif kind is not Tensor:
             subclass = True
         if access is DIRECT and (tensor.is_neg() or tensor.is_conj()):
-            access = OPERATOR  # it negates what is only marked as negated
+            access = OPERATOR  # torch resolves the lazy negation or conjugation before it calls one
         if access is DIRECT and not has_storage(tensor):
-            # As in autograd's own vmap (`is_grads_batched`), which knows no operators but torch's.
+            # As in autograd's own vmap (`is_grads_batched`), which supports only torch's own operators.
             return Access(direct=False, refusal="a tensor has no memory of its own")
     return access._replace(subclass=True) if subclass else access
 
 
 def sees_functions(tensor: object) -> bool:
-    """Whether this is a tensor of a subclass that keeps numbers as Tensor does, and sees operations on it.
+    """Whether this is a tensor of a subclass that stores numbers as Tensor does and has `__torch_function__`.
 
-    A module hands such a call over as one operation: else the class would see, and slow down, every one within.
+    To such a class a module's call is one operation.  Otherwise the class would see, and slow down, each inner one.
     """
     if not isinstance(tensor, Tensor) or type(tensor) in (Tensor, Parameter):
         return False
@@ -88,5 +88,5 @@ def sees_functions(tensor: object) -> bool:
 
 
 def as_plain(tensor: Tensor) -> Tensor:
-    """The same memory as a Tensor or Parameter, differentiable; of a tensor of a class that is `Access.subclass`."""
+    """A tensor of such a subclass (`Access.subclass`) as a plain Tensor: the same memory, differentiable."""
     return tensor if type(tensor) in (Tensor, Parameter) else tensor.as_subclass(Tensor)

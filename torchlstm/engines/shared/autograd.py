@@ -1,4 +1,4 @@
-"""The Functions that kernel engines share: gradients of any order, around kernels called directly or as operators."""
+"""The autograd Functions around kernels, called directly or as operators; gradients of any order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from ..reference import engine as reference
 from . import chunks, operators, per_sample, torch_private
 from .access import Access, access_of, as_plain
 from .gradients import gradients
-from .kernel import Call, Kernel, flatten, unflatten
+from .kernel import Call, Kernel, flatten, spread, unflatten
 from .unread import completed, read_by_backward, separate
 
-# Of y, h_n, c_n and of what a trace adds, the activated gates and c of every row; the last two are None without one.
+# Cotangents of y, h_n, c_n, and of the gates and cells that a trace returns; the last two are None without a trace.
 _COTANGENTS = 5
 
 
 def layer_of(kernel: Kernel) -> Layer:
-    """The layer that a kernel makes; see `contract.Layer`."""
+    """Make a layer (see `contract.Layer`) from a kernel."""
     operators.register(kernel)
     name = kernel.name
 
@@ -38,7 +38,7 @@ def layer_of(kernel: Kernel) -> Layer:
             y, h_n, c_n, saved = kernel.forward(problem, x, h_0, c_0, weights, trace)
             return y, h_n, c_n, *saved
         static = (name, problem.batch_sizes, problem.rows.steps, problem.checkpoint_every)
-        # An exported program has no gradients: what only they need would be written for nothing.
+        # An exported program has no gradients, so nothing is saved for them.
         if (differentiable or problem.access.transformed) and not torch_private.is_exporting():
             tensors = _distinct(x, h_0, c_0, *flat)
             result = _OpaqueForward.apply(trace, *static, *tensors)  # type: ignore[no-untyped-call]
@@ -50,10 +50,10 @@ def layer_of(kernel: Kernel) -> Layer:
 
 
 def _distinct(*tensors: Tensor) -> list[Tensor]:
-    """These tensors, no two of them the same object: Dynamo takes a Function's argument only once."""
+    """These tensors, with clones so that no two are the same object: Dynamo does not accept one twice in a Function."""
     result: list[Tensor] = []
     for tensor in tensors:
-        # Not by `id`: Dynamo would compile anew for every other tensor.
+        # Not by `id`, for which Dynamo would recompile for every new tensor.
         result.append(tensor.clone() if any(tensor is other for other in result) else tensor)
     return result
 
@@ -61,7 +61,7 @@ def _distinct(*tensors: Tensor) -> list[Tensor]:
 class _Forward(torch.autograd.Function):
     """A layer on plain tensors.
 
-    Neither results nor what is not read are saved: they are the user's to write into.
+    Results, and arguments that the backward does not read, are not saved, so that users may write into them.
     """
 
     @staticmethod
@@ -76,13 +76,13 @@ class _Forward(torch.autograd.Function):
             arguments, ctx.unread = separate(arguments, read_by_backward(ctx.needs_input_grad[1:], *sizes))
         ctx.save_for_backward(*saved, *arguments)
         ctx.set_materialize_grads(False)
-        # As outputs, what is saved is guarded: the backward says so if somebody has written into it.
+        # As outputs, gates and cells are guarded: autograd notices in the backward if they were changed in place.
         return (y, h_n, c_n, *saved[:2]) if call.problem.trace else (y, h_n, c_n)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
         call, count = ctx.call, ctx.count
-        # Asked for once: an activation checkpoint computes what it gives anew.
+        # Read once: under an activation checkpoint each access recomputes.
         tensors = ctx.saved_tensors
         cotangents = grad_outputs if call.problem.trace else (*grad_outputs, None, None)
         access = access_of(cotangents)
@@ -98,7 +98,7 @@ def pull_back(
     cotangents: Sequence[Tensor | None],
     access: Access,
 ) -> Sequence[Tensor | None]:
-    """The gradients of a layer's arguments, for cotangents of any kind; of gradients in turn, if they are recorded.
+    """The gradients of a layer's arguments, for cotangents of any kind; differentiable themselves if grad mode is on.
 
     saved       as `chunks.forward` returns it
     arguments   x, h_0, c_0 and all weights by `flatten`
@@ -107,11 +107,11 @@ def pull_back(
     if access.subclass:
         cotangents = tuple(None if t is None else as_plain(t) for t in cotangents)
     if access.direct:
-        # A graph of the gradients only where one is wanted (create_graph): it costs as much as a small step.
+        # Recorded only under create_graph, since that costs as much as a small step.
         run = _Backward.apply if torch.is_grad_enabled() else gradients
         direct: Sequence[Tensor | None] = run(call, needs, saved, *cotangents, *arguments)
         return direct
-    # A batch of cotangents under vmap, for one: nothing that a kernel could read.
+    # No kernel can read these, for example a batch of cotangents under vmap.
     if access.refusal is not None:
         return _reference_gradients(call.problem, needs, (*cotangents, *arguments))
     problem = call.problem
@@ -121,11 +121,11 @@ def pull_back(
     tensors = (*_zeros_for_none(cotangents[:3], (y, h_0, c_0)), *cotangents[3:], *arguments)
     gates, cells, h = (*saved, x.new_empty(0))[:3]
     opaque = _OpaqueBackward.apply(*static, gates, cells, h, *tensors)  # type: ignore[no-untyped-call]
-    return _spread(needs, opaque)
+    return spread(needs, opaque)
 
 
 class _Backward(torch.autograd.Function):
-    """The gradients of a layer, as a function of cotangents and arguments: so that it has gradients of its own."""
+    """The gradients of a layer as a differentiable function of cotangents and arguments."""
 
     @staticmethod
     def forward(
@@ -137,12 +137,12 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        """Differentiate the reference twice: what is rare is not worth kernels of its own."""
+        """Differentiate the reference engine twice; this is too rare for kernels of its own."""
         return None, None, None, *_second_order(ctx.call.problem, ctx.needs, ctx.saved_tensors, cotangents)
 
 
 class _OpaqueForward(torch.autograd.Function):
-    """A layer as an operator: for compile, export, torch.func and modes."""
+    """A layer as an operator, for compile, export, torch.func and dispatch modes."""
 
     generate_vmap_rule = True
 
@@ -176,16 +176,16 @@ class _OpaqueForward(torch.autograd.Function):
         needs = tuple(ctx.needs_input_grad[5:])
         if not ctx.trace:
             dacts = dcells = None
-        # Dynamo fails on a Function of any number of tensors here, and a compiled backward is not differentiated again.
+        # Dynamo fails here on a Function with a varying number of tensors.  A compiled backward has no second order.
         run = _OpaqueBackward.forward if torch.compiler.is_compiling() else _OpaqueBackward.apply
         cotangents = (dy, dh_n, dc_n, dacts, dcells)
         static = (ctx.name, needs, batch_sizes, ctx.steps, ctx.every)
         grads = run(*static, gates, cells, h, *cotangents, *arguments)
-        return (None,) * 5 + tuple(_spread(needs, grads))
+        return (None,) * 5 + tuple(spread(needs, grads))
 
 
 class _OpaqueBackward(torch.autograd.Function):
-    """As `_Backward`, as an operator; gives only the gradients that are needed."""
+    """As `_Backward`, as an operator; returns only the gradients that are needed."""
 
     generate_vmap_rule = True
 
@@ -222,24 +222,18 @@ class _OpaqueBackward(torch.autograd.Function):
         batch_sizes, *tensors = ctx.saved_tensors
         x, h_0, c_0, *flat = tensors[_COTANGENTS:]
         layer = operators.Arguments("", x, h_0, c_0, flat, batch_sizes, ctx.steps)
-        pulled = _second_order(layer.problem, ctx.needs, tensors, _spread(ctx.needs, cotangents))
+        pulled = _second_order(layer.problem, ctx.needs, tensors, spread(ctx.needs, cotangents))
         return (None,) * 8 + tuple(pulled)
 
 
-def _spread(needs: Sequence[bool], grads: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients in the places of what needed them, None elsewhere."""
-    rest = iter(grads)
-    return [next(rest) if needed else None for needed in needs]
-
-
 def _reference_gradients(problem: Problem, needs: Sequence[bool], tensors: Sequence[Any]) -> tuple[Tensor | None, ...]:
-    """What `gradients` computes, by the reference engine, for any kind of tensor.
+    """As `gradients`, by the reference engine, for any kind of tensor.
 
-    tensors  dy, dh_n, dc_n, dacts, dcells, each or None, then x, h_0, c_0 and all weights
+    tensors  dy, dh_n, dc_n, dacts, dcells, None for zeros; then x, h_0, c_0 and all weights
     """
     cotangents, arguments = tensors[:_COTANGENTS], tensors[_COTANGENTS:]
     wanted = [index for index, needed in enumerate(needs) if needed]
-    # Only a trace gives as many results as there may be cotangents.  A graph of a graph keeps all states.
+    # Only a trace has gates and cells among its results.  A graph of the graph keeps all states, so without chunks.
     traced = any(cotangent is not None for cotangent in cotangents[3:])
     problem = problem._replace(trace=traced, checkpoint_every=None)
 
@@ -258,14 +252,14 @@ def _reference_gradients(problem: Problem, needs: Sequence[bool], tensors: Seque
 def _second_order(
     problem: Problem, needs: Sequence[bool], tensors: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Pull cotangents of the gradients back to those of the layer's results and to its arguments.
+    """Pull cotangents of the gradients back to the layer's cotangents and arguments.
 
     tensors  as `_reference_gradients`
     """
     there = [index for index, tensor in enumerate(tensors) if tensor is not None]
 
     def needed(*args: Tensor) -> tuple[Tensor, ...]:
-        """The gradients that were asked for."""
+        """The gradients that are needed."""
         full: list[Any] = [None] * len(tensors)
         for index, tensor in zip(there, args, strict=True):
             full[index] = tensor
@@ -278,5 +272,5 @@ def _second_order(
 
 
 def _zeros_for_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """These tensors, with zeros shaped as `like` in the place of None."""
+    """These tensors, with zeros shaped as `like` instead of None."""
     return [torch.zeros_like(model) if t is None else t for t, model in zip(tensors, like, strict=True)]

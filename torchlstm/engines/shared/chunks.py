@@ -1,4 +1,4 @@
-"""A layer in chunks of steps: only the states between them are kept, and the backward runs each chunk once more."""
+"""A layer in chunks of steps: only the states between chunks are saved, and the backward recomputes each chunk."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,7 +23,7 @@ def count(steps: int, every: int) -> int:
 
 
 def chunks(problem: Problem, direction: int) -> Iterator[Chunk]:
-    """The chunks of one direction, in the order in which it runs them."""
+    """The chunks of one direction, in the order in which they run."""
     every, steps, batch, sizes = problem.checkpoint_every, problem.rows.steps, problem.batch, problem.batch_sizes
     assert every is not None
     reverse = direction == 1 or problem.reverse
@@ -43,9 +43,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     """As `kernel.Kernel.forward`, with `saved` as its backward wants it.
 
-    y is the caller's to give away, and shares no memory with `saved`: of a projected layer h is a copy.  If the problem
-    asks for chunks, `saved` is h and c before each of them: (D, N * B, R) and (D, N * B, H) of N chunks, chunk by chunk
-    in the order of time.
+    y shares no memory with `saved`, since the caller gives it to the user: for a projected layer h is a copy.  With
+    chunks, `saved` is h and c before each of the N chunks, (D, N * B, R) and (D, N * B, H), in the order of time.
     """
     (kernel, problem), size = call, h_0.shape[2]
     if not save or problem.checkpoint_every is None:
@@ -59,7 +58,7 @@ def forward(
         h, c = h_0[d : d + 1], c_0[d : d + 1]
         for chunk in chunks(problem, d):
             hs[d, chunk.number], cs[d, chunk.number] = h[0], c[0]
-            # What is saved here is dropped; but to save is to compute as a training without chunks does, bit for bit.
+            # Saved and dropped, so that the computation is bit for bit that of a training without chunks.
             out, h, c = kernel.forward(chunk.problem, x[chunk.rows], h, c, (weights[d],), True)[:3]
             y[chunk.rows, d * size : (d + 1) * size] = out
         h_n[d], c_n[d] = h[0], c[0]
@@ -81,7 +80,7 @@ def backward(
     accumulate: Accumulate,
     needs_h_0: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `kernel.Kernel.backward`, of what `forward` saved; x (P, I) is read only for chunks."""
+    """As `kernel.Kernel.backward`, from what `forward` saved; x (P, I) is read only with chunks."""
     (kernel, problem), size = call, h_0.shape[2]
     if problem.checkpoint_every is None:
         arguments = (h_0, c_0, weights, dy, dh_n, dc_n, dacts, dcells, accumulate, needs_h_0)
@@ -104,7 +103,7 @@ def backward(
             arguments = (*states, (direction,), chunk_dy, dh, dc, None, None, hand_over, True)
             dh, dc, more = kernel.backward(chunk.problem, again, *arguments)
             db[d] += more[0]
-            # Before the next chunk takes as much.
+            # Free the memory before the next chunk needs as much.
             del out, again
         dh_0[d], dc_0[d] = dh[0], dc[0]  # type: ignore[index]
     return dh_0, dc_0, db

@@ -1,4 +1,4 @@
-"""The gradients of a layer: those of a kernel's time loop, and the matrix products made from what it hands over."""
+"""The gradients of a layer: from a kernel's backward loop, and from matrix products of what that loop delivers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +21,16 @@ def gradients(
     dcells: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the arguments that need one: the loop's, and products of its parts.
+    """The gradients of the arguments that need one; None for the others.
 
+    saved      as `chunks.forward` returns it
     arguments  x, h_0, c_0 and all weights by `flatten`
     """
     x, h_0, c_0, *flat = arguments
     weights = unflatten(flat, h_0.shape[0])
     each = len(flat) // len(weights)
     multiply, empty = call.kernel.multiply, call.kernel.empty
-    # One direction writes every row of dx once, a second one adds to it.
+    # The first direction writes every row of dx, a second one adds to it.
     single = len(weights) == 1
     dx = empty(x, *x.shape) if needs[0] else None
     if dx is not None and not single:
@@ -48,7 +49,7 @@ def gradients(
             multiply(total, left, right, True)
 
     def accumulate(d: int, rows: slice, dgates: Tensor, before: Tensor, dh: Tensor | None, raw: Tensor | None) -> None:
-        whole = dgates.shape[0] == x.shape[0]  # a slice costs as much as a small product
+        whole = dgates.shape[0] == x.shape[0]  # slicing costs as much as a small product
         if dx is not None:
             multiply(dx if whole else dx[rows], dgates, weights[d][0], not single)
         turned = dgates.t()
@@ -60,11 +61,11 @@ def gradients(
     cotangents = (dy, dh_n, dc_n, dacts, dcells)
     dh_0, dc_0, db = chunks.backward(call, saved, x, h_0, c_0, weights, *cotangents, accumulate, needs[1])
     if not x.shape[0]:
-        # No rows, no parts: nothing was added to anything.
+        # Without rows there were no parts, so nothing was added.
         dweights = [torch.zeros_like(w) if needed else None for w, needed in zip(flat, needs[3:], strict=True)]
     for d in range(len(weights) if each >= 4 else 0):
         bias = each * d + 2
-        # Tensors of their own: whoever has one gradient may write into it.
+        # Each gradient is a tensor of its own, since users may write into it.
         if needs[3 + bias]:
             dweights[bias] = db[0] if single else db[d].clone()
         if needs[3 + bias + 1]:

@@ -1,4 +1,4 @@
-"""Kernels as operators of torch.library: what compile, export, vmap and dispatch modes see, never a time loop."""
+"""Kernels as opaque operators of torch.library: what compile, export, vmap and dispatch modes see."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..contract import Dense, Problem, Ragged, check_batch_sizes
+from ..contract import Dense, Problem, Ragged, check_batch_sizes, problem_of
 from . import chunks
 from .access import access_of
 from .gradients import gradients
 from .kernel import Call, Kernel, unflatten
 
-# Every operator begins with the eight arguments that make an `Arguments`.
-#   lstm                the layer; gates, cells and h are what a backward needs, empty unless `save`; where there are
-#                       chunks the first two are the states before each, and h is empty, as without a projection: see
-#                       `chunks.forward`
-#   lstm_backward       the gradients of x, h_0, c_0 and the weights, those that are needed
-#   lstm_backward_loop  what the loop hands over: dgates (D, P, 4H), h before each row (D, P, R), with a projection the
-#                       gradient at h (D, P, R) and o * tanh(c) (D, P, H), else both empty; dh_0 and dc_0
+# Every operator begins with the eight arguments of `Arguments`.
+#   lstm                the layer; gates, cells and h are saved for the backward, and are empty unless `save`.  With
+#                       chunks, gates and cells are the states before each chunk; h is empty with chunks or without a
+#                       projection.  See `chunks.forward`
+#   lstm_backward       the gradients of x, h_0, c_0 and the weights that need one
+#   lstm_backward_loop  what the loop delivers: dgates (D, P, 4H), h before each row (D, P, R); the gradient at h
+#                       (D, P, R) and o * tanh(c) (D, P, H), both empty without a projection; dh_0 and dc_0
 _ARGUMENTS = (
     "str kernel, Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, SymInt steps, int? every"
 )
@@ -39,7 +39,7 @@ lstm_backward_loop: Any = torch.ops.torchlstm.lstm_backward_loop.default
 
 
 class Arguments(NamedTuple):
-    """What a layer is given, in the types that operators take; letters and shapes as in `contract.Layer`."""
+    """The arguments of a layer in the types that operators take; letters and shapes as in `contract.Layer`."""
 
     kernel: str  # its name
     x: Tensor
@@ -51,9 +51,9 @@ class Arguments(NamedTuple):
     every: int | None = None  # steps of a chunk; None: no chunks
 
     def check(self) -> None:
-        """Raise RuntimeError for rows that a kernel would look for beyond the memory that there is.
+        """Raise RuntimeError if a kernel would read rows out of bounds.
 
-        The module has checked shapes; what is in batch_sizes was hidden from it while it was being compiled.
+        The module has checked shapes; while it was compiled, the values in batch_sizes were unknown.
         """
         rows, batch = self.x.shape[0], self.h_0.shape[1]
         if self.batch_sizes is None:
@@ -67,20 +67,10 @@ class Arguments(NamedTuple):
     @property
     def problem(self) -> Problem:
         """The problem that these arguments pose."""
-        directions, batch, size = self.h_0.shape
-        each = len(self.weights) // directions
-        return Problem(
-            rows=Dense(self.steps, batch) if self.batch_sizes is None else Ragged(self.batch_sizes),
-            batch=batch,
-            input_size=self.x.shape[1],
-            hidden_size=self.c_0.shape[2],
-            proj_size=size if each % 2 else 0,
-            directions=directions,
-            bias=each >= 4,
-            dtype=self.x.dtype,
-            device=self.x.device,
-            checkpoint_every=self.every,
-        )
+        directions, batch, _ = self.h_0.shape
+        rows = Dense(self.steps, batch) if self.batch_sizes is None else Ragged(self.batch_sizes)
+        problem = problem_of(self.x, self.h_0, unflatten(self.weights, directions), rows)
+        return problem._replace(checkpoint_every=self.every)
 
     @property
     def call(self) -> Call:
@@ -88,7 +78,7 @@ class Arguments(NamedTuple):
         return Call(_kernels[self.kernel], self.problem)
 
     def saved(self, gates: Tensor, cells: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-        """What the forward saved, without the h of a layer that needs none."""
+        """What the forward saved, without h where that is empty."""
         whole = self.every is None and _projected(self.h_0, self.weights)
         return (gates, cells, h) if whole else (gates, cells)
 
@@ -189,15 +179,16 @@ def _lstm_backward_loop_fake(*args: Any) -> tuple[Tensor, ...]:
     return *parts, x.new_empty(h_0.shape), x.new_empty(c_0.shape)
 
 
-# Under vmap.  A mapped axis goes into the batch, right behind the axis of rows or sequences: mapped sequences lie side
-# by side, and ragged ones stay sorted by falling length.  Members with weights of their own run one after another.
+# Under vmap a mapped axis is merged into the batch, right after the axis of rows or sequences, so that the copies of a
+# sequence lie side by side, and ragged ones stay sorted by falling length.  With mapped weights the members run one
+# after another.
 # These are the axes of x, h_0, c_0 and of gates, cells, h, dy, dh_n, dc_n, dacts, dcells.
 _AXES = (0, 1, 1)
 _BACKWARD_AXES = (1, 1, 0, 0, 1, 1, 1, 1)
 
 
 def _fold(tensor: Tensor, dim: int | None, axis: int, count: int) -> Tensor:
-    """A tensor whose mapped axis `dim`, or `count` times the tensor itself, is merged into `axis`."""
+    """Merge the mapped axis `dim` of a tensor into `axis`; a tensor without one is repeated `count` times."""
     if dim is None:
         before, after = tensor.shape[: axis + 1], tensor.shape[axis + 1 :]
         mapped = tensor.unsqueeze(axis + 1).expand(*before, count, *after)
@@ -214,7 +205,7 @@ def _unfold(tensor: Tensor, axis: int, count: int) -> Tensor:
 
 
 def _folded(info: Any, dims: Sequence[Any], args: Sequence[Any]) -> list[Any] | None:
-    """The arguments of one call for all members, or None if they have weights of their own."""
+    """The arguments of one call for all members, or None if the weights are mapped."""
     if any(dim is not None for dim in dims[4]):
         return None
     folded, call = list(args), Arguments(*args[:_COUNT])
@@ -278,7 +269,7 @@ def _lstm_backward_vmap(info: Any, dims: Any, *args: Any) -> Any:
     needed, grads = iter(needs), []
 
     def give(dim: int, compute: Callable[..., Tensor], *operands: Any) -> None:
-        """The next gradient, with its mapped axis, if it is needed."""
+        """Add the next gradient and its mapped axis, if it is needed."""
         if next(needed):
             grads.append((compute(*operands), dim))
 
@@ -306,20 +297,20 @@ def _product_by_member(kernel: str, left: Tensor, right: Tensor) -> Tensor:
 
 
 def empty(kernel: str, like: Tensor, *shape: int) -> Tensor:
-    """A kernel's `empty`: the gradients of all members are large, and half of the time went into pages of 4 KiB."""
+    """A kernel's `empty`: per-sample gradients are large, and half of the time went into page faults of 4 KiB."""
     return _kernels[kernel].empty(like, *shape)
 
 
-# For torch.utils.flop_counter: a row's product with a matrix is 2 operations for each element of the matrix.
+# For torch.utils.flop_counter: the product of a row and a matrix is 2 operations for each element of the matrix.
 def _products(h_0: Sequence[int], weights: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-    """Operations a row with each weight, 0 for a bias; and of these only the ones with w_hh and w_hr."""
+    """Operations of one row with each weight, 0 for a bias; and the same with 0 for w_ih too."""
     each = len(weights) // h_0[0]
     all_of_them = [2 * math.prod(shape) if len(shape) == 2 else 0 for shape in weights]
     return all_of_them, [0 if index % each == 0 else count for index, count in enumerate(all_of_them)]
 
 
 def _recomputed(h_0: Sequence[int], weights: Sequence[Sequence[int]], rest: Sequence[Any]) -> int:
-    """Operations a row that a backward repeats of the forward; `rest` begins with batch_sizes, steps, every."""
+    """Operations of one row that a backward with chunks recomputes; `rest` begins with batch_sizes, steps, every."""
     return 0 if rest[2] is None else sum(_products(h_0, weights)[0])
 
 

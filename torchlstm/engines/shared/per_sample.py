@@ -1,4 +1,4 @@
-"""A layer that hands over every sequence's own gradients of the weights: what training with privacy clips."""
+"""Per-sample gradients of a layer's weights: those of each sequence, which differentially private training clips."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,19 +9,19 @@ from torch.autograd.function import once_differentiable
 
 from ..contract import Dense, Layer, Problem, Ragged, Recorder, Weights
 from . import operators
-from .kernel import flatten, unflatten
+from .kernel import flatten, spread, unflatten
 
 EAGER_ONLY = (
     "per-sample gradients are recorded by an eager call: neither compile the private model nor transform it with "
     "torch.func (which computes them itself: torch.func.vmap(torch.func.grad(loss)))"
 )
 
-# The rows of two factors whose product over time is a gradient: (P, a) and (P, b); of a bias the first alone.
+# A gradient is the sum over time of products of the rows of two factors, (P, a) and (P, b); a bias has only the first.
 Factors = tuple[Tensor, Tensor | None]
 
 
 class Samples:
-    """The gradients of a layer's weights, sequence by sequence in the order of the rows."""
+    """The per-sample gradients of a layer's weights, in the order of the rows' sequences."""
 
     def __init__(self, kernel: str, problem: Problem, factors: Sequence[Factors]) -> None:
         self.kernel, self.batch = kernel, problem.batch
@@ -31,9 +31,9 @@ class Samples:
         self._last: tuple[Tensor, list[Tensor]] | None = None
 
     def gradient(self, index: int, scale: float = 1.0, order: Tensor | None = None) -> Tensor:
-        """`scale` times the gradients (B, ..) of the weight that `kernel.flatten` puts at this place.
+        """`scale` times the gradients (B, ..) of the weight at this index of `kernel.flatten`.
 
-        order  (B,) which of the rows' sequences comes first, second and so on; None: as in the rows
+        order  (B,) the rows' sequences in the order of the result; None: as in the rows
         """
         left, right = self._factors[index]
         lefts = self._blocks(left)
@@ -43,31 +43,31 @@ class Samples:
             gradient = operators.empty(self.kernel, left, self.batch, left.shape[1], right.shape[1])
             starts = [0]
             if self._ragged:
-                # Each goes where it belongs at once: all of them are too large to be copied into order.
+                # Written in order at once, since copying all of them into order would be too slow.
                 starts = list(range(self.batch)) if order is None else order.argsort().tolist()
                 order = None
             for start, a, b in zip(starts, lefts, self._cut(right), strict=True):
                 place = gradient[start : start + a.shape[0]]
                 torch.baddbmm(place, a.transpose(1, 2), b, beta=0, alpha=scale, out=place)
-        # The sum of what is there: a tenth of the time of the product that would make it.
+        # Summing takes a tenth of the time of the product that would compute the total.
         self._totals[index] = gradient.sum(0) / (scale or 1.0)
         return gradient if order is None else gradient.index_select(0, order)
 
     def _blocks(self, left: Tensor) -> list[Tensor]:
-        """A left factor, cut; it is the same for several weights in a row."""
+        """A left factor, cut into blocks; cached, since consecutive weights share it."""
         if self._last is None or self._last[0] is not left:
             self._last = left, list(self._cut(left))
         return self._last[1]
 
     def norm(self, index: int) -> Tensor:
-        """The 2-norms (B,) of `gradient(index)`, without it where that is less work."""
+        """The 2-norms (B,) of `gradient(index)`, without computing the gradient where that is less work."""
         left, right = self._factors[index]
         if right is None:
             return _norm(self.gradient(index))
         a, b, norms = left.shape[1], right.shape[1], []
         for x, y in zip(self._blocks(left), self._cut(right), strict=True):
             if x.shape[1] * (a + b) < a * b:
-                # |sum_t x_t y_t^T|^2 = sum_ts (x_t x_s) (y_t y_s), the trick of ghost clipping.
+                # |sum_t x_t y_t^T|^2 = sum_ts (x_t x_s) (y_t y_s), as in ghost clipping.
                 squares = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(y, y.transpose(1, 2))
                 norms.append(squares.sum((1, 2)).clamp(min=0).sqrt())
             else:
@@ -83,7 +83,7 @@ class Samples:
 
 
 class _Given(Samples):
-    """As `Samples`, of gradients (B, ..) that are there."""
+    """As `Samples`, from gradients (B, ..) that have been computed."""
 
     def __init__(self, batch: int, gradients: Sequence[Tensor]) -> None:
         self.batch, self._gradients = batch, gradients
@@ -106,7 +106,7 @@ def _norm(gradients: Tensor) -> Tensor:
 
 
 def _cutter(problem: Problem) -> Callable[[Tensor], Iterator[Tensor]]:
-    """A function that cuts rows (P, F) into blocks (n, T, F) of n equally long sequences, n adding up to B."""
+    """A function that cuts rows (P, F) into blocks (n, T, F) of n equally long sequences; the n sum to B."""
     rows = problem.rows
     if isinstance(rows, Dense):
         return lambda tensor: iter([tensor.view(rows.steps, problem.batch, tensor.shape[1]).transpose(0, 1)])
@@ -116,7 +116,7 @@ def _cutter(problem: Problem) -> Callable[[Tensor], Iterator[Tensor]]:
 
 
 def _places(rows: Ragged) -> list[Tensor]:
-    """For every sequence of a ragged batch, which rows are its own."""
+    """For each sequence of a ragged batch the indices of its rows."""
     sizes = rows.batch_sizes
     starts = sizes.cumsum(0) - sizes
     return [starts[sizes > sequence] + sequence for sequence in range(int(sizes[0]))]
@@ -125,7 +125,7 @@ def _places(rows: Ragged) -> list[Tensor]:
 def by_operators(
     kernel: str, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, flat: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer on a kernel: its backward hands over the factors of all gradients, of each sequence as of their sum."""
+    """A layer on a kernel, whose backward gives the recorder the factors of the per-sample gradients."""
     _begin(problem)
     result: tuple[Tensor, Tensor, Tensor] = _ByOperators.apply(kernel, problem, x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]
     return result
@@ -134,7 +134,7 @@ def by_operators(
 def by_transforms(
     layer: Layer, problem: Problem, x: Tensor, h_0: Tensor, c_0: Tensor, weights: tuple[Weights, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer that torch.func can transform: its backward runs it again, for each sequence."""
+    """A layer that torch.func can transform, whose backward recomputes it for each sequence."""
     _begin(problem)
     flat = flatten(weights)
     result: tuple[Tensor, Tensor, Tensor] = _ByTransforms.apply(layer, problem, x, h_0, c_0, *flat)  # type: ignore[no-untyped-call]
@@ -171,8 +171,7 @@ class _ByOperators(torch.autograd.Function):
         static = problem.batch_sizes, problem.rows.steps, None
         args = (ctx.kernel, x, h_0, c_0, flat, *static, gates, cells, h, *cotangents, None, None)
         if not _recorder(problem).wanted():
-            grads = iter(operators.lstm_backward(*args, needs))
-            return None, None, *(next(grads) if needed else None for needed in needs)
+            return None, None, *spread(needs, operators.lstm_backward(*args, needs))
         dgates, before, dh, raw, dh_0, dc_0 = operators.lstm_backward_loop(*args)
         factors: list[Factors] = []
         weights = unflatten(flat, len(dgates))
@@ -222,7 +221,7 @@ class _ByTransforms(torch.autograd.Function):
             """The gradients of one sequence (T, I)."""
             dy, *states = cotangents
             if x.shape[0] == 0:
-                # A jagged tensor may hold a sequence without steps: its states pass through, and the loop has no step.
+                # A jagged tensor may have a sequence without steps; its states pass through.
                 return torch.zeros_like(x), *states, *(torch.zeros_like(weight) for weight in flat)
             each = one._replace(rows=Dense(x.shape[0], 1))
             args = (x, *(state.unsqueeze(1) for state in (h_0, c_0)), dy, *(state.unsqueeze(1) for state in states))

@@ -1,11 +1,11 @@
-"""Weights in fewer bits: what a frozen LSTM keeps of a matrix, and the float matrix that it stands for."""
+"""Weights rounded to fewer bits, as a frozen LSTM keeps them, and back to the float matrices that they represent."""
 
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-# None: as the weights are.
+# None: not rounded.
 Format: TypeAlias = torch.dtype | None
 FORMATS: tuple[Format, ...] = (None, torch.bfloat16, torch.float16, torch.int8)
 
@@ -18,8 +18,8 @@ _SPARE = (1 << 7) - 1
 class Rounded(NamedTuple):
     """A weight (rows, columns) in a format.
 
-    values  (rows, columns) of the format's dtype; where the format is None the weight itself
-    scale   of int8 the scale of each row, (rows,) float32, else None
+    values  (rows, columns) of the format's dtype; if the format is None, the weight itself
+    scale   (rows,) float32, the scale of each row of int8; else None
     """
 
     values: Tensor
@@ -35,11 +35,11 @@ def check_format(format: object) -> None:
 def rounded(weight: Tensor, format: Format, name: str = "weight") -> Rounded:
     """A weight (rows, columns) of float32 in a format, rounded to nearest, ties to even.
 
-    A row of int8 has the scale max |w| / 127, rounded up to 17 bits: then values times scale are exact in float32, and
+    A row of int8 has the scale max |w| / 127, rounded up to 17 bits.  So values times scale are exact in float32, and
     rounding them again gives the same.  A row of zeros has scale 0 and values 0.
 
-    Raises ValueError, with the parameter's name, for a weight that the format cannot express: NaN, infinity, and
-    what is too large.  Where the format is None anything is kept as it is.
+    Raises ValueError, with the parameter's name, for a weight that the format cannot represent: NaN, infinity, or too
+    large.  If the format is None, every weight is kept as it is.
     """
     weight = weight.detach()
     if format is None:
@@ -56,7 +56,7 @@ def rounded(weight: Tensor, format: Format, name: str = "weight") -> Rounded:
 
 
 def as_float(weight: Rounded) -> Tensor:
-    """The float32 weight (rows, columns) that a rounded one stands for, exactly."""
+    """The float32 weight (rows, columns) that a rounded one represents, exactly."""
     values = weight.values.float()
     return values if weight.scale is None else values * weight.scale.unsqueeze(1)
 

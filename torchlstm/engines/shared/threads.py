@@ -1,4 +1,4 @@
-"""How many threads a kernel may ask for: torch's number, less where a cgroup grants less; after a fork one."""
+"""How many threads a kernel may ask for: torch's number, limited by the cgroup's quota; one after a fork."""
 
 import os
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from threading import get_ident
 import torch
 from torch.compiler import is_compiling
 
-# The thread that forked, in its child, and whether it still has to be held to one OpenMP thread; 0 if there is none.
-# Each thread has OpenMP threads of its own: those that the child starts find theirs alive.
+# In a forked child: the id of the thread that forked (0 without a fork), and whether it must still be limited to one
+# OpenMP thread.  Each thread has its own team of OpenMP threads, so threads that the child starts are not affected.
 _forked, _pending = 0, False
 
 
@@ -24,13 +24,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def mend_fork() -> None:
-    """Hold the calling thread to one OpenMP thread, by `torch.set_num_threads`, at its first call after it forked.
+    """Limit the calling thread to one OpenMP thread, by `torch.set_num_threads`, at its first call after it forked.
 
-    It is for the operations of torch around a kernel, those of the backward and of the optimizer: all that touch more
-    than 32,768 elements ask for threads.  Not in the hook itself: a child that computes no LSTM is left as it is.
+    This protects torch's operations around a kernel, in the backward and the optimizer: all that touch more than 32,768
+    elements ask for threads.  It is not done in the fork's hook, so that a child that computes no LSTM is not changed.
     """
     global _pending
-    # A compiler takes its own question as a constant, and guards nothing; the operators ask again when they run.
+    # Under a compiler this is a constant without a guard; the operators ask again when they run.
     if is_compiling() or not _pending or _forked != get_ident():
         return
     _pending = False
@@ -38,7 +38,7 @@ def mend_fork() -> None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The processors that each cgroup above this process grants it, in versions 2 and 1, mounted as usual."""
+    """The number of processors that each cgroup of this process allows; versions 2 and 1, at their usual mounts."""
     files: tuple[str, ...]
     for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -51,7 +51,7 @@ def _quotas(root: Path) -> Iterator[float]:
             )
         else:
             continue
-        # In a container the path may be the host's, and only the root is mounted.
+        # In a container the path may be the host's while only the root is mounted, so parents are tried too.
         groups = [PurePosixPath(path), *PurePosixPath(path).parents]
         for folder in (root / mount / group.relative_to("/") for mount in mounts for group in groups):
             try:
@@ -64,9 +64,9 @@ def _quotas(root: Path) -> Iterator[float]:
 
 @cache
 def quota(root: Path = Path("/")) -> int | None:
-    """How many processors' time the cgroups grant this process, rounded down but at least one; None without a limit.
+    """The cgroups' CPU quota in processors, rounded down, at least one; None without a limit.
 
-    Read once: files that are read in every call would cost more than a small layer.
+    Read once, since reading the files at every call would cost more than a small layer.
     """
     try:
         return max(1, int(min(_quotas(root))))
@@ -75,9 +75,9 @@ def quota(root: Path = Path("/")) -> int | None:
 
 
 def count() -> int:
-    """How many threads the calling thread may ask for: one after a fork, whatever torch is told later.
+    """How many threads the calling thread may ask for; one after it forked, whatever torch's setting becomes.
 
-    Which processors the process may use is not asked here: the kernel asks OpenMP.
+    The processors that the process may use do not count here: the kernel asks OpenMP for them.
     """
     if _forked and _forked == get_ident():
         mend_fork()

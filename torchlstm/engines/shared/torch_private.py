@@ -1,7 +1,7 @@
-"""Names of torch's that are not public, all but the CUDA engine's: what each is for, and what happens without it.
+"""Private names of torch (except the CUDA engine's): what each is used for, and what happens without it.
 
-Functions are bound once, when this is imported.  In the place of one that torch has no longer stands what is as right,
-and mostly slower, or an error that says so; and a warning names it.
+Names are looked up once, at import.  If this torch lacks one, a replacement takes its place, which is as correct and
+mostly slower, or which raises an error that says so; and a warning names it.
 """
 
 import warnings
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 
 class Private(NamedTuple):
-    """What a name is for, and what happens with a torch that has it no longer."""
+    """What a name is used for, and what happens if torch lacks it."""
 
     use: str
     without: str
 
 
-_OUT_OF_C = "calls take the way in Python"
+_OUT_OF_C = "calls take the slower path in Python"
 
-# Every name, from torch on.  `tests/engines/shared/test_torch_private.py` takes each of them away.
+# Every name, beginning with "torch".  `tests/engines/shared/test_torch_private.py` removes each of them in turn.
 NAMES = {
     "torch._C.__file__": Private(
         "leads to torch's OpenMP runtime where torch has it for itself", "layers run on one thread there"
@@ -145,7 +145,7 @@ _LATER = ("torch.nn.Module._buffers", "torch.nn.Module._parameters", "torch.nest
 
 
 def find(name: str) -> Any:
-    """What torch has by a dotted name, or None."""
+    """The object with this dotted name, or None."""
     found: Any = torch
     for part in name.split(".")[1:]:
         found = getattr(found, part, None)
@@ -153,12 +153,12 @@ def find(name: str) -> Any:
 
 
 def complaint(name: str) -> str:
-    """What a user is told who would need a name that there is no longer."""
-    return f"torch {torch.__version__} has {name} no longer ({NAMES[name].use}): {NAMES[name].without}"
+    """The message for a missing name."""
+    return f"torch {torch.__version__} no longer has {name} ({NAMES[name].use}): {NAMES[name].without}"
 
 
 def _or_raise(name: str) -> Any:
-    """A function of torch's, or one that raises RuntimeError."""
+    """A function of torch, or if it is missing one that raises RuntimeError."""
 
     def missing(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError(complaint(name))
@@ -191,7 +191,7 @@ Answer = Callable[..., Any]
 # The file of torch's extension.
 LIBRARY: str | None = find("torch._C.__file__")
 
-# --- what torch is doing just now ---
+# --- what torch is doing at the moment ---
 
 is_tracing: Answer = find("torch._C._is_tracing") or torch.jit.is_tracing  # type: ignore[attr-defined]
 # The innermost transform, or None.
@@ -216,7 +216,7 @@ _HAS_EXPORTING = find("torch.compiler._is_exporting_flag") is not None
 
 
 def is_exporting() -> bool:
-    """Whether a program is being exported; also while a compiler traces the question."""
+    """Whether a program is being exported; right also while a compiler traces this function."""
     return bool(torch.compiler._is_exporting_flag) if _HAS_EXPORTING else torch.compiler.is_exporting()
 
 
@@ -230,7 +230,7 @@ if find("torch.autograd.profiler._is_profiler_enabled") is None:
 
 
 def may_be_dual(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether forward mode may have to do with these tensors, given that `_current_level` does not rule it out."""
+    """Whether forward mode may involve these tensors, given that `_current_level` does not rule it out."""
     if forward_ad is torch.autograd.forward_ad or peek_interpreter_stack() is not None:
         return True
     unpacked = (torch.autograd.forward_ad.unpack_dual(tensor) for tensor in tensors if tensor is not None)
@@ -246,8 +246,8 @@ has_storage: Answer = find("torch._C._has_storage") or _has_storage
 has_torch_function_unary: Answer = find("torch.overrides.has_torch_function_unary") or (
     lambda tensor: torch.overrides.has_torch_function((tensor,))
 )
-# As `view`, but the result is no view to autograd: whoever is handed it may detach it or write into it in place.  Right
-# where the tensor that it is made from is given up, as matmul's own is.
+# As `view`, but to autograd the result is not a view, so that it may be detached or changed in place.  Correct only if
+# nothing else uses the original tensor, as in torch's own matmul.
 unsafe_view: Answer = getattr(find("torch.ops.aten._unsafe_view"), "default", _copied)
 expect: Answer = find("torch._check") or _no
 sleep: Answer = _or_raise("torch.cuda._sleep")
@@ -256,12 +256,12 @@ _HOOKS = [name for name in ("_backward_hooks", "_post_accumulate_grad_hooks") if
 
 
 def has_hooks(tensor: Tensor) -> bool:
-    """Whether somebody waits for a tensor's gradient."""
+    """Whether a tensor has hooks on its gradient."""
     return any(getattr(tensor, name) for name in _HOOKS)
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place, where `HAS_VERSIONS`; inference tensors do not count it."""
+    """How often a tensor was changed in place, if `HAS_VERSIONS`; -1 for inference tensors, which do not count it."""
     return -1 if tensor.is_inference() else tensor._version
 
 
@@ -274,12 +274,12 @@ def ragged_axis(jagged: Any) -> int:
 
 
 def known_lengths(jagged: Any) -> tuple[Any, Any]:
-    """The shortest and the longest sequence of a jagged tensor, None where it does not know them."""
+    """The lengths of the shortest and longest sequence of a jagged tensor; None if it does not know them."""
     try:
         return jagged._maybe_min_seqlen, jagged._maybe_max_seqlen
     except AttributeError:
         lengths = jagged.offsets().diff() if jagged.lengths() is None else jagged.lengths()
-        # What is in a tensor is not known to a compiler.
+        # A compiler does not know the numbers in a tensor.
         if torch.compiler.is_compiling() or not lengths.numel():
             return None, None
         return int(lengths.min()), int(lengths.max())
@@ -289,7 +289,7 @@ def known_lengths(jagged: Any) -> tuple[Any, Any]:
 
 
 def put_tensor(module: nn.Module, name: str, tensor: Any) -> None:
-    """Put a tensor, which need be no Parameter, in the place of a parameter or buffer."""
+    """Replace a parameter or buffer by a tensor, which need not be a Parameter."""
     for kind in ("_parameters", "_buffers"):
         if (own := vars(module).get(kind)) is not None and name in own:
             own[name] = tensor
@@ -298,7 +298,7 @@ def put_tensor(module: nn.Module, name: str, tensor: Any) -> None:
 
 
 def infer_parameters(module: Any, inputs: tuple[Any, ...]) -> None:
-    """Draw what a lazy module has not drawn, and make it what it becomes."""
+    """Initialise a lazy module's parameters and give it its final class."""
     name = "torch.nn.modules.lazy.LazyModuleMixin._infer_parameters"
     if find(name) is None:
         raise RuntimeError(complaint(name))
@@ -306,7 +306,7 @@ def infer_parameters(module: Any, inputs: tuple[Any, ...]) -> None:
 
 
 def init_flat_weights(module: Any) -> None:
-    """Renew the list of parameters that RNNBase has of its own."""
+    """Renew RNNBase's own list of parameters."""
     getattr(module, "_init_flat_weights", _no)()
 
 
@@ -318,7 +318,7 @@ if pytree is None:
     pytree = SimpleNamespace(tree_map=_none, tree_flatten_with_path=_none, keystr=_none)
 
 
-# What this torch has no longer.
+# The names that this torch lacks.
 MISSING = [name for name in NAMES if not name.startswith(_LATER) and find(name) is None]
 if MISSING:
     warnings.warn(

@@ -1,4 +1,4 @@
-"""Arguments that a backward does not read: kept for gradients of gradients, and guarded when these are asked for."""
+"""Arguments that a backward does not read: kept for gradients of gradients, and checked only when it computes those."""
 
 import functools
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from .access import Access
 from .torch_private import HAS_VERSIONS
 from .torch_private import version as version_of
 
-# An argument that the backward does not read: its place among the arguments, itself, and its version then.  It is kept
-# for the gradients of gradients only, and whoever changes it in place is told when they are asked for.
+# An argument that the backward does not read: its index among the arguments, the tensor, and its version in the
+# forward.  It is kept only for gradients of gradients; a change in place raises when they are computed.
 Unread: TypeAlias = tuple[int, Tensor, int]
 
 
 def _unchanged(tensor: Tensor, version: int) -> Tensor:
-    """The tensor, or torch's own error if it has been changed in place."""
+    """The tensor; raises torch's own error if it was changed in place."""
     if (now := version_of(tensor)) != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
@@ -31,30 +31,30 @@ def _unchanged(tensor: Tensor, version: int) -> Tensor:
 def read_by_backward(
     needs: tuple[bool, ...], directions: int, bias: bool, projected: bool, single: bool
 ) -> tuple[bool, ...]:
-    """Which arguments (x, h_0, c_0 and all weights by `flatten`) the backward of a layer without chunks reads.
+    """For each argument (x, h_0, c_0, all weights by `flatten`): does the backward of a layer without chunks read it?
 
-    needs   which of them want a gradient
+    needs   which of them need a gradient
     single  whether the layer has one step
     """
     if not HAS_VERSIONS:
         return (True,) * len(needs)
-    # The gradient at h_0 of a single step is the only one that w_hh has a part in.
+    # In a single step w_hh is used for the gradient of h_0 only.
     each = [needs[0], needs[1] or not single, *([False, False] if bias else []), *([True] if projected else [])]
     of_ih, of_hh = (needs[3 + index :: len(each)] for index in (0, 1))
     return any(of_ih), any(of_hh), True, *each * directions
 
 
 def separate(arguments: Sequence[Any], read: Sequence[bool]) -> tuple[list[Any], list[Unread]]:
-    """The arguments that the backward reads, None in the place of others, and those others that there are."""
+    """The arguments with None for those that the backward does not read, and the `Unread` ones that are not None."""
     kept = [tensor if wanted else None for tensor, wanted in zip(arguments, read, strict=True)]
     rest = [(place, arguments[place]) for place, wanted in enumerate(read) if not wanted]
     return kept, [(place, tensor, version_of(tensor)) for place, tensor in rest if tensor is not None]
 
 
 def completed(arguments: Sequence[Any], unread: Sequence[Unread], access: Access) -> list[Any]:
-    """All arguments of a forward: those that were saved and those that are not read, checked if they are now.
+    """All arguments of a forward: the saved ones and the unread ones, which are checked if they are read now.
 
-    access  how a kernel gets at the cotangents
+    access  how a kernel may access the cotangents
     """
     full, read = list(arguments), torch.is_grad_enabled() or not access.direct
     for place, tensor, version in unread:
