@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..shared.torch_private import constant
 from .launch import INTERPRETED
 
 
@@ -33,7 +34,7 @@ _SHARED_MEMORY_AT_LEAST = 48 << 10
 _INTERPRETER = GPU("Triton's interpreter", (9, 0), 0, 227 << 10)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def gpu_of(index: int | None) -> GPU:
     """The GPU of this index, None for the current one; in Triton's interpreter, what stands for one."""
     if INTERPRETED:

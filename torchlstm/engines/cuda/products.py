@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..contract import Problem
+from ..shared.torch_private import constant
 from . import launch as launching
 
 
@@ -35,7 +36,7 @@ _PATCH = 64
 _LARGE, _MANY = 1 << 31, 64
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _wants_exact(cell: bool) -> bool:
     setting: Any = torch.backends.cuda.matmul if cell else torch.backends.cudnn.rnn
     return bool(setting.fp32_precision != "tf32")

@@ -87,7 +87,7 @@ def automatic(problem: Problem, tf32: bool) -> Problem | str:
     return problem._replace(loop=loop) if loop else why
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch_private.constant
 def _transforms() -> bool:
     """Whether what is compiled is inside a transform of torch.func."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -131,7 +131,7 @@ def _allowed(loop: str, form: Form, problem: Problem, steps: Any) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch_private.constant
 def _table(index: int | None, *fields: Any) -> tuple[Interval, ...]:
     """What is chosen for problems of a form on a GPU."""
     group = _follow_group()

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+from ..shared.torch_private import constant
 
 _WAY_OUT = "install gcc and Python's headers (on Debian: apt install gcc libc6-dev python3-dev), or name one by CC"
 
@@ -15,7 +15,7 @@ _WAY_OUT = "install gcc and Python's headers (on Debian: apt install gcc libc6-d
 _found: list[str | None] = []
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def missing() -> str | None:
     """Why Triton cannot launch a kernel here, or None; looked for once a process, and nothing is built or launched."""
     if not _found:
