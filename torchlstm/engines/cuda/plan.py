@@ -23,7 +23,7 @@ class Rows(NamedTuple):
 class Slices(NamedTuple):
     """`engines/cuda/kernels/fused_slices.py`: a program owns a slice of hidden units.
 
-    peek  look at one word of each slice before all are read
+    peek  poll one word of each slice before all words are read
     """
 
     units: int  # of a slice
@@ -47,13 +47,13 @@ class Steps(NamedTuple):
 
 Plan: TypeAlias = Rows | Slices | Steps
 
-# A product on tensor cores has 16 rows at least: smaller batches are filled up.
+# A product on tensor cores has at least 16 rows: smaller batches are padded.
 _ROWS = 16
 _WARPS = 8
 # The most hidden units for which W_hh stays in registers, by kind of product.  One size up, hundreds of bytes a thread
 # are spilled.
 _ROWS_UNITS = {"half": 128, "tf32": 64, "float32": 32}
-# Up to so many units, one program that has them all is as fast as slices that wait for each other.
+# Up to so many units, one program that owns all of them is as fast as slices that wait for each other.
 _FEW_UNITS = 32
 # The cuts into slices by preference: units of a slice, warps, the most hidden units.  Fewer warps have fewer sums to
 # fold; twice the units halve what all programs read, and their number.
@@ -65,11 +65,11 @@ _SLICES = {
     ("float32", "forward"): ((8, 8, 512), (16, 8, 256)),
     ("float32", "backward"): ((8, 8, 512), (16, 8, 256)),
 }
-# Hidden units, from and to, between which a forward looks before it reads; a program with several products a step, and
-# a backward, do not gain.
+# The least and the most hidden units for which a forward polls one word of each slice before it reads all words.  A
+# backward does not gain, nor does a program with several products a step.
 _PEEK = (129, 512)
-# The inner axis that a product takes at a time, by kind and units of a slice: what is read of it stays in registers
-# until it is multiplied, beside the weights.  The first for which there is shared memory enough; every further product
+# Terms of a product's inner axis at a time, by kind and units of a slice, by preference: the first is taken that fits
+# into shared memory.  The operand stays in registers beside the weights until it is multiplied; each further product
 # waits for memory once more.
 _INNER = {
     ("half", 8): (2048, 1024), ("half", 16): (1024,), ("tf32", 8): (1024, 512), ("tf32", 16): (1024, 512),
@@ -80,7 +80,7 @@ _INNER = {
 _TILE = {"half": 32, "tf32": 64, "float32": 64}
 _BLOCK = 256
 
-# Plans that were asked for, by all that the rule looks at.
+# Plans that were made, by all that the rule depends on.
 _known: dict[tuple[Any, ...], Plan] = {}
 _MOST = 4096
 

@@ -1,4 +1,4 @@
-"""The loop without communication between programs: for every step a product, by cuBLAS, and a kernel for the cell."""
+"""The step loop: a product by cuBLAS and a kernel for the cell at every step, no communication between programs."""
 
 from collections.abc import Callable, Sequence
 
@@ -88,7 +88,7 @@ def backward(
         given = (acts, cells, c_0, dy[0] if dy else None, dh, dc, dacts, dcells, dgates)
         run_backward(plan, part, *given, w_hh, order)
 
-    # A trace is rare, and would be two more tensors to copy.
+    # Gradients of a trace are rare, and would be two more tensors to copy.
     done = graphs.run("backward", plan, work, rows, (dh, dc), w_hh, body) if dacts is None else 0
     body(work, rows, (dh, dc), w_hh, order_of(work, directions)[::-1][done:])
     return dgates, dh, dc if dc.dtype == c_0.dtype else dc.to(c_0.dtype)
@@ -140,7 +140,7 @@ def run_backward(
 
 
 def _adding(work: Work) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What adds a product to a tensor, for all steps: the settings are asked once."""
+    """The function that adds a product to a tensor, chosen once for all steps."""
     if products.strict(work.problem.dtype, work.precise):
         return lambda out, left, right: products.own(out, left, right, exact=True, add=True)
     return Tensor.addmm_

@@ -11,7 +11,7 @@ from ..shared.torch_private import constant
 
 _WAY_OUT = "install gcc and Python's headers (on Debian: apt install gcc libc6-dev python3-dev), or name one by CC"
 
-# What `missing` has found, once it has looked.
+# The answer of `missing`, once it has looked.
 _found: list[str | None] = []
 
 
