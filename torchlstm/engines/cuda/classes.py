@@ -145,15 +145,17 @@ def least_steps(points: Iterable[Point], hidden: int, batch: int) -> int | None:
     """
     points = tuple(points)
     at = {(point.hidden, point.batch) for point in points if point.least is not None}
-    hiddens, batches = sorted({h for h, _ in at}), sorted({b for _, b in at})
+    hiddens, batches = sorted({size for size, _ in at}), sorted({count for _, count in at})
     found: list[int] = []
-    for low in (h for h in hiddens if h <= hidden):
-        for high in (h for h in hiddens if h >= hidden):
-            for few in (b for b in batches if b <= batch):
-                for many in (b for b in batches if b >= batch):
+    for low in (size for size in hiddens if size <= hidden):
+        for high in (size for size in hiddens if size >= hidden):
+            for few in (count for count in batches if count <= batch):
+                for many in (count for count in batches if count >= batch):
                     if not {(low, few), (low, many), (high, few), (high, many)} <= at:
                         continue
-                    inside = [p.least for p in points if low <= p.hidden <= high and few <= p.batch <= many]
+                    inside = [
+                        point.least for point in points if low <= point.hidden <= high and few <= point.batch <= many
+                    ]
                     if None not in inside:
                         found.append(max(least for least in inside if least is not None))
     return min(found, default=None)

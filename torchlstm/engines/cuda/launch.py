@@ -103,11 +103,11 @@ def launch_again(
 
     Raises NoRoom too.
     """
-    device = next(tensor for tensor in tensors if tensor is not None).device
+    device = _device(tensors)
     if device.type != "cuda" or _only_compile or max(numbers) >= _NARROW or _hooked():
         launch(file, name, grid, warps, tensors, numbers, together=together, **constants)
         return
-    key = (file, name, warps, together, device, _classes(tensors), *constants.items())
+    key = _key(file, name, warps, together, tensors, constants)
     if (known := _compiled.get(key)) is None:
         _compiled[key] = launch(file, name, grid, warps, tensors, numbers, together=together, **constants)
         return
@@ -133,9 +133,21 @@ def _last(kernel: Any, constants: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(constants[name] for name in kernel.arg_names[-len(constants) :])
 
 
-def _classes(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """What Triton's dispatch depends on: the type, and whether the address is a multiple of 16."""
-    return tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+def _device(tensors: Sequence[Tensor | None]) -> torch.device:
+    return next(tensor for tensor in tensors if tensor is not None).device
+
+
+def _key(
+    file: str,
+    name: str,
+    warps: int,
+    together: bool,
+    tensors: Sequence[Tensor | None],
+    constants: dict[str, Any],
+) -> tuple[Any, ...]:
+    """All that Triton's dispatch depends on; of a tensor the type, and whether its address is a multiple of 16."""
+    kinds = tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+    return file, name, warps, together, _device(tensors), kinds, *constants.items()
 
 
 def _no_room(error: Exception, together: bool) -> str | None:
@@ -167,11 +179,11 @@ class Repeated:
     ) -> None:
         self._file, self._name, self._warps = file, name, warps
         self._tensors, self._constants = tuple(tensors), constants
-        self._device = next(tensor for tensor in tensors if tensor is not None).device
+        self._device = _device(tensors)
         self._key: Any = None
         self._run: Callable[..., None] | None = None
         if self._device.type == "cuda" and most < _NARROW and not _hooked():
-            self._key = (file, name, warps, self._device, _classes(tensors), *constants.items())
+            self._key = _key(file, name, warps, False, tensors, constants)
             if (known := _compiled.get(self._key)) is not None:
                 self._prepare(known)
 

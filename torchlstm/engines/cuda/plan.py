@@ -117,7 +117,7 @@ def _chosen(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
     found: list[Slices] = []
     for units, warps, most in _SLICES[kind, direction]:
         # The GPU has to have room for all slices at once.
-        room = gpu.multiprocessors // (-(-hidden // units) * problem.directions)
+        room = gpu.multiprocessors // (divide_up(hidden, units) * problem.directions)
         if hidden > most or not room or problem.batch > room * _TILE[kind]:
             continue
         for inner in _INNER[kind, units]:
@@ -145,13 +145,14 @@ def _slices(problem: Problem, direction: str, units: int, warps: int, most: int,
     """The cut into slices of so many units and products of at most so many terms, for so many tiles of sequences."""
     hidden = problem.hidden_size
     inner = padded(hidden) * (1 if direction == "forward" else 4)
-    groups = -(-problem.batch // _ROWS)
-    each = -(-groups // min(groups, room))
-    chunks = -(-inner // most)
-    part = max(16, power_of_two(-(-inner // (chunks * warps))))
-    parts = power_of_two(-(-inner // (chunks * part)))
+    groups = divide_up(problem.batch, _ROWS)
+    each = divide_up(groups, min(groups, room))
+    chunks = divide_up(inner, most)
+    part = max(16, power_of_two(divide_up(inner, chunks * warps)))
+    parts = power_of_two(divide_up(inner, chunks * part))
     peek = direction == "forward" and each == 1 and _PEEK[0] <= hidden <= _PEEK[1]
-    return Slices(units, -(-hidden // units), chunks, parts, part, _ROWS, each * _ROWS, -(-groups // each), warps, peek)
+    slices, tiles = divide_up(hidden, units), divide_up(groups, each)
+    return Slices(units, slices, chunks, parts, part, _ROWS, each * _ROWS, tiles, warps, peek)
 
 
 def shared_memory(plan: Rows | Slices, problem: Problem, direction: str, precise: bool) -> int:
@@ -168,6 +169,11 @@ def shared_memory(plan: Rows | Slices, problem: Problem, direction: str, precise
     return max(inner * plan.units * size, plan.rows * inner * operand_size, sums * 4)
 
 
+def divide_up(count: int, size: int) -> int:
+    """How many parts of a size hold so many."""
+    return -(-count // size)
+
+
 def power_of_two(number: int) -> int:
     """The least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
@@ -175,4 +181,4 @@ def power_of_two(number: int) -> int:
 
 def padded(hidden: int) -> int:
     """Units of a row of an exchange: rows of multiples of 16 bytes, of any type."""
-    return -(-hidden // 8) * 8
+    return divide_up(hidden, 8) * 8

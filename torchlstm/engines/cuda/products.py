@@ -15,6 +15,7 @@ from torch import Tensor
 from ..contract import Problem
 from ..shared.torch_private import constant
 from . import launch as launching
+from .plan import divide_up
 
 
 class _Tile(NamedTuple):
@@ -114,14 +115,14 @@ def _rounded(matrix: Tensor) -> Tensor:
     """A matrix (R, C) of any strides, rounded to TF32: contiguous, and of its own."""
     out = matrix.new_empty(matrix.shape)
     launching.launch(
-        "product", "rounded", (-(-out.shape[0] // _PATCH), -(-out.shape[1] // _PATCH)), _TF32.warps,
+        "product", "rounded", (divide_up(out.shape[0], _PATCH), divide_up(out.shape[1], _PATCH)), _TF32.warps,
         (matrix, out), (*out.shape, *matrix.stride()), BR=_PATCH, BC=_PATCH,
     )  # fmt: skip
     return out
 
 
 def _tiles(rows: int, columns: int, tile: _Tile) -> tuple[int, int]:
-    return -(-rows // tile.rows), -(-columns // tile.columns)
+    return divide_up(rows, tile.rows), divide_up(columns, tile.columns)
 
 
 def _pays(out: Tensor, left: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import graphs, products
 from .launch import Repeated
-from .plan import Steps
+from .plan import Steps, divide_up
 from .work import Together, Work, fast, order_of, turned, wide
 
 
@@ -51,14 +51,14 @@ def run_forward(
         H=hidden, D=directions, BLOCK=plan.block, SAVE=cells.dim() > 1, FAST=fast(work),
     )  # fmt: skip
     sizes, starts, rows, add = work.sizes, work.starts, work.rows, _adding(work)
-    parts, states, w = _parts(work, gates, order), _alive(h), [each.t() for each in w_hh.unbind()]
+    parts, states, weights = _parts(work, gates, order), _alive(h), [each.t() for each in w_hh.unbind()]
     for step, now in enumerate(order):
         for d, t in enumerate(now):
-            add(parts[d][step], states(d, sizes[t]), w[d])
+            add(parts[d][step], states(d, sizes[t]), weights[d])
         first, last = now[0], now[-1]
-        n, m = sizes[first], sizes[last]
-        grid = (-(-max(n, m) * hidden // plan.block), directions)
-        kernel(grid, starts[first], starts[last], n, m, batch, rows)
+        count_0, count_1 = sizes[first], sizes[last]
+        grid = (divide_up(max(count_0, count_1) * hidden, plan.block), directions)
+        kernel(grid, starts[first], starts[last], count_0, count_1, batch, rows)
 
 
 def backward(
@@ -118,7 +118,7 @@ def run_backward(
         H=hidden, D=directions, BLOCK=plan.block, TRACE=dacts is not None, FAST=fast(work),
     )  # fmt: skip
     sizes, starts, steps, rows = work.sizes, work.starts, work.problem.rows.steps, work.rows
-    write, parts, states, w = _writing(work), _parts(work, dgates, order), _alive(dh), w_hh.unbind()
+    write, parts, states, weights = _writing(work), _parts(work, dgates, order), _alive(dh), w_hh.unbind()
     # From a step to the one before it in the direction of the forward.
     back = [1 if turned(work, d) else -1 for d in range(directions)]
 
@@ -131,12 +131,14 @@ def run_backward(
 
     for step, now in enumerate(order):
         first, last = now[0], now[-1]
-        n, m = sizes[first], sizes[last]
-        (row_0, begun_0), (row_1, begun_1) = before(0, first), before(directions - 1, last)
-        grid = (-(-max(n, m) * hidden // plan.block), directions)
-        kernel(grid, starts[first], starts[last], n, m, row_0, row_1, begun_0, begun_1, batch, rows)
+        count_0, count_1 = sizes[first], sizes[last]
+        (before_0, begun_0), (before_1, begun_1) = before(0, first), before(directions - 1, last)
+        grid = (divide_up(max(count_0, count_1) * hidden, plan.block), directions)
+        kernel(
+            grid, starts[first], starts[last], count_0, count_1, before_0, before_1, begun_0, begun_1, batch, rows
+        )  # fmt: skip
         for d, t in enumerate(now):
-            write(states(d, sizes[t]), parts[d][step], w[d])
+            write(states(d, sizes[t]), parts[d][step], weights[d])
 
 
 def _adding(work: Work) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -164,13 +166,13 @@ def _parts(work: Work, tensor: Tensor, order: Sequence[Together]) -> list[Sequen
 
 
 def _alive(state: Tensor) -> Callable[[int, int], Tensor]:
-    """The first n sequences of a direction of a state (D, B, F); every n is sliced once."""
+    """The first sequences of a direction of a state (D, B, F), by their number; each slice is made once."""
     known: list[dict[int, Tensor]] = [{} for _ in range(len(state))]
 
-    def alive(d: int, n: int) -> Tensor:
-        found = known[d].get(n)
+    def alive(d: int, count: int) -> Tensor:
+        found = known[d].get(count)
         if found is None:
-            found = known[d][n] = state[d, :n]
+            found = known[d][count] = state[d, :count]
         return found
 
     return alive

@@ -195,7 +195,7 @@ def before_each(work: Work, cells: Tensor, o: Tensor, h_0: Tensor, backwards: bo
     batch, rows = h_0.shape[0], work.rows
     before, rest = cells.new_empty(rows, cells.shape[1]), rows - batch
     first, last = before.split([rest, batch] if backwards else [batch, rest])
-    (inner, edge), of = ((first, last), slice(batch, rows)) if backwards else ((last, first), slice(0, rest))
-    torch.tanh(cells[of], out=inner).mul_(o[of])
+    (inner, edge), source = ((first, last), slice(batch, rows)) if backwards else ((last, first), slice(0, rest))
+    torch.tanh(cells[source], out=inner).mul_(o[source])
     edge.copy_(h_0)
     return before
