@@ -290,6 +290,6 @@ def _constant_layers(store: Store, dtype: torch.dtype) -> list[tuple[Weights, ..
     ]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch_private.constant
 def _constant(number: int, layer: int, direction: int, kind: int) -> Tensor:
     return store_of(number).constants()[layer, direction, kind]

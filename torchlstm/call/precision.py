@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..engines.shared.torch_private import constant
+
 # Autocast leaves every other dtype alone.
 _CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,7 +28,7 @@ class Precision(NamedTuple):
         return y.to(self.h), h_n.to(self.h), c_n.to(self.c)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _has_autocast(kind: str) -> bool:
     """Whether a type of device has autocast: the meta device, for one, has none to ask about.
 

@@ -1,4 +1,4 @@
-"""Compiles the CUDA engine's launches for a GPU that is not there, and reads what came out.  No tests."""
+"""Compiles the CUDA engine's launches without a GPU, and inspects the code.  No tests."""
 
 import importlib
 import re
@@ -52,7 +52,7 @@ class Compiled(NamedTuple):
 
 
 def launches(problem: Problem, gpu: GPU, direction: str, plan: Any = None, precise: bool = False) -> list[Any]:
-    """What the engine would launch for a problem, from tensors without memory."""
+    """The launches of the engine for a problem, with tensors on the meta device."""
     steps, batch, hidden, directions = problem.rows.steps, problem.batch, problem.hidden_size, problem.directions
     rows = steps * batch
     plan = plan or cuda_plan.plan(problem, direction, precise, gpu)

@@ -1,4 +1,4 @@
-"""A stand-in for torch.cuda's graphs, which does at a replay what a capture has queued; calls for it.  No tests."""
+"""A stand-in for CUDA graphs, which runs at replay what a capture has recorded, and calls for it.  No tests."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ PLAN = Steps(64, 4)
 
 
 class _Recorder(TorchDispatchMode):
-    """Views are made, what writes into memory is recorded in its place, and nothing else may happen in a capture."""
+    """In a capture views are made, operations that write are recorded instead, and all others are refused."""
 
     def __init__(self, queue: list[Callable[[], Any]]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class FakeGraphs:
-    """See `graphs.Capturing`.  Every thread has a current stream, "main" unless it says otherwise."""
+    """See `graphs.Capturing`.  Every thread has a current stream, "main" unless it sets another one."""
 
     def __init__(self) -> None:
         self.local = threading.local()
@@ -46,7 +46,7 @@ class FakeGraphs:
         self.capturing = False
         self.failure: BaseException | None = None
         self.loaded: set[Any] = set()  # kernels that have run: none may be loaded within a capture
-        self.pause = 0.0  # before all that a replay does, for other threads to come in between
+        self.pause = 0.0  # seconds before each operation of a replay, so that other threads interleave
 
     def usable(self, device: torch.device) -> bool:
         return not self.capturing
@@ -137,7 +137,7 @@ STEP = {"forward": _forward, "backward": _backward}
 
 
 class Call:
-    """A layer's loop with numbers of its own: `forward` and `backward` return everything that they compute."""
+    """A layer's loop on random tensors of a seed: `forward` and `backward` return everything that they compute."""
 
     def __init__(
         self, seed: int, length: int = 7, dtype: torch.dtype = torch.float32, directions: int = 1,

@@ -1,4 +1,4 @@
-"""Runs a file of tests in Triton's interpreter, which a process is in from its start or never.  No tests."""
+"""Runs a file of tests in Triton's interpreter, which has to be set before a process starts.  No tests."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 
 def run(file: str) -> int:
-    """The tests of a file in another process of pytest, with the interpreter; returns how many passed, and all did."""
+    """Run a file's tests in another pytest, with the interpreter; returns how many passed, which are all."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""How torch is asked to capture a CUDA graph, and when it is not: the calls of torch.cuda, which are stood in for."""
+"""How torch is asked to capture a CUDA graph, and when it is not: the calls, against a stand-in for torch.cuda."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class _Cuda:
-    """What `graphs._Torch` calls of torch, in order."""
+    """Records the calls that `graphs._Torch` makes to torch, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[Any] = []
@@ -51,7 +51,7 @@ class _Stream(NamedTuple):
 
 
 def test_how_torch_is_asked_to_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a stream of its own; no pool, and so no workspace, is shared by two streams."""
+    """On a stream of its own; no two streams share a pool, and so no workspace."""
     cuda, seam = _Cuda(monkeypatch), graphs._Torch()
     one, other = _Stream("one"), _Stream("other")
     replay = seam.capture(one, lambda: cuda.calls.append("run"))

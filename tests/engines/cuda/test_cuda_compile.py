@@ -1,4 +1,4 @@
-"""The CUDA engine's fused kernels, compiled for GPUs that are not here: do they fit, what is in their loops?"""
+"""The CUDA engine's fused kernels, compiled without a GPU: registers, spills, shared memory, and their loops."""
 
 import os
 from functools import cache
@@ -40,7 +40,7 @@ DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "backward"])
 @cache
 def _compile(dtype: torch.dtype, hidden: int, direction: str, batch: int = 16, directions: int = 1,
              ragged: bool = False, precise: bool = False, capability: int = 90) -> Any:  # fmt: skip
-    """The kernel that the rule chooses, compiled; it asks for the shared memory that the rule says, which is there."""
+    """The kernel that the plan chooses, compiled; it needs the shared memory that the plan expects and the GPU has."""
     rows = Ragged(torch.full((8,), batch)) if ragged else Dense(8, batch)
     problem = Problem(rows, batch, hidden, hidden, 0, directions, True, dtype, torch.device("cuda"))
     gpu = GPUS[capability]
@@ -62,7 +62,7 @@ def _fits(found: Any, dtype: torch.dtype, hidden: int) -> None:
     assert found.registers <= 255
 
 
-# A representative of every branch of the rule, at the largest size that it takes, and sizes that fill nothing.
+# A representative of every branch of the plan, at the largest size that it takes, and sizes that need padding.
 LARGEST: dict[str, tuple[torch.dtype, int, dict[str, Any]]] = {
     "half-rows": (BFLOAT16, 128, {"batch": 512}), "half-rows-ragged": (FLOAT16, 100, {"ragged": True, "batch": 512}),
     "half-few": (BFLOAT16, 128, {}),
@@ -87,7 +87,7 @@ def test_largest_sizes_fit(dtype: torch.dtype, hidden: int, more: Any, direction
     [(80, "half-two-directions"), (86, "half-rows"), (89, "tf32-slices"), (100, "tf32-rows"), (120, "float32-slices")],
 )
 def test_other_gpus(capability: int, name: str, direction: str) -> None:
-    """One representative each; strict float32 has a cut of its own where there are 99 KB."""
+    """One representative each; exact float32 has a cut of its own where shared memory is 99 KB."""
     dtype, hidden, more = LARGEST[name]
     if name == "half-two-directions":
         more = {}  # 64 slices of 16 units: of two directions, there is no room on 108 multiprocessors
@@ -115,7 +115,7 @@ def test_weights_stay_in_registers() -> None:
 
 
 def test_no_conversions_between_layouts_in_the_loop() -> None:
-    """A barrier or two for h or a gate on its way to the product, and one before gates are written over."""
+    """One or two barriers to move h or a gate into the product's layout, and one before gates are overwritten."""
     assert _compile(BFLOAT16, 128, "forward", batch=512).barriers <= 3
     assert _compile(BFLOAT16, 128, "backward", batch=512).barriers <= 2 * 4
 
@@ -127,7 +127,7 @@ def test_no_conversions_between_layouts_in_the_loop() -> None:
 def test_partial_products_are_added_once(
     hidden: int, direction: str, instructions: int, barriers: int, functions: int
 ) -> None:
-    """And what follows is done once: each thread has one element, so a tanh for each gate and for c."""
+    """And the cell is computed once: each thread has one element, so one tanh for each gate and for c."""
     found = _compile(BFLOAT16, hidden, direction)
     assert found.functions == functions
     assert found.instructions <= instructions
@@ -141,7 +141,7 @@ def test_partial_products_are_added_once(
     ids=str,
 )
 def test_words_of_32_bits_are_exchanged(dtype: torch.dtype, hidden: int, ragged: bool, direction: str) -> None:
-    """Written as such, and read four at a time whatever H is; forward up to 512 units, one of each slice first."""
+    """Written singly, and read four at a time whatever H is; a forward of at most 512 units polls one of each slice."""
     expected = {"st.relaxed.gpu.global.b32", "ld.volatile.global.v4.b32"}
     if direction == "forward" and hidden <= 512:
         expected.add("ld.volatile.global.b32")
@@ -161,7 +161,7 @@ def test_operands_are_rounded_to_tf32(hidden: int, units: int, threads: int, dir
 
 
 def test_states_are_written_only_after_all_threads_have_read_them() -> None:
-    """Without a barrier in the loop, a thread could write over what another one that holds the same element reads."""
+    """Without a barrier in the loop, a thread could overwrite an element that another one has yet to read."""
     for found in (
         _compile(BFLOAT16, 16, "forward"), _compile(FLOAT32, 16, "forward", precise=True),
         _compile(FLOAT16, 256, "forward", batch=64), _compile(FLOAT16, 256, "backward", batch=64),
@@ -170,7 +170,7 @@ def test_states_are_written_only_after_all_threads_have_read_them() -> None:
 
 
 def test_the_tools_see_spills() -> None:
-    """The bound bites: a size above those of the rule."""
+    """The bound can fail: a size above those of the plan."""
     problem = Problem(Dense(8, 16), 16, 128, 128, 0, 1, True, FLOAT32, torch.device("cuda"))
     launch, *_ = offline.launches(problem, GPUS[90], "backward", Rows(128, 16, 8), precise=True)
     found = offline.compile_launch(launch)

@@ -18,7 +18,7 @@ LAUNCH = launching.launch
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="a test of the interpreter, run by test_in_the_interpreter")
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
-# Numpy's word for a gate that is shut.
+# Numpy's warnings about saturated gates.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 # Float64 runs step by step, float32 and below the fused kernels.  `.ci/run` runs the whole table.

@@ -25,7 +25,7 @@ LAUNCH = launching.launch
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="a test of the interpreter, run by test_in_the_interpreter")
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
-# Numpy's word for a gate that is shut.
+# Numpy's warnings about saturated gates.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 
@@ -39,7 +39,7 @@ FUSED = ["float32-dense", "float32-packed", "float32-everything-packed", "bfloat
 
 
 def _one_slice(chunks: int, tile: int) -> Any:
-    """A plan of the kernel for many units in which one program owns all of them, so that it waits for itself alone."""
+    """A plan of the kernel for many units in which one program owns all of them, and waits for no other."""
 
     def plan(problem: Problem, direction: str, precise: bool, gpu: GPU | None) -> Slices:
         inner = problem.hidden_size * (1 if direction == "forward" else 4)
@@ -148,7 +148,7 @@ def test_programs_exchange_their_results(
     24 units fill the rows of an exchange, which then is y, or dgates; 20 and 19 have an exchange of their own.
     """
     work, gates, h_0, c_0, w_hh, dy, dh_n, dc_n, dacts, dcells = _tensors(dtype, ragged, hidden)
-    # A user's NaN may look like what is not yet there: it is read, not awaited, and published as another NaN.
+    # A NaN of the user's may have the bits of the sentinel: it is read, not awaited, and published as another NaN.
     h_0[0, 1, 2] = gates[0, 4, 3] = dy[3, 5] = dy[2, 4] = _nan_of_ones(dtype)
     steps = Steps(256, 4)
     expected_gates = gates.clone()
@@ -174,7 +174,7 @@ def _nan_of_ones(dtype: torch.dtype) -> torch.Tensor:
 
 
 def _kernel(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
-    """Let kernels of this file call these: what a kernel calls it looks for among the names of its file."""
+    """Let kernels of this file call these: Triton looks names up among the globals of a kernel's file."""
     import triton.language
 
     for name, value in {"tl": triton.language, **names}.items():
@@ -183,9 +183,7 @@ def _kernel(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
 
 @interpreted
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=str)
-def test_what_is_published_never_looks_like_what_is_not_there(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_published_word_is_the_sentinel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
     from torchlstm.engines.cuda.kernels.exchange import publish
@@ -214,7 +212,7 @@ def test_what_is_published_never_looks_like_what_is_not_there(
 
 @interpreted
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_program_that_waits_in_vain_ends_with_an_error(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spin_beyond_its_bound_ends_with_an_error(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     work, gates, h_0, c_0, w_hh, *cotangents = _tensors(FLOAT32, ragged=False)
     cells = gates[..., : h_0.shape[2]].contiguous()
     codes = _side_by_side(monkeypatch, leave_out=1, limit=3000)
@@ -262,7 +260,7 @@ def test_rounding_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @interpreted
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 def test_products_of_tf32_have_rounded_operands(ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the loop of steps with products that round theirs; exact ones, or cut ones, differ by more than 1e-4."""
+    """Against the step loop with rounded operands; exact or truncated operands differ by more than 1e-4."""
     work, gates, h_0, c_0, w_hh, *cotangents = _tensors(FLOAT32, ragged)
     results = {}
     for kind, operand in (("rounded", _tf32), ("exact", lambda x: x)):

@@ -24,14 +24,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraphs]:
     monkeypatch.setattr(graphs, "seam", found)
     monkeypatch.setattr(graphs, "STEPS", (4, 2))
     monkeypatch.setattr(launching, "launch", found.launch)
-    # Memory that nobody wrote is NaN in these tests: that needs torch's own word, but not ours.
+    # The tests fill uninitialised memory with NaN, which needs deterministic mode; without this graphs would be off.
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     yield found
     graphs.clear()
 
 
 def plain(call: Call, way: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What the loop computes without graphs."""
+    """The results of the loop without graphs."""
     with monkeypatch.context() as patch:
         patch.setenv("TORCHLSTM_GRAPHS", "0")
         return call.run(way)
@@ -53,7 +53,7 @@ LAYERS = {
 @pytest.mark.parametrize("way", ["forward", "inference", "backward", "backward-of-nothing-but-y"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_replayed_numbers(layer: str, way: str, fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call runs as it is, the second captures 4 and 2 steps, all have weights and addresses of their own."""
+    """The first call runs without graphs, the second captures 4 and 2 steps; each has its own weights and addresses."""
     calls = [Call(seed, **LAYERS[layer]) for seed in range(4)]
     check(calls[0], way, monkeypatch)
     assert (len(fake.captured), fake.replays) == (0, 0)
@@ -61,7 +61,7 @@ def test_replayed_numbers(layer: str, way: str, fake: FakeGraphs, monkeypatch: p
     assert (len(fake.captured), fake.replays) == (2, 2)
     check(calls[2], way, monkeypatch)
     assert (len(fake.captured), fake.replays) == (2, 4)
-    # Other lengths run on the graphs that there are.
+    # Other lengths run on the existing graphs.
     longer = Call(9, length=12, **LAYERS[layer])
     check(longer, way, monkeypatch)
     assert (len(fake.captured), fake.replays) == (2, 7)
@@ -80,7 +80,7 @@ def test_what_is_returned_belongs_to_the_call(fake: FakeGraphs) -> None:
 
 
 def test_graphs_made_in_inference_mode_serve_outside_of_it(fake: FakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the other way round: buffers are no inference tensors, which nobody may write into elsewhere."""
+    """And the other way round: buffers are no inference tensors, which calls in other modes may not write into."""
     calls = [Call(seed) for seed in range(4)]
     calls[0].forward()
     with torch.inference_mode():
@@ -117,7 +117,7 @@ def test_training_inference_and_backward_have_graphs_of_their_own(
 
 
 def test_kernels_are_loaded_before_a_capture(fake: FakeGraphs) -> None:
-    """What is compiled for the buffers may not be what the first call ran: they lie elsewhere."""
+    """The buffers have other addresses than the first call, so a kernel may be compiled anew for them."""
     Call(1).forward()
     fake.loaded.clear()
     Call(2).forward()
@@ -174,7 +174,7 @@ def test_large_weights_have_none(fake: FakeGraphs, monkeypatch: pytest.MonkeyPat
         check(Call(seed), "forward", monkeypatch)
     assert not fake.captured
     assert graphs.failures() == ["a step is 360 bytes, weights and states are 520: too much to copy"]
-    # Nobody was told of it, and a capture that fails is told all the same.
+    # That gave no warning; a capture that fails still gives one.
     fake.failure = RuntimeError("not permitted")
     Call(1, hidden=2).forward()
     with pytest.warns(RuntimeWarning, match="could not be captured"):
@@ -230,7 +230,7 @@ def test_a_capture_that_fails_is_not_tried_again(
     check(Call(3), way, monkeypatch)
     assert fake.replays == 0
     assert not graphs._groups
-    # Another shape does not suffer from it; a second failure is not said again.
+    # Another shape is not affected; a second failure gives no second warning.
     for seed in (1, 2):
         check(Call(seed, batch=2), way, monkeypatch)
     assert fake.replays == 2

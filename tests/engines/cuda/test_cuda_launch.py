@@ -1,4 +1,4 @@
-"""Launches of the CUDA engine: past Triton's dispatcher, and refused for want of room."""
+"""Launches of the CUDA engine: those that bypass Triton's dispatch, and those that do not fit on the GPU."""
 
 import importlib
 import inspect
@@ -23,11 +23,11 @@ H200 = GPU("H200", (9, 0), 132, 227 << 10)
 FULL = "Triton Error [CUDA]: too many blocks in cooperative launch"
 
 
-# --- launches past the dispatcher
+# --- launches that bypass the dispatch
 
 
 class _Tensor:
-    """As much of a tensor on a GPU as a launch looks at."""
+    """The parts of a tensor on a GPU that a launch depends on."""
 
     def __init__(self, address: int = 0, dtype: torch.dtype = FLOAT32, index: int = 0) -> None:
         self.address, self.dtype, self.device = address, dtype, torch.device("cuda", index)
@@ -37,7 +37,7 @@ class _Tensor:
 
 
 class _Kernel:
-    """A kernel as Triton has it: `kernel[grid](..)` compiles, launches and returns what can be launched again."""
+    """A stand-in for Triton's kernels: `kernel[grid](..)` compiles, launches and returns what can be launched again."""
 
     arg_names = ("p_a", "p_b", "row", "H", "SAVE")
 
@@ -81,7 +81,7 @@ def test_only_the_first_launch_is_dispatched(kernel: _Kernel) -> None:
     (how, grid, args, kwargs), *again = kernel.calls
     assert (how, grid, args) == ("dispatched", (2, 1), (a, b, 0))
     assert kwargs == {"SAVE": True, "H": 5, "num_warps": 4, "launch_cooperative_grid": False, **launching.OPTIONS}
-    # By place, in the order of the kernel's parameters.
+    # By position, in the order of the kernel's parameters.
     assert again[:3] == [
         ("again", (2, 1, 1), (a, b, 1, 5, True), 77),
         ("again", (2, 1, 1), (a, b, 2, 5, True), 77),
@@ -172,7 +172,7 @@ def test_nothing_is_launched_for_no_programs(kernel: _Kernel) -> None:
 
 @pytest.mark.skipif(launching.INTERPRETED, reason="nothing is compiled in the interpreter")
 def test_the_compiled_kernel_of_this_triton_takes_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is called as Triton's dispatcher calls it, with every parameter in its place."""
+    """It is called as Triton's dispatch calls it, with every parameter in its position."""
     given: list[Any] = []
     compiled = SimpleNamespace(function="function", packed_metadata="packed", run=lambda *args: given.append(args))
     kernel = launching.kernel_of("pointwise", "forward")
@@ -214,7 +214,7 @@ def test_whoever_listens_to_launches_hears_all(kernel: _Kernel) -> None:
 
 
 class _OutOfResources(Exception):
-    """As Triton's own of this name, which is told by it."""
+    """A stand-in for Triton's exception, which is recognised by its name."""
 
 
 _OutOfResources.__name__ = "OutOfResources"
@@ -256,7 +256,7 @@ def _problem(dtype: torch.dtype = FLOAT32, device: str = "cpu", **others: Any) -
 
 
 def test_a_loop_that_finds_no_room_runs_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the gates that there were: a refused kernel activates none; it is said once."""
+    """From the gates as they were, since a refused kernel has not run; the warning comes once."""
     torch.manual_seed(0)
     work = work_of(_problem(), 8, precise=False)
     gates, state, w_hh = torch.randn(1, 8, 20), torch.randn(1, 2, 5), torch.randn(1, 20, 5)

@@ -1,4 +1,4 @@
-"""The CUDA engine's rule, refusals and settings: what needs neither a GPU nor Triton's interpreter."""
+"""The CUDA engine's plan: tests that need neither a GPU nor Triton's interpreter."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -132,7 +132,7 @@ def test_all_programs_of_slices_fit_on_the_gpu_and_cover_the_problem(direction: 
     [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((12, 0), 99), ((13, 0), 48)],
 )
 def test_shared_memory_of_a_gpu(capability: tuple[int, int], kilobytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch says, else what is known of the capability, else what every GPU has."""
+    """What torch reports, else the value of the compute capability, else what every GPU has."""
     said = SimpleNamespace(name="a GPU", major=capability[0], minor=capability[1], multi_processor_count=7)
     monkeypatch.setattr(device, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: said)

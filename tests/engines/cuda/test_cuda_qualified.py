@@ -40,7 +40,7 @@ def name(loop: str, hidden: int, batch: int = 16, **options: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A GPU, a process that has read nothing, and a cache folder that is empty."""
+    """A GPU, a process that has read no record, and an empty cache folder."""
     monkeypatch.setenv("TORCHLSTM_CACHE", str(tmp_path))
     monkeypatch.delenv(qualified.VARIABLE, raising=False)
     monkeypatch.setattr(qualified, "INTERPRETED", False)
@@ -227,7 +227,7 @@ def test_what_is_no_record_of_this_gpu_is_ignored_with_the_reason(how: str, why:
         assert "there is no record of it" in str(loop_of())
     assert any(line.startswith(f"ignored: {path}") and why in line for line in told.described(0))
     if how != "folder":
-        # To qualify anew takes its place.
+        # A new qualification replaces it.
         record({name("fused", 256): corners((136, 256), (1, 16))})
         qualified.reload()
         assert loop_of() == "fused"
@@ -295,7 +295,7 @@ def test_intervals_leave_out_what_waits_for_others() -> None:
 
 
 class Store:
-    """A process group's store, as far as it is used."""
+    """The part of a process group's store that is used."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -311,7 +311,7 @@ def test_ranks_follow_whoever_came_first(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
     path = record({name("fused", 32): corners((17, 32), (1, 16)), name("fused", 256): corners((136, 256), (1, 16))})
     assert loop_of(32) == "fused"
-    # What waits for other programs does not run beside communication.
+    # A loop whose programs wait for each other is not chosen beside communication.
     assert "its programs wait for each other" in str(loop_of(256))
     # Another rank, without a record of its own, does the same.
     path.unlink()
@@ -325,7 +325,7 @@ def test_ranks_follow_whoever_came_first(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(qualified, "identity_of", lambda _: other)
     with pytest.warns(UserWarning, match="runs on another GPU or other software"):
         assert "another GPU" in str(loop_of(32))
-    # After the group nothing of it is left.
+    # Its decisions end with the group.
     monkeypatch.setattr(qualified, "_group", lambda: None)
     assert loop_of(32) == "fused"
 

@@ -1,4 +1,4 @@
-"""Records of the CUDA engine's programs: how they are written, by several at once, and what they are told apart by."""
+"""Records of the CUDA engine's programs: how they are written, by several processes too, and their identities."""
 
 import os
 import subprocess

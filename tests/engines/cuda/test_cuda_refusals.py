@@ -114,7 +114,7 @@ def test_a_stack_of_cells_follows_the_setting_of_products(monkeypatch: pytest.Mo
 
 
 class _Spy:
-    """In the place of the engine's kernels: what they are launched with, and torch's own products."""
+    """Replace the engine's kernels: their launches are recorded, and torch multiplies."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[Any] = []
@@ -187,7 +187,7 @@ def test_half_precision_is_left_to_cublas(settings: Any, monkeypatch: pytest.Mon
 
 
 def test_no_setting_of_the_process_is_switched() -> None:
-    """Another thread's products would follow."""
+    """Products of other threads would change with it."""
     for module in (cuda, products):
         source = inspect.getsource(module)
         assert "fp32_precision =" not in source.replace("fp32_precision ==", "")

@@ -1,4 +1,4 @@
-"""The step loop: in Triton's interpreter, in another process of pytest on this file, and what surrounds a loop."""
+"""The step loop in Triton's interpreter, by another process of pytest on this file; operations around a loop."""
 
 import importlib
 from collections import Counter
@@ -66,7 +66,7 @@ def test_case(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @interpreted
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one-direction", "two-directions"])
 def test_a_module_on_graphs(bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels in the interpreter, torch.cuda by a stand-in: three steps of training as nn.LSTM's."""
+    """Kernels in the interpreter, CUDA graphs by a stand-in: three steps of training give nn.LSTM's numbers."""
     fake = FakeGraphs()
     launch = launching.launch
 
@@ -149,7 +149,7 @@ def test_tf32_keeps_infinities_and_nan() -> None:
 
 @interpreted
 def test_a_layer_in_tf32_multiplies_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `nn.LSTM` may, where torch's own products are exact; in the interpreter only rounding is left of it."""
+    """As `nn.LSTM` may, where torch's own products are exact; the interpreter has the rounding of operands alone."""
     monkeypatch.setattr(products, "_LARGE", 1)
     monkeypatch.setattr(products, "_MANY", 1)
     lstm, x = torchlstm.LSTM(3, 4), torch.randn(5, 2, 3)
@@ -314,7 +314,7 @@ OPERATIONS = {
 @compiled
 @pytest.mark.parametrize(("loop", "directions"), OPERATIONS)
 def test_operations_of_torch_around_a_loop(loop: str, directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each costs some microseconds of the host; what is more than these was not looked for."""
+    """Each operation costs some microseconds of the host's time: there are no more than these."""
     found: list[int] = []
     for train in (False, True):
         short, long = (_counted(monkeypatch, loop, directions, train, steps).total() for steps in (8, 9))

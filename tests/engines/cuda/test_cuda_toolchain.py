@@ -1,4 +1,4 @@
-"""What must be there to launch the CUDA engine's kernels: Triton, a C compiler and Python's headers."""
+"""What the CUDA engine's launches need: Triton, a C compiler and Python's headers."""
 
 import shutil
 import sysconfig
@@ -40,7 +40,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     _triton(monkeypatch)
     expected = "Triton 3.6.0 builds its launcher by a C compiler, and there is neither gcc nor clang: install gcc and"
     assert str(toolchain.missing()).startswith(expected)
-    # Looked for once a process.
+    # The answer is cached for the process.
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert str(toolchain.missing()).startswith(expected)
 

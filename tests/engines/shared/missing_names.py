@@ -109,6 +109,12 @@ right(True)
 raises(RuntimeError, "vmap", torch.func.vmap(lambda n: ours(x, lengths=n)[0]), torch.tensor([[3, 6], [2, 2]]))
 close(ours(x, lengths=torch.tensor([3, 6]))[0][:3], theirs(x)[0][:3])
 """,
+    "torch._dynamo.decorators.justknobs_check._dynamo_marked_constant": """
+right(False)
+assert torch._dynamo.decorators.justknobs_check._dynamo_marked_constant_as_it_is_called_now
+with torch.no_grad():
+    close(torch.compile(ours, backend="eager")(x)[0], theirs(x)[0])
+""",
     "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": """
 right(True)
 many = torch.randn(5, 6, 2, 3)

@@ -20,7 +20,8 @@ from torchlstm.engines.shared.torch_private import NAMES
 PACKAGE = Path(torchlstm.__file__).parent
 
 # What torch itself reads by name, in Python: it is given another name in the whole of torch.
-RENAMED = [name for name in NAMES if name.startswith("torch.nn.") or name.endswith(("._current_level", "._ragged_idx"))]
+_ENDS = ("._current_level", "._ragged_idx", "._dynamo_marked_constant")
+RENAMED = [name for name in NAMES if name.startswith("torch.nn.") or name.endswith(_ENDS)]
 
 # Imports torch and forks for every name: a fork has what an `import torch` leaves, and nothing of the others.  What is
 # C's is missing while `torch_private` looks for it, and then there again, since torch itself cannot do without.
@@ -39,8 +40,8 @@ def renaming(self, fullname):
     return get_code(self, fullname)
 
 SourceFileLoader.get_code = renaming
-# The others are what torchlstm takes most time to import.
-import torch, torch._dynamo, torch.utils.flop_counter
+# The other one is what takes longest to import of what the programs use.
+import torch, torch._dynamo
 
 class Aten:
     def __getattr__(self, asked):

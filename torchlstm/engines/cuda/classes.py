@@ -16,12 +16,12 @@ from .plan import Slices, Steps, plan, steps
 
 # The loops by preference.
 LOOPS = ("fused", "steps")
-# What of a cut says how many programs there are, not what a program does: that goes by H and B.
+# Fields of a cut that only count its programs: they follow from H and B.
 _COUNTS = ("slices", "tiles")
 
 
 class Form(NamedTuple):
-    """What of a problem tells its class, but for B.
+    """The parts of a problem that decide its class, except B.
 
     tf32        whether products of float32 may round their operands to TF32; False of other dtypes
     single      one step: every loop is then a step alone
@@ -63,7 +63,7 @@ class Class(NamedTuple):
         return any(cut.startswith(Slices.__name__) for cut in (self.forward, self.backward))
 
     def __str__(self) -> str:
-        """What names it in a record and in tables."""
+        """Its name in a record and in tables."""
         precision = "-tf32" * self.tf32
         words = [f"{self.dtype}{precision}", self.loop, "ragged" if self.ragged else "dense"]
         words.append("reverse" if self.reverse else f"D={self.directions}")
@@ -88,7 +88,7 @@ def form_of(problem: Problem, tf32: bool) -> Form:
         projected=problem.proj_size > 0,
         ragged=not isinstance(problem.rows, Dense),
         trace=problem.trace,
-        # A branch, not a comparison: of a symbol a compiler then knows it.
+        # A branch, not a comparison: a compiler then decides it for a symbolic number of steps.
         single=True if problem.rows.steps == 1 else False,  # noqa: SIM210
     )
 
@@ -145,15 +145,17 @@ def least_steps(points: Iterable[Point], hidden: int, batch: int) -> int | None:
     """
     points = tuple(points)
     at = {(point.hidden, point.batch) for point in points if point.least is not None}
-    hiddens, batches = sorted({h for h, _ in at}), sorted({b for _, b in at})
+    hiddens, batches = sorted({size for size, _ in at}), sorted({count for _, count in at})
     found: list[int] = []
-    for low in (h for h in hiddens if h <= hidden):
-        for high in (h for h in hiddens if h >= hidden):
-            for few in (b for b in batches if b <= batch):
-                for many in (b for b in batches if b >= batch):
+    for low in (size for size in hiddens if size <= hidden):
+        for high in (size for size in hiddens if size >= hidden):
+            for few in (count for count in batches if count <= batch):
+                for many in (count for count in batches if count >= batch):
                     if not {(low, few), (low, many), (high, few), (high, many)} <= at:
                         continue
-                    inside = [p.least for p in points if low <= p.hidden <= high and few <= p.batch <= many]
+                    inside = [
+                        point.least for point in points if low <= point.hidden <= high and few <= point.batch <= many
+                    ]
                     if None not in inside:
                         found.append(max(least for least in inside if least is not None))
     return min(found, default=None)

@@ -1,16 +1,17 @@
-"""What of a GPU decides how the CUDA engine runs on it."""
+"""The properties of a GPU that decide how the CUDA engine runs on it."""
 
 from typing import Any, NamedTuple
 
 import torch
 
+from ..shared.torch_private import constant
 from .launch import INTERPRETED
 
 
 class GPU(NamedTuple):
-    """A GPU, as far as a plan depends on it.
+    """The properties of a GPU that a plan depends on.
 
-    multiprocessors  how many programs that fill one run at once
+    multiprocessors  how many programs run at once if each fills one
     shared_memory    bytes that a program may ask for
     """
 
@@ -21,21 +22,22 @@ class GPU(NamedTuple):
 
 
 # Bytes of shared memory that a program may ask for, by compute capability (CUDA C++ Programming Guide, "Technical
-# Specifications per Compute Capability"): for builds of torch that do not say it.
+# Specifications per Compute Capability"): for builds of torch that do not report it.
 _SHARED_MEMORY = {
     (8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10,
     (10, 3): 227 << 10, (11, 0): 227 << 10, (12, 0): 99 << 10, (12, 1): 99 << 10,
 }  # fmt: skip
-# What every GPU has.
+# Every GPU has at least this much.
 _SHARED_MEMORY_AT_LEAST = 48 << 10
 
-# In the interpreter programs run one after another: none may wait for another one, so that there is room for none.
+# The interpreter runs programs one after another, so none may wait for another: without multiprocessors no plan has
+# programs that do.
 _INTERPRETER = GPU("Triton's interpreter", (9, 0), 0, 227 << 10)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def gpu_of(index: int | None) -> GPU:
-    """The GPU of this index, None for the current one; in Triton's interpreter, what stands for one."""
+    """The GPU of this index, None for the current one; in Triton's interpreter a stand-in."""
     if INTERPRETED:
         return _INTERPRETER
     found: Any = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
@@ -44,6 +46,6 @@ def gpu_of(index: int | None) -> GPU:
 
 
 def _shared_memory(properties: Any, capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that a program may ask for, which not every build of torch says."""
+    """Bytes of shared memory that a program may ask for, which not every build of torch reports."""
     known = _SHARED_MEMORY.get(capability, _SHARED_MEMORY_AT_LEAST)
     return int(getattr(properties, "shared_memory_per_block_optin", known))

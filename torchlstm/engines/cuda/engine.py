@@ -16,8 +16,8 @@ from .work import Work, before_each, first_products, first_rows, neighbours, tur
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # tensor cores for bfloat16 and TF32
-# Multiprocessors that are left to NCCL: its kernels share none with a program that fills one, and gradients are to be
-# reduced while the backward runs.  Its default is at most 32 channels, a block each.
+# Multiprocessors left to NCCL, which reduces gradients while the backward runs: its kernels cannot run on one that a
+# program fills.  By default it uses at most 32 channels, a block each.
 _FOR_NCCL = 32
 
 
@@ -46,7 +46,7 @@ def _shared_with_nccl() -> bool:
 
 
 def _gpu(device: torch.device) -> GPU:
-    """The GPU as far as it is ours."""
+    """The GPU, without the multiprocessors that are left to NCCL."""
     gpu: GPU = gpu_of(device.index)
     if not _shared_with_nccl():
         return gpu
@@ -62,7 +62,7 @@ class _CUDA:
 
     loop   "fused", where it fits, or "steps": see `plan`
     exact  products of float32 are exact to float32; else they may round their operands to TF32
-    The precision is the kernel's, not asked for again, so that a backward has its forward's.
+    The precision is fixed for a kernel.  It is not read from torch's settings again, so a backward has its forward's.
     """
 
     def __init__(self, name: str, loop: str, exact: bool) -> None:
@@ -199,7 +199,7 @@ def _before_projection(work: Work, w_hr: Tensor, dy: Tensor, dh_n: Tensor) -> tu
 
 
 def _exact_product(w_hh: Tensor, w_hr: Tensor) -> Tensor:
-    """W_hh W_hr (D, 4H, H), rounded once: TF32 would round it a second time before the loop does."""
+    """W_hh W_hr (D, 4H, H) in exact float32: the loop rounds it to TF32, and a product in TF32 would round it twice."""
     result = w_hh.new_empty(*w_hh.shape[:2], w_hr.shape[2])
     for out, left, right in zip(result, w_hh, w_hr, strict=True):
         products.multiply(out, left, right, exact=True)
@@ -215,8 +215,8 @@ def _unavailable() -> str | None:
     return reason
 
 
-# By the loop that a problem asks for, and whether its products have to be exact.  To operators they are as many
-# kernels, so that a backward does as its forward did, whatever the settings are by then.
+# By the loop that a problem asks for, and whether its products have to be exact.  Each is a kernel of its own to the
+# operators, so that a backward runs as its forward did even if torch's settings have changed since.
 _LAYERS: dict[tuple[str, bool], Layer] = {
     (loop, exact): layer_of(_CUDA(f"cuda{'_steps' * (loop == 'steps')}{'_exact' * exact}", loop, exact))
     for loop in ("fused", "steps")

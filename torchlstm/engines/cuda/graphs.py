@@ -1,18 +1,16 @@
 """CUDA graphs for the step loop: some steps are captured once, and replayed in place of a product and a launch each.
 
-A graph has so many steps (`STEPS`) of a dense batch on buffers of its own, which rows and states are copied into and
-out of: it depends neither on T nor on an address, is right for whatever weights a call brings, and takes memory for 64
-steps at most.  The copies move each row once more in either direction; an estimate is 3 to 10 % of the time of a step,
-where launches from the host are more than half of it.  A loop is cut into 64, 16 and 4 steps, and what is left over
-runs as without graphs.  Ragged batches run so throughout: the sizes of their steps would be part of a graph, and seldom
-come back.
+A graph has a fixed number of steps (`STEPS`) of a dense batch on buffers of its own.  Rows, states and weights are
+copied into the buffers, and results out of them, so a graph depends neither on T nor on an address, and needs memory
+for at most 64 steps.  The copies move each row once more in either direction; an estimate is 3 to 10 % of the time of
+a step, where launches from the host are more than half of it.  A loop is cut into 64, 16 and 4 steps; the remaining
+steps run without graphs.  So do ragged batches: the sizes of their steps would be part of a graph, and rarely recur.
 
-Everything that a graph holds fixed is in its key, the stream too: on one stream calls follow one another, so that
-buffers, memory pool and cuBLAS's workspace need no guard of their own.  (Two threads of the host on one stream are the
-exception: cuBLAS's workspaces are cleared around a capture, and another thread's product may be about to use one, as
-around the captures of torch's compiler.)  A first call runs without graphs, a second one
-captures.  Bits may differ between the two where cuBLAS chooses by the alignment of addresses; hence no graphs while
-torch is to be deterministic.
+Everything that a graph holds fixed is in its key, the stream too.  On one stream calls run in order, so buffers, memory
+pool and cuBLAS's workspace need no lock.  (Two host threads on one stream are the exception: cuBLAS's workspaces are
+cleared around a capture, and another thread's product may be about to use one.  The captures of torch's compiler have
+the same exception.)  The first call of a key runs without graphs, the second one captures.  Bits may differ between the
+two where cuBLAS chooses an algorithm by the alignment of addresses; hence no graphs in torch's deterministic mode.
 """
 
 import gc
@@ -34,14 +32,15 @@ from .work import Together, Work, order_of, turned
 
 # Steps of a graph.  Each is a quarter of the one before: a loop takes few replays, and at most three steps are left.
 STEPS = (64, 16, 4)
-# Bytes of the buffers of one key: a step that takes more than a quarter of it keeps the GPU longer than the host.
+# The most bytes of the buffers of one key.  A step that takes more than a quarter of them keeps the GPU busy for longer
+# than the host needs to launch it.
 _MOST_OF_ONE = 64 << 20
-# Keys and bytes of all buffers; those not used for longest go first.  Each stream adds cuBLAS's workspace, 32 MiB on a
-# GPU of 9.0.
+# The most keys, and bytes of all buffers; the least recently used go first.  Each stream adds cuBLAS's workspace, 32
+# MiB on a GPU of 9.0.
 _MOST, _MOST_BYTES = 32, 512 << 20
-# Keys that were seen once, or have failed.
+# The most keys that are remembered as seen once, or as failed.
 _MOST_REMEMBERED = 1024
-# Nothing is captured with less than so much of a GPU's memory free.
+# The share of a GPU's memory that has to stay free after a capture.
 _LEAVE = 1 / 16
 
 _SETTINGS = ("allow_fp16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction_split_k",
@@ -65,7 +64,7 @@ Body: TypeAlias = Callable[[Work, Rows, Sequence[Tensor], Tensor, Sequence[Toget
 
 
 class Capturing(Protocol):
-    """What of torch.cuda is needed here: so that a test can stand in for a GPU."""
+    """The calls of torch.cuda that are needed here: an interface, so that tests can replace a GPU."""
 
     def usable(self, device: torch.device) -> bool:
         """Whether the current stream of a device may be captured from, and nobody captures it."""
@@ -74,10 +73,10 @@ class Capturing(Protocol):
         """The current stream: hashable, equal to itself only."""
 
     def room(self, device: torch.device) -> tuple[int, int]:
-        """Bytes that are free, and all that there are."""
+        """Bytes of memory: those that are free, and all."""
 
     def capture(self, stream: Any, run: Callable[[], None]) -> Callable[[], None]:
-        """What replays, on this stream, the work that `run` queues; `run` is called and nothing is computed."""
+        """Capture the work that `run` queues, of which nothing is computed; returns what replays it on this stream."""
 
     def wait(self, stream: Any) -> None:
         """Return when the work of a stream is done."""
@@ -105,11 +104,11 @@ class _Torch:
         side, pool = self._private.get(stream) or (torch.cuda.Stream(stream.device), torch.cuda.graph_pool_handle())
         self._private[stream] = side, pool
         graph = torch.cuda.CUDAGraph()
-        # What is collected meanwhile may call what is not allowed in a capture.
+        # The garbage collector could run what a capture does not allow.
         collects = gc.isenabled()
         gc.disable()
-        # Before, so that the workspace comes from the graph's pool, not from one that others use on `side`; after, so
-        # that nobody else gets that.  torch's compiler does the same around its captures.
+        # Cleared before, so that the workspace comes from the graph's pool, not from one that others use on `side`; and
+        # after, so that nobody else gets it.  torch's compiler does the same around its captures.
         torch._C._cuda_clearCublasWorkspaces()
         try:
             with torch.cuda.stream(side):
@@ -129,7 +128,7 @@ class _Torch:
         try:
             graph.capture_end()
         except Exception:
-            # What cannot be ended leaves the allocator waiting for its end, and the pool in its hands.
+            # A capture that cannot be ended leaves the allocator filling this pool.
             _, pool = self._private.pop(stream)
             with suppress(Exception):
                 torch._C._cuda_endAllocateToPool(stream.device.index, pool)
@@ -140,7 +139,7 @@ class _Torch:
 
 
 def _of_inductor(device: torch.device) -> bool:
-    """Whether torch's compiler runs this call for CUDA graphs of its own, out of a pool that it takes back."""
+    """Whether torch's compiler runs this call for CUDA graphs of its own, whose memory pool it reclaims."""
     trees = sys.modules.get("torch._inductor.cudagraph_trees")
     if trees is None:
         return False
@@ -183,7 +182,7 @@ class _Group:
         order = order_of(part, len(self.w_hh))
         order = order[::-1] if backward else order
         if not self.graphs:
-            # Kernels are loaded and handles made by what runs outside of a capture first.
+            # A run outside of a capture loads the kernels and makes cuBLAS's handles.
             body(part, self.rows, self.states, self.w_hh, order[: STEPS[-1]])
         self.graphs[steps] = seam.capture(self.stream, lambda: body(part, self.rows, self.states, self.w_hh, order))
 
@@ -196,7 +195,7 @@ class _Group:
         for steps in cuts:
             into, out_of = [], []
             for d in range(directions):
-                # From which end of the rows a direction comes.
+                # From the end of the rows if the direction runs backwards in this loop.
                 low = last - done - steps if turned(work, d) != backward else done
                 window = slice(low * batch, (low + steps) * batch)
                 own = slice(0, steps * batch)
@@ -250,15 +249,15 @@ def _copy(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     torch._foreach_copy_([to for to, _ in pairs], [of for _, of in pairs])
 
 
-# What stands for torch.cuda; the graphs, those used last at the end; and how often the keys of others were seen.
+# The calls of torch.cuda; the graphs, most recently used last; and the keys that were seen once.
 seam: Capturing = _Torch()
 _groups: OrderedDict[Any, _Group] = OrderedDict()
 _seen: OrderedDict[Any, int] = OrderedDict()
-# Why a key has no graphs, once and for all.
+# Why a key will never have graphs.
 _failures: OrderedDict[Any, str] = OrderedDict()
-# What a user was told of it.
+# The failure that the user was warned of, if any.
 _said: list[str] = []
-# Held while the work of a loop is queued: a stream takes it in one piece.
+# Held while the work of a loop is queued, so that calls on one stream do not interleave.
 _lock = Lock()
 
 
@@ -288,7 +287,7 @@ def run(name: str, plan: Steps, work: Work, rows: Rows, states: Sequence[Tensor]
 
 
 def failures() -> list[str]:
-    """Why shapes that could have graphs have none, of each that was tried."""
+    """The reasons of all keys that will never have graphs."""
     with _lock:
         return list(_failures.values())
 
@@ -303,7 +302,7 @@ def clear() -> None:
 
 
 def _wanted(work: Work) -> bool:
-    """Whether a loop may have graphs, as far as that is no question of the GPU."""
+    """Whether a loop may have graphs, apart from what depends on the GPU."""
     return (
         os.environ.get("TORCHLSTM_GRAPHS") != "0"
         and work.places is None
@@ -367,7 +366,7 @@ def _evict() -> None:
 
 
 def _give_up(key: Any, error: Exception) -> None:
-    """Let a key do without graphs from now on; says so once a process."""
+    """Use no graphs for a key from now on; warns once a process."""
     group = _groups.pop(key, None)
     if group is not None and group.graphs:
         seam.wait(group.stream)

@@ -1,4 +1,4 @@
-"""What a record of the CUDA engine's programs was made on: all that could change whether they are right and fast."""
+"""The identity of a record: GPU, driver, versions, settings and sources, all that could make programs wrong or slow."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from .launch import INTERPRETED
 # By what is named: the GPU, the driver, versions, settings, sources.
 Identity: TypeAlias = dict[str, str]
 
-# Variables that say where Triton keeps and prints things, not what it compiles.
+# Variables that name places of Triton's files and output, and do not change what it compiles.
 _PLACES = {
     *("TRITON_CACHE_DIR", "TRITON_HOME", "TRITON_DUMP_DIR", "TRITON_OVERRIDE_DIR", "TRITON_CACHE_MANAGER"),
     *("TRITON_KERNEL_DUMP", "TRITON_STORE_BINARY_ONLY", "TRITON_ALWAYS_COMPILE", "TRITON_PRINT_AUTOTUNING"),
     *("TRITON_CACHE_AUTOTUNING", "TRITON_DUMP_PTXAS_LOG", "TRITON_DUMP_MIR", "TRITON_REMOTE_CACHE_BACKEND"),
 }
 _OTHERS = ("PTXAS_OPTIONS", "DISABLE_PTXAS_OPT", "DISABLE_LLVM_OPT", "TORCHLSTM_GRAPHS")
-# Files of this folder that decide what is run, not how.
+# Files of this folder that decide which programs run, and do not change them.
 _CHOICE = {"classes.py", "identity.py", "records.py", "qualified.py", "told.py"}
 _EDGE = 1 << 16
 
@@ -53,7 +53,7 @@ def identity_of(index: int | None) -> Identity:
 
 
 def digest(identity: Identity) -> str:
-    """What tells this identity from others, short."""
+    """A short hash of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -94,7 +94,7 @@ def _version(*names: str) -> str:
     return "unknown"
 
 
-# Where MPS has its pipes unless it is told otherwise (NVIDIA, "Multi-Process Service"); where it is not, nobody shares.
+# MPS's default folder of pipes (NVIDIA, "Multi-Process Service").  If it is missing, MPS does not run.
 _MPS_PIPES = "/tmp/nvidia-mps"
 
 
@@ -107,7 +107,7 @@ def _sources() -> str:
 
 
 def _driver() -> str:
-    """As the kernel module says; else what CUDA the driver can do."""
+    """The version that the kernel module reports; else the CUDA version that the driver supports."""
     try:
         return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0].strip()
     except (OSError, IndexError):
@@ -129,7 +129,7 @@ def _mps() -> str:
 
 
 def _ptxas() -> str:
-    """The size and a digest of both ends of the assemblers that Triton may take: to run one takes a process."""
+    """The sizes of the assemblers that Triton may use, and digests of their first and last bytes: none is run."""
     spec = find_spec("triton")
     roots = list(spec.submodule_search_locations or ()) if spec else []
     paths = [Path(root, "backends/nvidia/bin", name) for root in roots for name in ("ptxas", "ptxas-blackwell")]

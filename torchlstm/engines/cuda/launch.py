@@ -12,23 +12,23 @@ from torch import Tensor
 # In Triton's interpreter the kernels run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# How every kernel is compiled: not pipelined unless it says so, and products fused with sums, which newer Tritons want
-# to be told.
+# Compile options of every kernel: no software pipelining unless a launch asks for it; multiplications are fused with
+# additions, for which newer versions of Triton need the option.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
-# What the driver says to a launch that it refuses for want of room on the GPU, as Triton hands it on.  Such a kernel
-# has not run, and the CUDA context is as good as before.
+# The driver's errors for a launch that does not fit on the GPU, as Triton passes them on.  Such a kernel has not run,
+# and the CUDA context stays usable.
 _NO_ROOM = ("too many blocks in cooperative launch", "too many resources requested for launch")
-# And to a cooperative launch where there are none: some partitions of a GPU.
+# The driver's error where cooperative launches are not supported, as in some partitions of a GPU.
 _NOT_TOGETHER = "operation not supported"
 
-# A number that Triton passes in 32 bits is below this; a larger one is an argument of another type.
+# Triton passes numbers below this in 32 bits; a larger one is an argument of another type.
 _NARROW = 1 << 31
 
 # Whether kernels are compiled and not launched: see `compiling`.
 _only_compile = False
 
-# Compiled kernels, by all that Triton's dispatcher would look at; see `Repeated`.
+# Compiled kernels, by all that Triton's dispatch depends on; see `Repeated`.
 _compiled: dict[Any, Any] = {}
 
 
@@ -38,9 +38,9 @@ class NoRoom(RuntimeError):
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Compile every kernel, into Triton's cache, instead of launching it; the interpreter compiles nothing, and runs.
+    """Compile every kernel into Triton's cache instead of launching it: results are left unwritten.
 
-    What a kernel would have computed is left as it is.
+    The interpreter has nothing to compile, and runs the kernels.
     """
     global _only_compile
     before, _only_compile = _only_compile, True
@@ -66,9 +66,9 @@ def launch(
     stages: int | None = None,
     **constants: Any,
 ) -> Any:
-    """Launch a kernel on the current stream; returns the compiled kernel, None if nothing was.
+    """Launch a kernel on the current stream; returns the compiled kernel, or None if there is none.
 
-    together  refuse to unless all its programs can run at once
+    together  a cooperative launch, which the driver refuses unless all programs can be resident at once
     Raises NoRoom, before anything has run, if the GPU has no room for it.
     """
     if 0 in grid:
@@ -99,15 +99,15 @@ def launch_again(
     together: bool = False,
     **constants: Any,
 ) -> None:
-    """As `launch`, of a kernel that is specialised on no number: past Triton's dispatcher if it was launched before.
+    """As `launch`, of a kernel that is specialised on no number: bypasses Triton's dispatch after the first launch.
 
     Raises NoRoom too.
     """
-    device = next(tensor for tensor in tensors if tensor is not None).device
+    device = _device(tensors)
     if device.type != "cuda" or _only_compile or max(numbers) >= _NARROW or _hooked():
         launch(file, name, grid, warps, tensors, numbers, together=together, **constants)
         return
-    key = (file, name, warps, together, device, _classes(tensors), *constants.items())
+    key = _key(file, name, warps, together, tensors, constants)
     if (known := _compiled.get(key)) is None:
         _compiled[key] = launch(file, name, grid, warps, tensors, numbers, together=together, **constants)
         return
@@ -121,8 +121,8 @@ def launch_again(
         raise
 
 
-# A compiled kernel takes every parameter by its place, constants as well; before them what Triton's dispatcher has
-# here: the stream, the function, metadata of the kernel and of the launch, and two hooks.
+# A compiled kernel takes every parameter by position, constants as well.  Before them come the arguments that Triton's
+# dispatch passes: the stream, the function, metadata of the kernel and of the launch, and two hooks.
 
 
 def _before(known: Any, stream: int) -> tuple[Any, ...]:
@@ -133,13 +133,25 @@ def _last(kernel: Any, constants: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(constants[name] for name in kernel.arg_names[-len(constants) :])
 
 
-def _classes(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """What Triton's dispatcher looks at: the type, and whether the address is a multiple of 16."""
-    return tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+def _device(tensors: Sequence[Tensor | None]) -> torch.device:
+    return next(tensor for tensor in tensors if tensor is not None).device
+
+
+def _key(
+    file: str,
+    name: str,
+    warps: int,
+    together: bool,
+    tensors: Sequence[Tensor | None],
+    constants: dict[str, Any],
+) -> tuple[Any, ...]:
+    """All that Triton's dispatch depends on; of a tensor the type, and whether its address is a multiple of 16."""
+    kinds = tuple(None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+    return file, name, warps, together, _device(tensors), kinds, *constants.items()
 
 
 def _no_room(error: Exception, together: bool) -> str | None:
-    """What an error of a launch says about room, None if it is about anything else."""
+    """The text of an error that says that a launch does not fit, None of any other error."""
     text = str(error)
     known = type(error).__name__ == "OutOfResources" or any(words in text for words in _NO_ROOM)
     if known or (together and _NOT_TOGETHER in text):
@@ -148,7 +160,7 @@ def _no_room(error: Exception, together: bool) -> str | None:
 
 
 def _hooked() -> bool:
-    """Whether somebody wants to hear of every launch, as Triton's profiler does."""
+    """Whether launch hooks are set, as Triton's profiler sets them: they have to see every launch."""
     runtime = importlib.import_module("triton").knobs.runtime
     return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
 
@@ -156,10 +168,10 @@ def _hooked() -> bool:
 class Repeated:
     """Launches of one kernel on the same tensors, each with other numbers and as many of them.
 
-    Triton's dispatcher looks at every argument of every launch, which takes longer than the kernel of a small step.  It
-    is asked for the first launch, and the compiled kernel that it returns is kept by all that it decides on: types of
-    the tensors, whether their addresses are multiples of 16, constants, warps, device.  Numbers that the kernels are
-    not specialised on decide nothing, as long as they fit into 32 bits; `most` is the largest of them.
+    Triton's dispatch inspects every argument of every launch, which takes longer than the kernel of a small step.
+    Only the first launch goes through it.  The compiled kernel that it returns is cached by all that it depends on:
+    types of the tensors, whether their addresses are multiples of 16, constants, warps, device.  Numbers that the
+    kernels are not specialised on do not matter as long as they fit into 32 bits; `most` is the largest of them.
     """
 
     def __init__(
@@ -167,11 +179,11 @@ class Repeated:
     ) -> None:
         self._file, self._name, self._warps = file, name, warps
         self._tensors, self._constants = tuple(tensors), constants
-        self._device = next(tensor for tensor in tensors if tensor is not None).device
+        self._device = _device(tensors)
         self._key: Any = None
         self._run: Callable[..., None] | None = None
         if self._device.type == "cuda" and most < _NARROW and not _hooked():
-            self._key = (file, name, warps, self._device, _classes(tensors), *constants.items())
+            self._key = _key(file, name, warps, False, tensors, constants)
             if (known := _compiled.get(self._key)) is not None:
                 self._prepare(known)
 

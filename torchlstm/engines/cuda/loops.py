@@ -1,4 +1,4 @@
-"""The time loop of one layer without projection on a GPU, forward and backward, by the plan's kind."""
+"""The time loop of one layer without projection on a GPU, forward and backward: the fused loop or the step loop."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from .launch import NoRoom
 from .plan import Plan, Steps
 from .work import Work
 
-# How the warning begins that a fused loop has found no room, and whether it was given.
+# The beginning of the warning that a fused loop did not fit on the GPU, and whether it has been given.
 REFUSED = "torchlstm: a GPU refused the kernel that computes all steps of an LSTM at once"
 _said: list[str] = []
 
@@ -19,7 +19,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The time loop forward.
 
-    gates    (D, P, 4H) the part from x; activated in place if `save`, else to be thrown away
+    gates    (D, P, 4H) the part from x; activated in place if `save`, else not needed afterwards
     w_hh     (D, 4H, H)
     returns  y (P, D*H), h_n and c_n (D, B, H), cells (D, P, H), which is empty unless `save`
     """
@@ -61,7 +61,7 @@ def backward(
 
 
 def _without_room(error: NoRoom) -> Steps:
-    """The loop that needs no room, for a GPU that refused another; says so once a process."""
+    """The plan of the step loop, which needs no cooperative launch; warns once a process."""
     if not _said:
         _said.append(str(error))
         warnings.warn(

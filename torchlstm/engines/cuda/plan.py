@@ -23,7 +23,7 @@ class Rows(NamedTuple):
 class Slices(NamedTuple):
     """`engines/cuda/kernels/fused_slices.py`: a program owns a slice of hidden units.
 
-    peek  look at one word of each slice before all are read
+    peek  poll one word of each slice before all words are read
     """
 
     units: int  # of a slice
@@ -47,13 +47,13 @@ class Steps(NamedTuple):
 
 Plan: TypeAlias = Rows | Slices | Steps
 
-# A product on tensor cores has 16 rows at least: smaller batches are filled up.
+# A product on tensor cores has at least 16 rows: smaller batches are padded.
 _ROWS = 16
 _WARPS = 8
 # The most hidden units for which W_hh stays in registers, by kind of product.  One size up, hundreds of bytes a thread
 # are spilled.
 _ROWS_UNITS = {"half": 128, "tf32": 64, "float32": 32}
-# Up to so many units, one program that has them all is as fast as slices that wait for each other.
+# Up to so many units, one program that owns all of them is as fast as slices that wait for each other.
 _FEW_UNITS = 32
 # The cuts into slices by preference: units of a slice, warps, the most hidden units.  Fewer warps have fewer sums to
 # fold; twice the units halve what all programs read, and their number.
@@ -65,11 +65,11 @@ _SLICES = {
     ("float32", "forward"): ((8, 8, 512), (16, 8, 256)),
     ("float32", "backward"): ((8, 8, 512), (16, 8, 256)),
 }
-# Hidden units, from and to, between which a forward looks before it reads; a program with several products a step, and
-# a backward, do not gain.
+# The least and the most hidden units for which a forward polls one word of each slice before it reads all words.  A
+# backward does not gain, nor does a program with several products a step.
 _PEEK = (129, 512)
-# The inner axis that a product takes at a time, by kind and units of a slice: what is read of it stays in registers
-# until it is multiplied, beside the weights.  The first for which there is shared memory enough; every further product
+# Terms of a product's inner axis at a time, by kind and units of a slice, by preference: the first is taken that fits
+# into shared memory.  The operand stays in registers beside the weights until it is multiplied; each further product
 # waits for memory once more.
 _INNER = {
     ("half", 8): (2048, 1024), ("half", 16): (1024,), ("tf32", 8): (1024, 512), ("tf32", 16): (1024, 512),
@@ -80,7 +80,7 @@ _INNER = {
 _TILE = {"half": 32, "tf32": 64, "float32": 64}
 _BLOCK = 256
 
-# Plans that were asked for, by all that the rule looks at.
+# Plans that were made, by all that the rule depends on.
 _known: dict[tuple[Any, ...], Plan] = {}
 _MOST = 4096
 
@@ -117,7 +117,7 @@ def _chosen(problem: Problem, direction: str, precise: bool, gpu: GPU) -> Plan:
     found: list[Slices] = []
     for units, warps, most in _SLICES[kind, direction]:
         # The GPU has to have room for all slices at once.
-        room = gpu.multiprocessors // (-(-hidden // units) * problem.directions)
+        room = gpu.multiprocessors // (divide_up(hidden, units) * problem.directions)
         if hidden > most or not room or problem.batch > room * _TILE[kind]:
             continue
         for inner in _INNER[kind, units]:
@@ -145,13 +145,14 @@ def _slices(problem: Problem, direction: str, units: int, warps: int, most: int,
     """The cut into slices of so many units and products of at most so many terms, for so many tiles of sequences."""
     hidden = problem.hidden_size
     inner = padded(hidden) * (1 if direction == "forward" else 4)
-    groups = -(-problem.batch // _ROWS)
-    each = -(-groups // min(groups, room))
-    chunks = -(-inner // most)
-    part = max(16, power_of_two(-(-inner // (chunks * warps))))
-    parts = power_of_two(-(-inner // (chunks * part)))
+    groups = divide_up(problem.batch, _ROWS)
+    each = divide_up(groups, min(groups, room))
+    chunks = divide_up(inner, most)
+    part = max(16, power_of_two(divide_up(inner, chunks * warps)))
+    parts = power_of_two(divide_up(inner, chunks * part))
     peek = direction == "forward" and each == 1 and _PEEK[0] <= hidden <= _PEEK[1]
-    return Slices(units, -(-hidden // units), chunks, parts, part, _ROWS, each * _ROWS, -(-groups // each), warps, peek)
+    slices, tiles = divide_up(hidden, units), divide_up(groups, each)
+    return Slices(units, slices, chunks, parts, part, _ROWS, each * _ROWS, tiles, warps, peek)
 
 
 def shared_memory(plan: Rows | Slices, problem: Problem, direction: str, precise: bool) -> int:
@@ -168,6 +169,11 @@ def shared_memory(plan: Rows | Slices, problem: Problem, direction: str, precise
     return max(inner * plan.units * size, plan.rows * inner * operand_size, sums * 4)
 
 
+def divide_up(count: int, size: int) -> int:
+    """How many parts of a size hold so many."""
+    return -(-count // size)
+
+
 def power_of_two(number: int) -> int:
     """The least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
@@ -175,4 +181,4 @@ def power_of_two(number: int) -> int:
 
 def padded(hidden: int) -> int:
     """Units of a row of an exchange: rows of multiples of 16 bytes, of any type."""
-    return -(-hidden // 8) * 8
+    return divide_up(hidden, 8) * 8

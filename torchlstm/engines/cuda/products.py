@@ -1,9 +1,9 @@
-"""The products around and within the time loop: in the precision that a call settles, whatever torch's setting is.
+"""The products around and within the time loop, in the precision of the call, whatever torch's setting is.
 
-torch's own products of float32 follow a setting of the process, `torch.backends.cuda.matmul.fp32_precision`, which
-other threads read meanwhile; it is never switched here.  Where it grants what a call wants, the product is torch's, by
-cuBLAS; where it does not, a kernel of ours: with exact products under a setting of TF32, or in TF32 under one of exact
-products, if there is enough to gain.  The latter takes a rounded copy of both operands.
+torch's own products of float32 follow a setting of the process, `torch.backends.cuda.matmul.fp32_precision`.  Other
+threads read it, so it is never switched here.  Where it allows the precision that a call has, torch multiplies, by
+cuBLAS.  Where it does not, a kernel of ours does: in exact float32 under a setting of TF32, or in TF32 under a setting
+of exact products, if the product is large enough to gain.  The latter takes a rounded copy of both operands.
 """
 
 import math
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..contract import Problem
+from ..shared.torch_private import constant
 from . import launch as launching
+from .plan import divide_up
 
 
 class _Tile(NamedTuple):
-    """How the kernel is cut: rows, columns and inner axis of a tile, warps, and tiles on their way at once."""
+    """How the kernel is cut: rows, columns and inner axis of a tile, warps, and stages of its pipeline."""
 
     rows: int
     columns: int
@@ -26,16 +28,16 @@ class _Tile(NamedTuple):
     stages: int
 
 
-# What they take of shared memory is there on every GPU from 8.0 on.
+# Their shared memory fits on every GPU of compute capability 8.0 or newer.
 _EXACT, _TF32 = _Tile(128, 64, 32, 4, 2), _Tile(128, 128, 32, 4, 3)
-# Of what rounds an operand: rows and columns.
+# Rows and columns of a tile of the kernel that rounds an operand.
 _PATCH = 64
-# From so many multiplications on, and of so many tiles, a product that may be in TF32 leaves cuBLAS's exact one for the
-# kernel: below, the exact one is as soon done (H200: 0.09 ms at the bound), and few tiles leave most of a GPU idle.
+# The least multiplications and tiles for which a product that may be in TF32 is the kernel's, not cuBLAS's exact one:
+# below, the exact one takes no longer (H200: 0.09 ms at the bound), and few tiles leave most of a GPU idle.
 _LARGE, _MANY = 1 << 31, 64
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _wants_exact(cell: bool) -> bool:
     setting: Any = torch.backends.cuda.matmul if cell else torch.backends.cudnn.rnn
     return bool(setting.fp32_precision != "tf32")
@@ -44,8 +46,8 @@ def _wants_exact(cell: bool) -> bool:
 def exact(problem: Problem) -> bool:
     """Whether torch's settings, as they are now, want a problem's products of float32 exact.
 
-    nn.LSTM's follow `torch.backends.cudnn.rnn`, nn.LSTMCell's `torch.backends.cuda.matmul`; other dtypes have one way.
-    A compiled program keeps what it was compiled under.
+    nn.LSTM's follow `torch.backends.cudnn.rnn`, nn.LSTMCell's `torch.backends.cuda.matmul`; other dtypes have one
+    precision.  A compiled program keeps what it was compiled under.
     """
     return problem.dtype == torch.float32 and _wants_exact(problem.cell)
 
@@ -62,7 +64,7 @@ def strict(dtype: torch.dtype, exact: bool) -> bool:
 
 
 def _ours(out: Tensor, left: Tensor, exact: bool) -> bool:
-    """Whether a product is the kernel's."""
+    """Whether a product is computed by our kernel."""
     if out.dtype != torch.float32:
         return False
     return in_tf32() if exact else not in_tf32() and _pays(out, left)
@@ -98,7 +100,7 @@ def own(out: Tensor, left: Tensor, right: Tensor, exact: bool, add: bool = False
     if not exact:
         left, right = _rounded(left), _rounded(right.t()).t()
     (rows, inner), columns = left.shape, right.shape[1]
-    # In the interpreter every product is one of float32, and TF32's rounding is all that is left of it.
+    # The interpreter multiplies in float32: of TF32 it has the rounding of operands alone.
     precision = "ieee" if exact or launching.INTERPRETED else "tf32"
     launching.launch(
         "product", "product", _tiles(rows, columns, tile), tile.warps,
@@ -113,14 +115,14 @@ def _rounded(matrix: Tensor) -> Tensor:
     """A matrix (R, C) of any strides, rounded to TF32: contiguous, and of its own."""
     out = matrix.new_empty(matrix.shape)
     launching.launch(
-        "product", "rounded", (-(-out.shape[0] // _PATCH), -(-out.shape[1] // _PATCH)), _TF32.warps,
+        "product", "rounded", (divide_up(out.shape[0], _PATCH), divide_up(out.shape[1], _PATCH)), _TF32.warps,
         (matrix, out), (*out.shape, *matrix.stride()), BR=_PATCH, BC=_PATCH,
     )  # fmt: skip
     return out
 
 
 def _tiles(rows: int, columns: int, tile: _Tile) -> tuple[int, int]:
-    return -(-rows // tile.rows), -(-columns // tile.columns)
+    return divide_up(rows, tile.rows), divide_up(columns, tile.columns)
 
 
 def _pays(out: Tensor, left: Tensor) -> bool:

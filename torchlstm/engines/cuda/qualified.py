@@ -25,17 +25,17 @@ from .records import Measured, Record, decide, find, together
 # Switches records off: nothing is then chosen automatically.
 VARIABLE = "TORCHLSTM_QUALIFIED"
 COMMAND = "torchlstm qualify"
-# Where in the store of a process group the first rank says what it goes by.
+# The key in a process group's store under which the first rank publishes its decisions.
 _STORED = "torchlstm/qualified"
 
 
 class Standing(NamedTuple):
-    """What automatic choice goes by on a GPU.
+    """What automatic choice is based on for a GPU.
 
     decisions  of the classes that were right
     classes    all that was measured
     ignored    files that are no records of this GPU and this process, with the reasons
-    nothing    why there is nothing to go by, or None
+    nothing    why nothing can be chosen, or None
     """
 
     decisions: Decisions
@@ -45,12 +45,12 @@ class Standing(NamedTuple):
     nothing: str | None = None
 
 
-# By the index of a GPU; of the process group that is named first, if there is one, what its ranks have agreed on.
+# By the index of a GPU: the records' standing, and what the ranks of the process group `_group_of[0]` have agreed on.
 _standings: dict[int | None, Standing] = {}
 _agreed: dict[int | None, Standing] = {}
 _group_of: list[Any] = [None]
 _tables: dict[tuple[Any, ...], tuple[Interval, ...]] = {}
-# The loop, or why there is none, of calls that were asked about; where there are too many, all are forgotten.
+# The loop of each kind of call so far, or why there is none; cleared when there are too many.
 _answers: dict[tuple[Any, ...], tuple[str | None, str]] = {}
 _MOST = 4096
 _warned: set[str] = set()
@@ -87,7 +87,7 @@ def automatic(problem: Problem, tf32: bool) -> Problem | str:
     return problem._replace(loop=loop) if loop else why
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch_private.constant
 def _transforms() -> bool:
     """Whether what is compiled is inside a transform of torch.func."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -131,7 +131,7 @@ def _allowed(loop: str, form: Form, problem: Problem, steps: Any) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch_private.constant
 def _table(index: int | None, *fields: Any) -> tuple[Interval, ...]:
     """What is chosen for problems of a form on a GPU."""
     group = _follow_group()
@@ -153,7 +153,7 @@ def _follow_group() -> Any:
 
 
 def _basis(index: int | None) -> Standing:
-    """What is gone by on a GPU: its records, or what the ranks have agreed on; warns, once, where it has none."""
+    """What the choice on a GPU is based on: its records, or what the ranks agreed on; warns once if it has none."""
     own = standing_of(index)
     if not own.records and not INTERPRETED and os.environ.get(VARIABLE) != "0":
         text = f"the CUDA engine is not chosen on cuda:{index}: no record says that it is right and faster there; "
@@ -192,7 +192,7 @@ def _group() -> Any:
 
 
 def _agree(index: int | None) -> Standing:
-    """Publish what this rank would go by, or take what another rank has published first; nobody waits for anybody."""
+    """Publish this rank's decisions, or take those that another rank has published first; no rank waits for another."""
     own = standing_of(index)
     try:
         mine = {"identity": digest(identity_of(index)), "decisions": own.decisions}

@@ -20,7 +20,7 @@ from .identity import Identity, difference, digest
 SCHEMA = 1
 # What a release brings.
 SHIPPED = Path(__file__).parents[2] / "qualified"
-# For another process that writes the same record: writing takes milliseconds.
+# Seconds to wait for another process that writes the same record: writing takes milliseconds.
 _PATIENCE = 10.0
 
 
@@ -109,7 +109,7 @@ def _measured(row: Any) -> Measured:
 
 def _row(found: Measured) -> dict[str, Any]:
     row = {"H": found.hidden, "B": found.batch, "reason": found.reason, "least": found.least, "speed": found.speed}
-    # For who reads the file.
+    # For people who read the file.
     unmeasured = found.least is not None and not found.speed
     return {**row, "note": "chosen without a measurement of speed"} if unmeasured else row
 

@@ -1,4 +1,4 @@
-"""The loop without communication between programs: for every step a product, by cuBLAS, and a kernel for the cell."""
+"""The step loop: a product by cuBLAS and a kernel for the cell at every step, no communication between programs."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import graphs, products
 from .launch import Repeated
-from .plan import Steps
+from .plan import Steps, divide_up
 from .work import Together, Work, fast, order_of, turned, wide
 
 
@@ -51,14 +51,14 @@ def run_forward(
         H=hidden, D=directions, BLOCK=plan.block, SAVE=cells.dim() > 1, FAST=fast(work),
     )  # fmt: skip
     sizes, starts, rows, add = work.sizes, work.starts, work.rows, _adding(work)
-    parts, states, w = _parts(work, gates, order), _alive(h), [each.t() for each in w_hh.unbind()]
+    parts, states, weights = _parts(work, gates, order), _alive(h), [each.t() for each in w_hh.unbind()]
     for step, now in enumerate(order):
         for d, t in enumerate(now):
-            add(parts[d][step], states(d, sizes[t]), w[d])
+            add(parts[d][step], states(d, sizes[t]), weights[d])
         first, last = now[0], now[-1]
-        n, m = sizes[first], sizes[last]
-        grid = (-(-max(n, m) * hidden // plan.block), directions)
-        kernel(grid, starts[first], starts[last], n, m, batch, rows)
+        count_0, count_1 = sizes[first], sizes[last]
+        grid = (divide_up(max(count_0, count_1) * hidden, plan.block), directions)
+        kernel(grid, starts[first], starts[last], count_0, count_1, batch, rows)
 
 
 def backward(
@@ -88,7 +88,7 @@ def backward(
         given = (acts, cells, c_0, dy[0] if dy else None, dh, dc, dacts, dcells, dgates)
         run_backward(plan, part, *given, w_hh, order)
 
-    # A trace is rare, and would be two more tensors to copy.
+    # Gradients of a trace are rare, and would be two more tensors to copy.
     done = graphs.run("backward", plan, work, rows, (dh, dc), w_hh, body) if dacts is None else 0
     body(work, rows, (dh, dc), w_hh, order_of(work, directions)[::-1][done:])
     return dgates, dh, dc if dc.dtype == c_0.dtype else dc.to(c_0.dtype)
@@ -118,7 +118,7 @@ def run_backward(
         H=hidden, D=directions, BLOCK=plan.block, TRACE=dacts is not None, FAST=fast(work),
     )  # fmt: skip
     sizes, starts, steps, rows = work.sizes, work.starts, work.problem.rows.steps, work.rows
-    write, parts, states, w = _writing(work), _parts(work, dgates, order), _alive(dh), w_hh.unbind()
+    write, parts, states, weights = _writing(work), _parts(work, dgates, order), _alive(dh), w_hh.unbind()
     # From a step to the one before it in the direction of the forward.
     back = [1 if turned(work, d) else -1 for d in range(directions)]
 
@@ -131,16 +131,18 @@ def run_backward(
 
     for step, now in enumerate(order):
         first, last = now[0], now[-1]
-        n, m = sizes[first], sizes[last]
-        (row_0, begun_0), (row_1, begun_1) = before(0, first), before(directions - 1, last)
-        grid = (-(-max(n, m) * hidden // plan.block), directions)
-        kernel(grid, starts[first], starts[last], n, m, row_0, row_1, begun_0, begun_1, batch, rows)
+        count_0, count_1 = sizes[first], sizes[last]
+        (before_0, begun_0), (before_1, begun_1) = before(0, first), before(directions - 1, last)
+        grid = (divide_up(max(count_0, count_1) * hidden, plan.block), directions)
+        kernel(
+            grid, starts[first], starts[last], count_0, count_1, before_0, before_1, begun_0, begun_1, batch, rows
+        )  # fmt: skip
         for d, t in enumerate(now):
-            write(states(d, sizes[t]), parts[d][step], w[d])
+            write(states(d, sizes[t]), parts[d][step], weights[d])
 
 
 def _adding(work: Work) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What adds a product to a tensor, for all steps: the settings are asked once."""
+    """The function that adds a product to a tensor, chosen once for all steps."""
     if products.strict(work.problem.dtype, work.precise):
         return lambda out, left, right: products.own(out, left, right, exact=True, add=True)
     return Tensor.addmm_
@@ -164,13 +166,13 @@ def _parts(work: Work, tensor: Tensor, order: Sequence[Together]) -> list[Sequen
 
 
 def _alive(state: Tensor) -> Callable[[int, int], Tensor]:
-    """The first n sequences of a direction of a state (D, B, F); every n is sliced once."""
+    """The first sequences of a direction of a state (D, B, F), by their number; each slice is made once."""
     known: list[dict[int, Tensor]] = [{} for _ in range(len(state))]
 
-    def alive(d: int, n: int) -> Tensor:
-        found = known[d].get(n)
+    def alive(d: int, count: int) -> Tensor:
+        found = known[d].get(count)
         if found is None:
-            found = known[d][n] = state[d, :n]
+            found = known[d][count] = state[d, :count]
         return found
 
     return alive

@@ -1,4 +1,4 @@
-"""What is told of records: which one chose a call, what `torchlstm info` says, and where nn.LSTM was faster."""
+"""What users are told about records: which one chose a call, what is in them, and where nn.LSTM was faster."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from .device import GPU, gpu_of
 from .qualified import COMMAND, Standing, automatic, parts_of, standing_of
 from .records import Record, decide
 
-# The dtypes of which it is worth saying that nothing was tried.
+# The dtypes that are named if nothing was tried of them.
 _USUAL = ("float32-tf32", "bfloat16", "float16")
 
 

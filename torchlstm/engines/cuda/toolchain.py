@@ -7,15 +7,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+from ..shared.torch_private import constant
 
 _WAY_OUT = "install gcc and Python's headers (on Debian: apt install gcc libc6-dev python3-dev), or name one by CC"
 
-# What `missing` has found, once it has looked.
+# The answer of `missing`, once it has looked.
 _found: list[str | None] = []
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def missing() -> str | None:
     """Why Triton cannot launch a kernel here, or None; looked for once a process, and nothing is built or launched."""
     if not _found:

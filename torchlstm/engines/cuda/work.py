@@ -92,9 +92,9 @@ def _lengths(sizes: list[int], batch: int) -> list[int]:
 
 
 def _filled(sizes: list[int], batch: int, device: torch.device) -> Tensor:
-    """The places, from nothing but numbers in the launches: a graph that copies from the host would need its memory.
+    """The places, written by fills on the device: a captured copy from the host would need that memory at each replay.
 
-    One fill for each size that there is, at most B of them; the memory is the graph's own.
+    One fill for each distinct size, at most B of them; the memory is the graph's own.
     """
     steps, alive = len(sizes), torch.empty(len(sizes), dtype=torch.int64, device=device)
     places = torch.zeros(steps + 1 + batch, dtype=torch.int64, device=device)
@@ -115,7 +115,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def fast(work: Work) -> bool:
-    """Whether the hardware's own tanh will do: for half precision."""
+    """Whether the hardware's approximate tanh is precise enough: in half precision."""
     return work.problem.dtype.itemsize == 2 and not INTERPRETED
 
 
@@ -191,11 +191,11 @@ def before_each(work: Work, cells: Tensor, o: Tensor, h_0: Tensor, backwards: bo
     """
     if work.places is not None:
         return neighbours(work, torch.tanh(cells).mul_(o), h_0, backwards)
-    # Made where it belongs: a pass over all rows less.
+    # Written in its final place, which saves a pass over all rows.
     batch, rows = h_0.shape[0], work.rows
     before, rest = cells.new_empty(rows, cells.shape[1]), rows - batch
     first, last = before.split([rest, batch] if backwards else [batch, rest])
-    (inner, edge), of = ((first, last), slice(batch, rows)) if backwards else ((last, first), slice(0, rest))
-    torch.tanh(cells[of], out=inner).mul_(o[of])
+    (inner, edge), source = ((first, last), slice(batch, rows)) if backwards else ((last, first), slice(0, rest))
+    torch.tanh(cells[source], out=inner).mul_(o[source])
     edge.copy_(h_0)
     return before

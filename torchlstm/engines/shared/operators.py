@@ -1,17 +1,18 @@
 """Kernels as opaque operators of torch.library: what compile, export, vmap and dispatch modes see."""
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..contract import Dense, Problem, Ragged, check_batch_sizes, problem_of
 from . import chunks
 from .access import access_of
 from .gradients import gradients
+from .imports import once_imported
 from .kernel import Call, Kernel, unflatten
 
 # Every operator begins with the eight arguments of `Arguments`.
@@ -314,20 +315,28 @@ def _recomputed(h_0: Sequence[int], weights: Sequence[Sequence[int]], rest: Sequ
     return 0 if rest[2] is None else sum(_products(h_0, weights)[0])
 
 
-@register_flop_formula(torch.ops.torchlstm.lstm)
 def _lstm_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *___: Any, **____: Any) -> int:
     return x[0] * sum(_products(h_0, weights)[0])
 
 
-@register_flop_formula(torch.ops.torchlstm.lstm_backward_loop)
 def _lstm_backward_loop_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *rest: Any, **___: Any) -> int:
     return x[0] * (sum(_products(h_0, weights)[1]) + _recomputed(h_0, weights, rest))
 
 
-@register_flop_formula(torch.ops.torchlstm.lstm_backward)
 def _lstm_backward_flops(_: Any, x: Sequence[int], h_0: Any, __: Any, weights: Any, *rest: Any, **___: Any) -> int:
     needs = rest[-1]
     products, recurrent = _products(h_0, weights)
     of_x = sum(products) - sum(recurrent) if needs[0] else 0
     of_weights = sum(count for count, needed in zip(products, needs[3:], strict=True) if needed)
     return x[0] * (sum(recurrent) + of_x + of_weights + _recomputed(h_0, weights, rest))
+
+
+def _register_flops() -> None:
+    register = importlib.import_module("torch.utils.flop_counter").register_flop_formula
+    register(torch.ops.torchlstm.lstm)(_lstm_flops)
+    register(torch.ops.torchlstm.lstm_backward_loop)(_lstm_backward_loop_flops)
+    register(torch.ops.torchlstm.lstm_backward)(_lstm_backward_flops)
+
+
+# That module imports Triton, which takes longer than all of torchlstm.
+once_imported("torch.utils.flop_counter", _register_flops)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ NAMES = {
     ),
     "torch._check": Private(
         "tells torch.export that a batch is not negative", "torch.export decides by itself whether it needs to be told"
+    ),
+    "torch._dynamo.decorators.justknobs_check._dynamo_marked_constant": Private(
+        "marks functions whose results are constants to torch.compile, which need not be imported for it",
+        "torch.compile traces into them: it may cut a program in two, and refuses to with fullgraph",
     ),
     "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": Private(
         "unpacks a frozen module's weights apart from torch.func's transforms", "transforms see them being unpacked"
@@ -140,8 +144,8 @@ NAMES = {
     ),
 }
 
-# Attributes of instances, and of a class that torch imports when it is used: they are missed when they are asked for.
-_LATER = ("torch.nn.Module._buffers", "torch.nn.Module._parameters", "torch.nested.")
+# Attributes of instances, and of what torch imports when it is used: they are missed when they are asked for.
+_LATER = ("torch._dynamo.", "torch.nn.Module._buffers", "torch.nn.Module._parameters", "torch.nested.")
 
 
 def find(name: str) -> Any:
@@ -218,6 +222,18 @@ _HAS_EXPORTING = find("torch.compiler._is_exporting_flag") is not None
 def is_exporting() -> bool:
     """Whether a program is being exported; right also while a compiler traces this function."""
     return bool(torch.compiler._is_exporting_flag) if _HAS_EXPORTING else torch.compiler.is_exporting()
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def constant(function: _Function) -> _Function:
+    """Mark a function whose result is a constant of a compiled program.
+
+    `torch.compiler.assume_constant_result` sets the same attribute, and imports the compiler to do so: a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 # Where `_current_level` and `_is_profiler_enabled` stand, which change; C reads them from the dict of the same.

@@ -3,13 +3,14 @@
 import triton
 import triton.language as tl
 
-# Prefixes: p_ pointer, b_ block, i_ program index, o_ offset.  FAST: the hardware's tanh, for half precision.  ASM:
-# compiled for a GPU; in Triton's interpreter, which knows no assembly, the same arithmetic in Triton's own operations.
+# Prefixes: p_ pointer, b_ block, i_ program index, o_ offset.  FAST: the hardware's approximate tanh, for half
+# precision.  ASM: compiled for a GPU; the interpreter has no assembly, and takes the same arithmetic in Triton's own
+# operations.
 
 
 @triton.jit
 def tanh(x, FAST: tl.constexpr):
-    """Of float32 by FAST with a relative error of 2^-11 (PTX ISA, tanh.approx); else to rounding."""
+    """tanh: with FAST of float32 with a relative error of 2^-11 (PTX ISA, tanh.approx), else to rounding error."""
     if FAST:
         return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
@@ -35,9 +36,10 @@ def sigmoid(x, FAST: tl.constexpr):
         return 1.0 / (1.0 + tl.exp(-x))
 
 
-# `tl.load` and `tl.store` choose a layout of their own, and every conversion from it costs a trip through shared memory
-# and two barriers a tensor and step.  Assembly has no layout: it takes that of its operands, one of which (`like`)
-# comes out of a product.  One element an instruction: with two, the second address would be a guess about the layout.
+# `tl.load` and `tl.store` choose a layout of their own; every conversion from it goes through shared memory and takes
+# two barriers for each tensor and step.  Inline assembly has no layout: it takes that of its operands, one of which
+# (`like`) comes out of a product.  One element an instruction: with two, the second address would be a guess about the
+# layout.
 
 
 @triton.jit
@@ -83,11 +85,11 @@ def store_like(p, value, mask, ASM: tl.constexpr):
 
 @triton.jit
 def barrier(ASM: tl.constexpr):
-    """Let no thread of this program go on before all are here.
+    """A barrier of the threads of this program.
 
-    Several threads may hold the same element of a tensor: what they all read from memory, the gates or a state, none
-    may write over before that.  Triton's own barrier would make its compiler fetch the weights from shared memory in
-    every step (seen for sm_90), and in its interpreter there is nothing to wait for.
+    Several threads may hold the same element of a tensor: none may overwrite the gates or a state in memory before all
+    have read them.  With Triton's own barrier its compiler would fetch the weights from shared memory in every step
+    (seen for sm_90).  The interpreter needs no barrier.
     """
     if ASM:
         tl.inline_asm_elementwise("bar.sync 0; mov.b32 $0, $1;", "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)
@@ -97,7 +99,7 @@ def barrier(ASM: tl.constexpr):
 def rounded(x, PRECISION: tl.constexpr, ASM: tl.constexpr):
     """An operand of `product`: float32 rounded to TF32 (to nearest, ties away from zero) if that is the precision.
 
-    A product on tensor cores does not round, it drops the digits that TF32 has not.
+    Tensor cores do not round their operands: they truncate float32 to TF32.
     """
     if PRECISION == "tf32" and x.dtype == tl.float32:
         if ASM:
@@ -114,10 +116,10 @@ def rounded(x, PRECISION: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def load_weight(p, mask, PRECISION: tl.constexpr, ASM: tl.constexpr):
-    """A part of a weight, 0 where masked, on its way to being an operand of products.
+    """Load a part of a weight, 0 where masked, as an operand of products.
 
-    It goes through shared memory to where products want it.  Triton 3.6 keeps the room for all that are loaded one
-    after another, unless something is done with each in between: here a move that it does not see through.
+    It passes through shared memory into the layout of operands.  Triton 3.6 would reserve shared memory for all parts
+    that are loaded one after another at once, unless each is used in between: here by a move that is opaque to it.
     """
     w = tl.load(p, mask=mask, other=0.0)
     if not ASM or (PRECISION == "tf32" and w.dtype == tl.float32):
@@ -136,7 +138,7 @@ def product(a, w, sum, PRECISION: tl.constexpr, ASM: tl.constexpr):
     if ASM:
         return tl.dot(a, w, sum, input_precision=PRECISION)
     else:
-        # The interpreter's product takes the bits of a bfloat16 for an integer.
+        # The interpreter would multiply the bits of a bfloat16 as integers.
         return tl.dot(a.to(tl.float32), w.to(tl.float32), sum, input_precision="ieee")
 
 

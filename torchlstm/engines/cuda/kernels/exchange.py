@@ -1,29 +1,31 @@
-"""The exchange between programs that run at the same time: words that say themselves whether they are there.
+"""The exchange between programs that run at once: words are written once, and polled while they hold a sentinel.
 
-The protocol is that of a sentinel.  Before the launch all words of the exchange are `EMPTY`, a pattern of bits that no
-result has.  A producer writes each word once (`publish`), a consumer reads it until it is another than `EMPTY`
-(`await_all`).  A word that is there is complete, and says nothing of any other word: so there is no flag, no fence, no
-barrier between programs, and no order among memory accesses to rely on.
+Before the launch all words of the exchange hold the sentinel `EMPTY`, a pattern of bits that no result has.  A
+producer writes each word once (`publish`).  A consumer reads it until it differs from `EMPTY` (`await_all`).  Each
+word is its own flag and says nothing about other words.  So there is no separate flag, no fence and no barrier between
+programs, and the order of memory accesses does not matter.
 
-To PTX's memory model these are racing accesses, defined where both sides access the same 32-bit words by strong
-operations (PTX ISA, "Memory Consistency Model").  So results are written by `st.relaxed.gpu` of 32 bits, two units of
-16 bits in one, and read by `ld.volatile` of one, two or four words: a vector's elements are accesses of their own.
-Triton's loads are that wide where rows begin at multiples of 16 bytes, so rows are `PAD` units long, H rounded up to a
+In PTX's memory model concurrent accesses are no data race if both are strong operations on the same 32-bit word (PTX
+ISA, "Memory Consistency Model").  So results are written by `st.relaxed.gpu` of 32 bits, two units of 16 bits in one,
+and read by `ld.volatile` of one, two or four words: the elements of a vector count as separate accesses.  Triton's
+loads are that wide where rows begin at multiples of 16 bytes.  So rows are `PAD` units long, H rounded up to a
 multiple of 8; the units from H on are zeros, published like all others.
 
-Spinning is bounded: who reads in vain `LIMIT` times ends the launch with an error (`trap`).
+The spin is bounded: a program that has read the sentinel `LIMIT` times aborts the launch (`trap`).  `docs/exchange.md`
+draws all of this.
 """
 
 import triton
 import triton.language as tl
 
-# All ones: as a float a NaN with a payload that arithmetic does not make.  A NaN of that kind is published as another.
+# All ones: as a float a NaN with a payload that arithmetic does not produce.  A result of these bits is published as
+# another NaN.
 EMPTY = tl.constexpr(-1)
 
 
 @triton.jit
 def publish(p_words, start, u, value, live, UNITS: tl.constexpr, H: tl.constexpr, PAD: tl.constexpr, ASM: tl.constexpr):
-    """Write a slice of results where other programs wait for it, never as `EMPTY`.
+    """Write a slice of results into the exchange, never as `EMPTY`.
 
     p_words  the exchange as int32
     start    (B,) where each sequence's row begins, in elements
@@ -38,7 +40,8 @@ def publish(p_words, start, u, value, live, UNITS: tl.constexpr, H: tl.constexpr
     if value.dtype.primitive_bitwidth == 16:
         bits = value.to(tl.int16, bitcast=True).to(tl.int32)
         bits = tl.where(bits == EMPTY, 0x7FFF, bits) & 0xFFFF
-        # A sum, in which no two bits meet: both units' threads get the word by a shuffle, wherever the layout has them.
+        # Two units make a word.  The halves have no bit in common, so their sum is the word; a sum also works in
+        # whatever layout the units are, by shuffles.
         pairs = tl.reshape(bits << (u % 2 * 16)[None, :], (value.shape[0], UNITS // 2, 2))
         words = tl.broadcast_to(tl.sum(pairs, 2, keep_dims=True), pairs.shape)
         words = tl.reshape(words, value.shape)
@@ -58,7 +61,7 @@ def publish(p_words, start, u, value, live, UNITS: tl.constexpr, H: tl.constexpr
 
 @triton.jit
 def _count(tries, LIMIT, ASM: tl.constexpr):
-    """One more read in vain, of which there is an end."""
+    """Count a read that found the sentinel; abort beyond `LIMIT` of them."""
     tries += 1
     if tries > LIMIT:
         if ASM:
@@ -70,7 +73,7 @@ def _count(tries, LIMIT, ASM: tl.constexpr):
 
 @triton.jit
 def _missing(words, awaited, ROWWISE: tl.constexpr, SIZE: tl.constexpr):
-    """Whether a word that is awaited is `EMPTY`: as an unsigned number the largest, so that one maximum tells."""
+    """Whether an awaited word is `EMPTY`, which is the largest unsigned number: one maximum over all words tells."""
     if ROWWISE:
         words = tl.where(awaited, words, 0)
     most = tl.max(words.to(tl.uint32, bitcast=True).reshape(SIZE), 0).to(tl.int32, bitcast=True) == EMPTY
@@ -116,9 +119,9 @@ def elements(words, like: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
 
 @triton.jit
 def await_one_each(p_words, awaited, LIMIT, ASM: tl.constexpr):
-    """Read one word of each producer until all that are awaited are there: less to read in vain than all words are.
+    """Poll one word of each producer until all awaited ones are there: a poll of all words would read more memory.
 
-    It is a hint alone: other words of the same producers may still be on their way.
+    This is only a hint: other words of the same producers may not be visible yet.
     """
     missing = 1
     tries = -1
@@ -132,8 +135,8 @@ def await_one_each(p_words, awaited, LIMIT, ASM: tl.constexpr):
 def fold(a, KS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr):
     """The sum of (ROWS, N, KS) over its last axis, which lies across warps, by halves.
 
-    By each half a program's warps come to hold fewer elements each.  After `tl.sum`, every warp would hold all of them,
-    and do all that follows as often as there are warps.
+    With each halving a warp holds fewer elements.  After `tl.sum` every warp would hold all of them, and all that
+    follows would be computed once by each warp.
     """
     for i in tl.static_range(5):
         if 2 << i <= KS:

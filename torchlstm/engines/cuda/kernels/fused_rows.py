@@ -1,4 +1,4 @@
-"""Fused, few units: one program owns a tile of sequences and all hidden units of a direction, for all steps.
+"""The fused loop of few units: one program owns a tile of sequences and all units of a direction, for all steps.
 
 W_hh stays in registers, h and c never leave the program, and no program waits for another.  grid: (tiles, D).
 
@@ -12,9 +12,9 @@ W_hh stays in registers, h and c never leave the program, and no program waits f
     REVERSE   1 if the only direction runs the rows backwards, else 0
     starts    (T + 1,) int64, the first row of every step; lengths (B,) int64; of a ragged batch only
 
-Two things keep the weights in registers (seen in the code that Triton 3.6 and 3.9 write for sm_90): the time loop is a
-`while`, since a `for` moves the conversion of a product's operand back into the loop; and it carries nothing but
-scalars and what comes out of a product.
+Two things keep the weights in registers (seen in the code that Triton 3.6 and 3.9 generate for sm_90): the time loop
+is a `while`, since a `for` moves the conversion of a product's operand back into the loop; and the loop carries only
+scalars and results of products.
 """
 
 import triton
@@ -25,8 +25,8 @@ from .common import barrier, cell_backward, cell_forward, load_like, load_weight
 
 @triton.jit
 def _weights(p, to_unit, from_unit, H: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr):
-    """W_hh of the four gates as operands.  Each is a product of its own: one of all would be four times as much in
-    shared memory on its way to registers, more than consumer cards have."""
+    """W_hh of the four gates as operands.  Each gate is a product of its own: a single one would need four times the
+    shared memory to load the weights, more than consumer cards have."""
     p += to_unit * H + from_unit
     mask = (to_unit < H) & (from_unit < H)
     w_i = load_weight(p, mask, PRECISION, ASM)
@@ -36,7 +36,7 @@ def _weights(p, to_unit, from_unit, H: tl.constexpr, PRECISION: tl.constexpr, AS
     return w_i, w_f, w_g, w_o
 
 
-# What changes from call to call compiles nothing anew.
+# Arguments that change from call to call must not cause a compilation.
 @triton.jit(do_not_specialize=["T", "B", "P"], do_not_specialize_on_alignment=["p_starts", "p_lengths"])
 def forward(
     p_gates, p_w_hh, p_y, p_cells, p_h_0, p_c_0, p_h_n, p_c_n, p_starts, p_lengths, T, B, P,
@@ -76,7 +76,7 @@ def forward(
     o_x = load_like(p + 3 * H, live, c, ASM)
     s = 0
     while s < steps:
-        # The gates of the next step are on their way during this one; the last time round, they are this one's again.
+        # The gates of the next step are loaded during this one; in the last step, those of this step again.
         following = tl.where(s + 1 < steps, t + tl.where(onwards, 1, -1), t)
         row_following = row_of(p_starts, following, B, RAGGED)
         live = mask
@@ -125,7 +125,7 @@ def _saved(
     p_acts, p_cells, p_c_0, p_dy, p_starts, t, step, steps, b, length, mask, like, o_gates, o_cells, o_state, o_y, B,
     H: tl.constexpr, D: tl.constexpr, RAGGED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """What the backward of step t reads: i, f, g, o, c, c of the step before (t + step), dy."""
+    """The saved tensors that the backward of step t reads: i, f, g, o, c, c of the step before (t + step), dy."""
     row = row_of(p_starts, t, B, RAGGED)
     earlier = t + step
     row_earlier = row_of(p_starts, tl.maximum(tl.minimum(earlier, steps - 1), 0), B, RAGGED)

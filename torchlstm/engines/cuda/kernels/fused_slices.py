@@ -1,4 +1,4 @@
-"""Fused, many units: each program owns a slice of hidden units; all exchange h, or the gates' gradients, each step.
+"""The fused loop of many units: each program owns a slice of units; all exchange h, or dgates, at every step.
 
 A slice's part of W_hh stays in registers for all steps.  What the programs exchange is described in `exchange.py`:
 h forward, the gradients of the gates backward.  All programs must be on the GPU at once, which a cooperative launch
@@ -11,7 +11,7 @@ grid: D * tiles * slices programs.  Names and shapes as in `fused_rows.py`, and
     h_0_words     h_0 (D, B, PAD) as int32
     c_0, dc_n     (D, B, H) the first states, read where a program holds them; dh_n and dc_n may be None, for zero
     c, dc         (D, B, H) c_n and dc_0; where a program has several products a step, float32, c_0 and dc_n before
-    LIMIT         how often to read in vain
+    LIMIT         how often a program may read the sentinel before it aborts
     OFFSET        added to the program's index; tests run every program in a process of its own
     HS, SLICES    units of a slice, slices of a direction
     CHUNKS, KS, KC
@@ -56,7 +56,7 @@ def _carried(p_state, b, u, i_d, B, H: tl.constexpr, HELD: tl.constexpr):
 def _readable(first, count, BB: tl.constexpr):
     """For each row of a product the sequence to read: its own of the first `count`, the last of these for the others.
 
-    So all reads are of memory that is there, and no mask is needed; nothing is made of what the others read.
+    So all addresses are valid and no mask is needed.  Nothing is computed from what the other rows read.
     """
     return tl.where(count > 0, first + tl.minimum(tl.arange(0, BB), count - 1), 0)
 
@@ -118,7 +118,7 @@ def forward(
         mask = live[:, None] & (u < H)[None, :]
         o_state = (i_d * B + b)[:, None] * H + u[None, :]
         p = p_gates + row * 4 * H + b[:, None] * (4 * H) + u[None, :]
-        # On their way while this program waits for the others.
+        # Loaded while this program waits for the others.
         i_x = load_like(p, mask, c, ASM)
         f_x = load_like(p + H, mask, c, ASM)
         g_x = load_like(p + 2 * H, mask, c, ASM)
@@ -146,8 +146,8 @@ def forward(
         for chunk in tl.static_range(CHUNKS):
             at = chunk * KS * KW + k_words[:, None, :]
             inside = None if CHUNKS * KS * KC == PAD else at < PAD // WORD
-            # A choice between addresses would hide from Triton 3.9 that four words follow each other: so dense batches
-            # have a branch.
+            # A choice between addresses would hide from Triton 3.9 that four words are adjacent: dense batches take a
+            # branch instead.
             if RAGGED:
                 p_h = tl.where(begun[None, :, None], p_y_words + at, p_h_0 + at)
                 words = await_all(p_h, inside, (begun & live)[None, :, None], True, LIMIT, KS * BB * KW, ASM)

@@ -1,11 +1,11 @@
-"""Alternating: the arithmetic of the cell for one step, between two products that cuBLAS makes.
+"""The step loop's kernel: the arithmetic of the cell for one step, between two products by cuBLAS.
 
 Names as in `fused_rows.py`.  grid: (blocks, D).  Direction 0 is at the rows from row_0, of which count_0 are live,
 direction 1 at those from row_1.
 
     h, c, dh, dc  (D, B, H) the states and their gradients, updated in place; c and dc in the type of the arithmetic
     before_0, before_1, begun_0, begun_1
-                  the first row of c of the step before; so many sequences have one, the others c_0
+                  the first row of the step before, and how many sequences have that step; the others take c_0
 """
 
 import triton

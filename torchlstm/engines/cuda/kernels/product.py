@@ -1,16 +1,16 @@
-"""A product of matrices of float32 whose precision is its own, whatever torch's process-wide setting says.
+"""A product of float32 matrices in a given precision, whatever torch's process-wide setting is.
 
     left, right, out  (M, K), (K, N), (M, N), of any strides; out gets left right, or that added if ADD
 
-grid: (tiles of M, tiles of N).  Of TF32 the operands are rounded before, by `rounded`: the tensor cores of sm_90 take
-them from shared memory as they are, the inner axis last, and do not round but cut digits off.
+grid: (tiles of M, tiles of N).  For TF32 the operands are rounded beforehand, by `rounded`: the tensor cores of sm_90
+read them from shared memory, the inner axis last, and truncate instead of rounding.
 """
 
 import triton
 import triton.language as tl
 
 
-# Strides are specialised on: Triton reads along the axis whose stride is 1.
+# Specialised on strides: Triton loads along the axis whose stride is 1.
 @triton.jit
 def rounded(p_in, p_out, R, C, in_r, in_c, BR: tl.constexpr, BC: tl.constexpr):
     """A tile (BR, BC) of a matrix (R, C) of any strides, rounded to TF32, halves away from zero; p_out: contiguous.
@@ -22,13 +22,13 @@ def rounded(p_in, p_out, R, C, in_r, in_c, BR: tl.constexpr, BC: tl.constexpr):
     mask = (r < R)[:, None] & (c < C)[None, :]
     x = tl.load(p_in + r[:, None] * in_r + c[None, :] * in_c, mask=mask, other=0.0)
     bits = x.to(tl.int32, bitcast=True)
-    # An exponent of ones is an infinity or NaN: to add to its digits could carry into the sign.
+    # An exponent of ones is an infinity or NaN: adding to its digits could carry into the sign.
     finite = (bits & 0x7F800000) != 0x7F800000
     bits = tl.where(finite, (bits + 0x1000) & -0x2000, bits)
     tl.store(p_out + r[:, None] * C + c[None, :], bits.to(tl.float32, bitcast=True), mask=mask)
 
 
-# Sizes are specialised on too: of multiples of 16, loads of 16 bytes need one mask.
+# Specialised on sizes too: if they are multiples of 16, a load of 16 bytes needs one mask.
 @triton.jit
 def product(
     p_left, p_right, p_out, M, N, K, left_m, left_k, right_k, right_n, out_m, out_n,
