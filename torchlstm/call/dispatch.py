@@ -28,12 +28,33 @@ _recorders: dict[int, Iterator[Recorder | None]] = {}
 
 
 def engines() -> dict[str, str | None]:
-    """The engines by name, in order of preference, each with None or the reason it is missing here."""
+    """Return the engines by name, in order of preference.
+
+    Returns:
+        For each name None, or the reason why this engine is not available here.
+
+    Examples:
+        >>> import torchlstm
+        >>> list(torchlstm.engines())
+        ['cpu', 'cuda', 'reference']
+        >>> torchlstm.engines()["reference"] is None
+        True
+    """
     return {name: engine.unavailable() for name, engine in ENGINES.items()}
 
 
 def forced_engine() -> str | None:
-    """The engine in force by `use_engine` or the variable TORCHLSTM_ENGINE, or None for automatic choice."""
+    """Return the engine in force by `use_engine` or the variable TORCHLSTM_ENGINE.
+
+    Returns:
+        Its name, or None for automatic choice.
+
+    Examples:
+        >>> from torchlstm.dispatch import forced_engine, use_engine
+        >>> with use_engine("reference"):
+        ...     forced_engine()
+        'reference'
+    """
     return None if _forced == _AUTOMATIC else _forced
 
 
@@ -43,18 +64,39 @@ def takes_native() -> bool:
 
 
 class EngineRefusal(RuntimeError):
-    """The engine that was asked for by name cannot run this module on this input."""
+    """The engine that was asked for by name cannot run this module on this input; the message says why.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.LSTM(2, 3, dtype=torch.complex64)
+        >>> x = torch.zeros(1, 1, 2, dtype=torch.complex64)
+        >>> with torchlstm.use_engine("cpu"):
+        ...     lstm(x)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        torchlstm.call.dispatch.EngineRefusal: engine 'cpu' cannot run this LSTM: ...
+    """
 
 
 class use_engine:
     """Compute every torchlstm module of this process with one engine, from now on or inside a `with`.
 
-    >>> torchlstm.use_engine("reference")
-    >>> with torchlstm.use_engine("reference"): ...
-    >>> torchlstm.use_engine("auto")
+    An engine that is asked for and cannot run a module raises `EngineRefusal` with its reason. The variable
+    TORCHLSTM_ENGINE sets the engine that a process starts with.
 
-    An engine that is asked for and cannot run a module raises EngineRefusal with its reason; "auto" chooses the first
-    that can.  Raises ValueError for an unknown name and RuntimeError for an engine that is missing here.
+    Args:
+        name: The name of an engine, or "auto" for the first that can run a module.
+
+    Raises:
+        ValueError: There is no engine of this name.
+        RuntimeError: The engine is not available here.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> with torchlstm.use_engine("reference"):
+        ...     output, state = torchlstm.LSTM(8, 16)(torch.randn(10, 4, 8))
+        >>> before = torchlstm.use_engine("auto")
     """
 
     def __init__(self, name: str) -> None:
