@@ -1,4 +1,4 @@
-"""What libraries with a table of torch.nn's classes are told: their rule for nn.LSTM holds for ours."""
+"""Registers torchlstm's classes in tables of torch.nn's classes: the rule for nn.LSTM also holds for ours."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {LSTM: nn.LSTM, LSTMCell: nn.LSTM
 
 
 def rules(table: dict[Any, Any]) -> dict[type[nn.Module], Hook]:
-    """For each class of ours the forward hook that a table has for torch.nn's."""
+    """Return, for each class of ours, the forward hook that a table has for torch.nn's."""
     return {ours: _seen_as(theirs, table[theirs]) for ours, theirs in OURS.items()}
 
 

@@ -11,19 +11,28 @@ import torch
 class Case:
     """One module and one call of it.
 
-    options   arguments of the constructor besides the sizes
-    form      dense, unbatched, packed (sorted), unsorted (packed), equal (packed, all as long), zeros (packed, with
-              steps at the end at which no sequence is alive), lengths or resets (dense, with that argument)
-    hx        none, given, list, aliased, expanded or strided (not contiguous)
-    training  False: eval mode, which turns dropout off
-    autocast  the dtype of an autocast region around the forward, or None
-    loss      the results that the loss sees
-    frozen    names of parameters that ask for no gradient; "input" and "hx" freeze those
-    scale     of the input; 1e4 saturates every gate
-    poison    a value written into one element of the input of sequence 0
-    trace     the call is `LSTM.trace`, and the loss sees the states and gates of every step too
-    tf32      what may round float32 to TF32 in products on CUDA: "rnn" nn.LSTM, "matmul" all others, nn.LSTMCell too
-    large     too large for Triton's interpreter, and slow on a CPU: it is for a GPU
+    Attributes:
+        name: The name of the case.
+        cell: Whether it is an LSTMCell.
+        steps: T.
+        batch: B.
+        input_size: Features of the input.
+        hidden_size: Units of c.
+        options: Arguments of the constructor beside the sizes.
+        form: dense, unbatched, packed (sorted), unsorted (packed), equal (packed, all of one length), zeros (packed,
+            with steps at the end at which no sequence is alive), lengths or resets (dense, with that argument).
+        hx: none, given, list, aliased, expanded or strided (not contiguous).
+        dtype: The dtype of module and input.
+        training: False: eval mode, without dropout.
+        autocast: The dtype of an autocast region around the forward, or None.
+        loss: The results that the loss depends on.
+        frozen: Names of parameters that require no gradient; "input" and "hx" mean those.
+        scale: The scale of the input; 1e4 saturates every gate.
+        poison: A value that is written into one element of the input of sequence 0, or None.
+        trace: The call is `LSTM.trace`, and the loss also depends on the states and gates of every step.
+        tf32: What may round products of float32 to TF32 on CUDA: "rnn" for nn.LSTM, "matmul" for all others,
+            nn.LSTMCell included.
+        large: Too large for Triton's interpreter, and slow on a CPU: meant for a GPU.
     """
 
     name: str

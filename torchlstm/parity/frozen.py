@@ -23,9 +23,18 @@ class Difference(NamedTuple):
 
 
 class FrozenReport(NamedTuple):
-    """What `check` found of a frozen copy; prints as a table.
+    """The result of `check` with `freeze`; it prints as a table.
 
-    There is no verdict: which difference is too large is the model's own business.
+    There is no verdict: which difference is too large depends on the model.
+
+    Attributes:
+        weights: The format.
+        differences: One entry for every output: its name, the largest and the mean difference, and the largest element.
+        frozen: The names of the modules that were frozen.
+        left_alone: "name: reason" of the modules that were not.
+        bytes_before: The bytes of those modules' weights, as a state_dict has them.
+        bytes_after: The same, of the frozen copy.
+        forward: The time of a forward: the model as it is, and the frozen copy.
     """
 
     weights: torch.dtype | None  # the format

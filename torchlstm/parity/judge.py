@@ -17,7 +17,15 @@ FLOAT64 = 1e-10  # the bound for float64 and complex128, times the largest eleme
 
 
 class Verdict(NamedTuple):
-    """One tensor compared: its error, that of the rival, and the bound; `reason` where it fails."""
+    """The comparison of one tensor.
+
+    Attributes:
+        name: The name of the tensor.
+        error: Its largest error against the true value.
+        rival_error: The same of nn.LSTM in the same dtype, or of the control.
+        bound: The largest error that passes.
+        reason: Why it fails, or None.
+    """
 
     name: str
     error: float
@@ -27,19 +35,36 @@ class Verdict(NamedTuple):
 
     @property
     def used(self) -> float:
-        """How much of the bound the error takes up: above 1 is a failure."""
+        """The error as a part of the bound; above 1 is a failure.
+
+        Returns:
+            error / bound.
+        """
         return self.error / self.bound if self.bound else (0.0 if self.error == 0 else math.inf)
 
 
 def judge(
     ours: Observation, rival: Observation | None, truth: Observation, precision: torch.dtype, tf32: bool = False
 ) -> list[Verdict]:
-    """Compare every named tensor with its true value; `rival` says how far off an honest computation is.
+    """Compare every named tensor with its true value; the bound follows from the error of `rival`.
 
-    rival      nn.LSTM in the same dtype, or None where it cannot run: then it counts as one rounding off the truth
-    truth      nn.LSTM in float64
-    precision  the dtype of the arithmetic
-    tf32       products of float32 may round to TF32
+    Args:
+        ours: Tensors by name.
+        rival: The same of nn.LSTM in the same dtype, or None if it cannot run: the truth, rounded once, takes its
+            place.
+        truth: The same of nn.LSTM in float64.
+        precision: The dtype of the arithmetic.
+        tf32: Whether products of float32 may round to TF32.
+
+    Returns:
+        One `Verdict` for each tensor.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.parity import judge
+        >>> (verdict,) = judge({"h": torch.ones(3)}, None, {"h": torch.ones(3).double()}, torch.float32)
+        >>> verdict.reason is None
+        True
     """
     unit = TF32 if tf32 and precision == torch.float32 else torch.finfo(precision).eps
     verdicts = []
