@@ -19,8 +19,7 @@ State = tuple[Tensor, Tensor]
 class LSTMCell(nn.RNNCellBase):
     """torch.nn.LSTMCell, computed by a torchlstm engine: one step of one layer.
 
-    Differences: it is not an instance of nn.LSTMCell. Unbatched input with a batched state raises RuntimeError;
-        torch.nn
+    It is not an instance of nn.LSTMCell. Unbatched input with a batched state raises RuntimeError; torch.nn
     crashes the process.
 
     Args:

@@ -42,7 +42,7 @@ def to_keras(lstm: nn.RNNBase) -> list[list[Tensor]]:
         lstm: A torchlstm.LSTM or torch.nn.LSTM.
 
     Returns:
-        For every layer a list: kernel (I, 4H), recurrent_kernel (H, 4H) and, with biases, bias (4H,), gates in the
+        For every layer a list of kernel (I, 4H), recurrent_kernel (H, 4H) and, with biases, bias (4H,), gates in the
         order i, f, c, o; then the same for the reverse direction.
 
     Raises:
@@ -94,8 +94,8 @@ def to_haste(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
         lstm: A torchlstm.LSTM or torch.nn.LSTM with one direction.
 
     Returns:
-        For every layer a dictionary: kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,), gates in the order i, g, f,
-        o.
+        For every layer a dictionary of kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,), gates in the order i, g,
+        f, o.
 
     Raises:
         TypeError: The module is not an LSTM.
@@ -141,8 +141,9 @@ def to_flax(lstm: nn.RNNBase) -> list[list[dict[str, dict[str, Tensor]]]]:
         lstm: A torchlstm.LSTM or torch.nn.LSTM.
 
     Returns:
-        For every layer and direction a dictionary {"ii": {"kernel": (I, H)}, ..., "hi": {"kernel": (H, H), "bias":
-        (H,)}, ...}: for each of the gates i, f, g, o a dense layer of the input and one of h, which has the bias.
+        For every layer and direction a dictionary of ii, if, ig and io, each with a kernel (I, H), and of hi, hf, hg
+        and ho, each with a kernel (H, H) and a bias (H,): dense layers of the input and of h, for each of the four
+        gates.
 
     Raises:
         TypeError: The module is not an LSTM.
@@ -208,8 +209,8 @@ def to_onnx(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
         lstm: A torchlstm.LSTM or torch.nn.LSTM.
 
     Returns:
-        For every layer a dictionary: W (D, 4H, I), R (D, 4H, H) and, with biases, B (D, 8H), the input biases and then
-        the recurrent ones; gates in the order i, o, f, c.
+        For every layer a dictionary of W (D, 4H, I), R (D, 4H, H) and, with biases, B (D, 8H), the input biases and
+        then the recurrent ones; gates in the order i, o, f, c.
 
     Raises:
         TypeError: The module is not an LSTM.
@@ -314,7 +315,7 @@ def _write(layers: list[list[_Direction]], options: dict[str, Any]) -> LSTM:
 
 
 def _to_kernels(way: _Direction, order: str, always_bias: bool = False) -> dict[str, Tensor]:
-    """kernel (I, 4H), recurrent_kernel (H, 4H) and, if there is one, bias (4H,), with the gates in some order."""
+    """Return kernel (I, 4H), recurrent_kernel (H, 4H) and, if there is one, bias (4H,), with gates in some order."""
     bias = way.bias()
     kernels = {
         "kernel": _own(_ordered(way.w_ih, order).t()),

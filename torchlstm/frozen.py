@@ -134,7 +134,7 @@ class FrozenLSTM(Frozen, LSTM):
     torch.export the weights are the rounded values as floats, and derivatives with respect to the input are theirs.
 
     `state_dict` has an LSTM's names, in the dtype of the format, and for int8 the scale of each row,
-    "weight_ih_l0_scale" (4*hidden_size,). `load_state_dict` takes that, or the float weights of an LSTM, which it
+    "weight_ih_l0_scale" (4 * hidden_size,). `load_state_dict` takes that, or the float weights of an LSTM, which it
     rounds; if anything does not fit, the module is unchanged.
 
     Args:

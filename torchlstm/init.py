@@ -118,7 +118,7 @@ def orthogonal_(module: Model, gain: float = 1.0) -> Model:
 class LearnedState(nn.Module):
     """An LSTM, or a stack of cells, with a learned initial state, the same for all sequences.
 
-    The parameters `initial`, each (L*D, size), start at zero. `forward` uses them when it is called without hx.
+    The parameters `initial`, each (L * D, size), start at zero. `forward` uses them when it is called without hx.
 
     Args:
         lstm: A torchlstm.LSTM, torch.nn.LSTM or `CellStack`, or any module that is called like these.
@@ -174,7 +174,7 @@ class LearnedState(nn.Module):
             input: As the module takes it.
 
         Returns:
-            A tuple of tensors (L*D, B, size), or (L*D, size) for unbatched input.
+            A tuple of tensors (L * D, B, size), or (L * D, size) for unbatched input.
 
         Examples:
             >>> import torch

@@ -25,9 +25,9 @@ class LSTM(nn.RNNBase):
     The parameters (names, order and initial values), the forms of input, the results and the errors are
     torch.nn.LSTM's. `forward` describes a call.
 
-    Differences: it is not an instance of nn.LSTM. The weights are read from their attributes at every call, so
-    `flatten_parameters` does nothing. Where nn.LSTM fails with an internal message, or computes from a PackedSequence
-    or a state that does not fit, the error here says what was given and what was expected.
+    It differs in three ways. It is not an instance of nn.LSTM. The weights are read from their attributes at every
+    call, so `flatten_parameters` does nothing. Where nn.LSTM fails with an internal message, or computes from a
+    PackedSequence or a state that does not fit, the error here says what was given and what was expected.
 
     The letters in shapes: T steps, B sequences, H = hidden_size, R = proj_size or hidden_size, L = num_layers, and D =
     2 if bidirectional, else 1.
@@ -112,7 +112,7 @@ class LSTM(nn.RNNBase):
             input: (T, B, input_size), (B, T, input_size) if batch_first, or (T, input_size); a PackedSequence; or a
                 nested tensor of jagged layout, (B, j, input_size), which is batch first whatever `batch_first` says
                 and takes neither lengths nor resets.
-            hx: (h_0, c_0), of shapes (L*D, B, R) and (L*D, B, H), without B for unbatched input; None for zeros.
+            hx: (h_0, c_0), of shapes (L * D, B, R) and (L * D, B, H), without B for unbatched input; None for zeros.
             lengths: B integers from 0 to T, a list or a tensor, in any order: the steps of each sequence. The output
                 beyond them is zero. h_n and c_n are the states at each sequence's own end, or hx for a length of 0.
             resets: A bool tensor, shaped as the input without its last axis. The state restarts before every step that
@@ -122,8 +122,8 @@ class LSTM(nn.RNNBase):
             reset_state: The state (h, c) after a reset, shaped as hx; None for zeros.
 
         Returns:
-            The output, (T, B, D*R) or the input's own form with D*R features, and the tuple (h_n, c_n), shaped as hx.
-            Jagged output has the offsets of the input, so the two can be combined.
+            The output, (T, B, D * R) or the input's own form with D * R features, and the tuple (h_n, c_n), shaped as
+            hx. Jagged output has the offsets of the input, so the two can be combined.
 
         Raises:
             RuntimeError: A shape or a dtype does not fit, as in nn.LSTM.
@@ -171,7 +171,7 @@ class LSTM(nn.RNNBase):
             reset_state: As `forward` takes it.
 
         Returns:
-            A `torchlstm.trace.Trace`: the output, the final states, and the states and gates of each layer and
+            A `torchlstm.trace.Trace` with the output, the final states, and the states and gates of each layer and
             direction.
 
         Examples:

@@ -42,7 +42,7 @@ def gates(
         labels: One text for each step, shown under the lowest panels, such as the characters of a text.
 
     Returns:
-        A matplotlib Figure that belongs to no window: call `.savefig(...)`, or show it in a notebook.
+        A matplotlib Figure that belongs to no window; call `.savefig(...)`, or show it in a notebook.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -13,7 +13,7 @@ from .stack import CellStack, State
 class GatedCell(nn.Module):
     """The weights of a cell whose gates are sums of an input part and a recurrent part, named as nn.LSTMCell's.
 
-    They are weight_ih (G*H, I), weight_hh (G*H, R), bias_ih and bias_hh (G*H,), and weight_hr (R, H) with a
+    They are weight_ih (G * H, I), weight_hh (G * H, R), bias_ih and bias_hh (G * H,), and weight_hr (R, H) with a
     projection, for G gates. All are drawn as nn.LSTM draws them: uniformly within 1/sqrt(H), in this order.
     """
 
@@ -39,7 +39,7 @@ class GatedCell(nn.Module):
         nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
     def input_part(self, x: Tensor) -> Tensor:
-        """Compute what x adds to the gates, with both biases: (P, I) -> (P, G*H)."""
+        """Compute what x adds to the gates, with both biases: (P, I) -> (P, G * H)."""
         bias = None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
         return F.linear(x, self.weight_ih, bias)
 
@@ -180,7 +180,11 @@ class ClippedLSTMCell(GatedCell):
         self.cell_clip, self.hidden_clip = cell_clip, hidden_clip
 
     def as_lstm(self) -> Weights | None:
-        """Return the weights of a plain LSTM if nothing is clipped, else None."""
+        """Return the weights of a plain LSTM that computes the same.
+
+        Returns:
+            The weights if nothing is clipped, else None.
+        """
         return self.lstm_weights() if self.cell_clip is None and self.hidden_clip is None else None
 
     def forward(self, gates_x: Tensor, state: State) -> State:

@@ -49,7 +49,11 @@ class ZoneoutLSTMCell(GatedCell):
         self.zoneout_c, self.zoneout_h = zoneout_c, zoneout_h
 
     def as_lstm(self) -> Weights | None:
-        """Return the weights of a plain LSTM if no unit ever keeps its state, else None."""
+        """Return the weights of a plain LSTM that computes the same.
+
+        Returns:
+            The weights if no unit ever keeps its state, else None.
+        """
         return self.lstm_weights() if self.zoneout_c == 0 and self.zoneout_h == 0 else None
 
     def forward(self, gates_x: Tensor, state: State) -> State:
@@ -79,8 +83,7 @@ class ZoneoutLSTMCell(GatedCell):
 
 
 class VariationalLSTMCell(GatedCell):
-    """An LSTM cell that drops units of h before they enter the gates, the same units at every step (Gal and Ghahramani
-    2016).
+    """An LSTM cell that drops units of h on their way into the gates, the same at every step (Gal and Ghahramani 2016).
 
     One mask is drawn for each sequence and shared by the four gates (the paper's tied weights). Kept units are scaled
     by 1 / (1 - recurrent_dropout). The output and c are never dropped. The paper's masks on the inputs of layers are
@@ -110,7 +113,11 @@ class VariationalLSTMCell(GatedCell):
         self.recurrent_dropout = recurrent_dropout
 
     def as_lstm(self) -> Weights | None:
-        """Return the weights of a plain LSTM if nothing is dropped, else None."""
+        """Return the weights of a plain LSTM that computes the same.
+
+        Returns:
+            The weights if nothing is dropped, else None.
+        """
         return None if self.training and self.recurrent_dropout > 0 else self.lstm_weights()
 
     def constants(self, state: State) -> State:
@@ -178,7 +185,11 @@ class RecurrentDropoutLSTMCell(GatedCell):
         self.recurrent_dropout, self.per_sequence = recurrent_dropout, per_sequence
 
     def as_lstm(self) -> Weights | None:
-        """Return the weights of a plain LSTM if nothing is dropped, else None."""
+        """Return the weights of a plain LSTM that computes the same.
+
+        Returns:
+            The weights if nothing is dropped, else None.
+        """
         return None if self.training and self.recurrent_dropout > 0 else self.lstm_weights()
 
     def constants(self, state: State) -> State:

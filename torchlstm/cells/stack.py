@@ -103,11 +103,11 @@ class CellStack(nn.Module):
         Args:
             input: (T, B, I), (B, T, I) if batch_first, or (T, I); a PackedSequence; or a nested tensor of jagged
                 layout, (B, j, I).
-            hx: A tuple of one tensor (L*D, B, size) for every state of the cell, without B for unbatched input; None
+            hx: A tuple of one tensor (L * D, B, size) for every state of the cell, without B for unbatched input; None
                 for zeros.
 
         Returns:
-            The output in the input's form, with D*R features, R being the size of the cell's first state; and the
+            The output in the input's form, with D * R features, R being the size of the cell's first state; and the
             final states, shaped as hx.
 
         Raises:

@@ -17,8 +17,8 @@ Examples:
     >>> import torch, torchlstm
     >>> from opacus import GradSampleModule
     >>> import torchlstm.integrations.opacus
-    >>> lstm = GradSampleModule(torchlstm.LSTM(8, 16, batch_first=True))
-    >>> lstm(torch.randn(4, 10, 8))[0].sum().backward()
+    >>> lstm = torchlstm.LSTM(8, 16, batch_first=True)
+    >>> GradSampleModule(lstm)(torch.randn(4, 10, 8))[0].sum().backward()
     >>> lstm.weight_hh_l0.grad_sample.shape
     torch.Size([4, 64, 16])
 """

@@ -3,7 +3,8 @@
 Examples:
     >>> import thop, torch, torchlstm
     >>> import torchlstm.integrations.thop
-    >>> macs, parameters = thop.profile(torchlstm.LSTM(8, 16), inputs=(torch.randn(10, 4, 8),), verbose=False)
+    >>> model = torch.nn.Sequential(torchlstm.LSTM(8, 16))
+    >>> macs, parameters = thop.profile(model, inputs=(torch.randn(10, 4, 8),), verbose=False)
     >>> int(parameters)
     1664
 """

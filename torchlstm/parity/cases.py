@@ -57,12 +57,22 @@ class Case:
 
     @property
     def rounds_to_tf32(self) -> bool:
-        """Whether the products of torch.nn's module may round to TF32 on CUDA."""
+        """Whether the products of torch.nn's module may round to TF32 on CUDA.
+
+        Returns:
+            True or False.
+        """
         return self.dtype == torch.float32 and ("matmul" if self.cell else "rnn") in self.tf32
 
     @property
     def dropout(self) -> float:
-        """The dropout that this case draws; on CUDA, masks of cuDNN cannot be drawn again unless it is 0 or 1."""
+        """The dropout that this case draws.
+
+        On CUDA only 0 and 1 can be compared, because the masks of cuDNN cannot be drawn again.
+
+        Returns:
+            The probability; 0 in eval mode.
+        """
         return float(self.options.get("dropout", 0)) if self.training else 0.0
 
 

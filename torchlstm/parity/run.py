@@ -52,7 +52,7 @@ class Result(NamedTuple):
         """Return the result as plain data, for JSON.
 
         Returns:
-            A dictionary: the case's name, the outcome, and the errors and bounds of every tensor.
+            A dictionary of the case's name, the outcome, and the errors and bounds of every tensor.
         """
         outcome = "skip" if self.skipped else "pass" if self.passed else "fail"
         return {
