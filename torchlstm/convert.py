@@ -291,7 +291,7 @@ def _write(layers: list[list[_Direction]], options: dict[str, Any]) -> LSTM:
     first = layers[0][0]
     hidden, directions, bias = first.w_hh.shape[1], len(layers[0]), first.b_ih is not None
     options = {"dtype": first.w_ih.dtype} | options
-    # Nothing is drawn: no use in moving the random numbers of whoever converts.
+    # The initial values are overwritten, so the caller's random numbers stay as they are.
     with torch.random.fork_rng(devices=[]):
         lstm = LSTM(
             first.w_ih.shape[1], hidden, num_layers=len(layers), bias=bias, bidirectional=directions == 2, **options

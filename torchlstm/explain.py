@@ -40,7 +40,7 @@ class Decision(NamedTuple):
     problem: Problem
     engine: str | None
     error: str | None
-    support: dict[str, str]  # what each engine says to it, in order of preference
+    support: dict[str, str]
 
     @property
     def standings(self) -> dict[str, str]:
@@ -112,10 +112,10 @@ class Explanation(NamedTuple):
         frozen: The format of a frozen module's weights and how they are used, or None.
     """
 
-    forced: str | None  # the engine in force, or None for automatic choice
+    forced: str | None
     decisions: list[Decision | Loop | FrozenLayer]
-    segments: str | None = None  # what becomes of lengths and resets, or of a jagged input
-    frozen: str | None = None  # of a frozen module: the format of its weights, and what becomes of them
+    segments: str | None = None
+    frozen: str | None = None
 
     def __str__(self) -> str:
         how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"

@@ -77,7 +77,7 @@ def freeze(model: Model, weights: Format = None) -> Model:
         )
     """
     plan = plan_freeze(model, weights)
-    # All before the first module changes: whatever fails, the model is as it was.
+    # Pack every module's weights before changing the first: if one fails, the model is unchanged.
     stores = [
         (module, store_of_module(module, weights, name + "." if name else ""))
         for name, module, reason in plan

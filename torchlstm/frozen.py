@@ -26,7 +26,7 @@ from .trace import Trace, states_of
 
 State = tuple[Tensor, Tensor]
 
-# What `_apply` tries a conversion on before the weights.
+# Elements of the tensor on which `_apply` tries a conversion first.
 _PROBE = 8
 
 
@@ -34,7 +34,7 @@ class Frozen(nn.Module):
     """What FrozenLSTM and FrozenLSTMCell share: weights that are not parameters, and how they are saved and loaded."""
 
     _store: Store
-    # What `thaw` makes of it, and which of its parameters are not trained.
+    # The class that `thaw` restores, and the parameters with requires_grad=False.
     _was: type[nn.Module]
     _untrained: frozenset[str] = frozenset()
 
@@ -360,7 +360,7 @@ def become_frozen(module: Any, store: Store, was: type[nn.Module]) -> None:
     for name in store.names:
         delattr(module, name)
     if not store.cell:
-        # Of nn.RNNBase: other names for the parameters that have gone.
+        # nn.RNNBase's lists of the parameters, which have been removed.
         module._flat_weights = [None] * len(store.names)
         module._flat_weight_refs = [None] * len(store.names)
     module.__class__ = FrozenLSTMCell if store.cell else FrozenLSTM

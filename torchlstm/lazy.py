@@ -14,7 +14,7 @@ from .engines.shared.torch_private import infer_parameters, init_flat_weights
 from .lstm import LSTM
 from .trace import Trace
 
-# (requires_grad, device, dtype) -> one, which the type that torch declares does not know.
+# Called as (requires_grad, device, dtype), which torch's declared type does not allow.
 _UNINITIALIZED: Any = UninitializedParameter
 
 
@@ -74,11 +74,11 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         checkpoint_every: int | None = None,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        # There for their names: on the meta device nothing is allocated, and no random number is drawn.
+        # Only the parameters' names are needed: the meta device allocates nothing and draws no random number.
         super().__init__(1, hidden_size, *options, "meta", dtype, checkpoint_every=checkpoint_every)
         self.input_size = 0
         for name, _ in list(self.named_parameters()):
-            # Those whose shape is known too: values given to them now would be lost when all are drawn.
+            # Also those whose shape is known: values that they had now would be lost when all are drawn.
             setattr(self, name, _UNINITIALIZED(True, device, dtype))
         init_flat_weights(self)
 
@@ -104,13 +104,13 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         """
         missing: dict[str, Any] = {name: weight for name, weight in self.named_parameters() if is_lazy(weight)}
         if not missing:
-            # Of what was loaded, if not by the hook below.
+            # The parameters were loaded by other means than the hook below.
             self.input_size = self.input_size or self.weight_ih_l0.shape[1]
             return
-        # Where a part was loaded, the input size may be known.
+        # Known already if a part of the parameters was loaded.
         size = self.input_size or _features(input)
         like = next(iter(missing.values()))
-        # A first call in inference mode must not leave parameters that cannot be trained.
+        # A first call in inference mode must not make inference tensors, which cannot be trained.
         with torch.inference_mode(False), torch.no_grad():
             drawn = self._sized(size, like.device, like.dtype)
             for name, weight in missing.items():
@@ -165,7 +165,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         given = {name: state_dict[key] for name, key in keys.items() if not is_lazy(state_dict[key])}
         inputs = [given[name] for name in ("weight_ih_l0", "weight_ih_l0_reverse") if name in given]
         size = self.input_size or (inputs[0].shape[-1] if inputs and inputs[0].dim() else 0)
-        # Without those two, no shape depends on the input size.
+        # Without these two names, no shape depends on the input size.
         expected = {name: weight.shape for name, weight in self._sized(size or 1, "meta").named_parameters()}
         if wrong := [name for name, value in given.items() if value.shape != expected[name]]:
             rest[-1].extend(
@@ -184,7 +184,7 @@ class LazyLSTM(LazyModuleMixin, LSTM):
         lazy = [name for name, weight in self.named_parameters() if is_lazy(weight)]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in lazy:
-            # Where a parameter cannot stay the object that it is, as on the way to meta, torch makes a plain one.
+            # If a parameter cannot stay the same object, as when moving to meta, torch makes a plain Parameter.
             if not is_lazy(weight := self.get_parameter(name)):
                 setattr(self, name, _UNINITIALIZED(weight.requires_grad, weight.device, weight.dtype))
         init_flat_weights(self)

@@ -60,7 +60,7 @@ class LSTM(nn.RNNBase):
     """
 
     weight_ih_l0: Tensor
-    # Of the class, since `swap` makes instances that were never initialised by it.
+    # On the class, because `swap` makes instances without calling `__init__`.
     checkpoint_every: int | None = None
     _checks_itself = False
     _native = True  # whether a call may go to C at once: a subclass may check, or make its weights, itself

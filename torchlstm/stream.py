@@ -40,7 +40,7 @@ class Stream:
         [3, 3, 3, 1]
     """
 
-    _in_place = False  # of streams that were pickled before there was such a thing
+    _in_place = False  # for streams that were pickled by versions without it
 
     def __init__(self, module: nn.Module, hx: State | None = None, *, grad: bool = False) -> None:
         kind = getattr(module, "_orig_mod", module)  # of a compiled module
@@ -52,7 +52,7 @@ class Stream:
         if hx is not None:
             checks.check_pair("Stream", hx)
         self._module: Any = module
-        # The state then belongs to nobody else, and is written in place.
+        # No other code then holds the state, so it can be written in place.
         self._in_place = isinstance(module, Frozen) and not grad
         self._start, self._grad = hx, grad
         self._state: State | None = None
@@ -120,7 +120,7 @@ class Stream:
             fits = out is None or (type(out) is Tensor and out.shape == h.shape and not out.requires_grad)
             if not fits or not frozen.step_cell(packed, input, state):
                 return None
-            # What is handed out must not be the state.
+            # The output must not share memory with the state.
             return h.clone() if out is None else out.copy_(h)
         if module.training and module.dropout:
             return None
@@ -144,7 +144,7 @@ class Stream:
         result = self._module(input, self._start if self._state is None else self._state)
         output, (h, c) = (result[0], result) if self._is_cell else result
         if self._in_place and self._is_cell:
-            h = h.clone()  # what is handed out must not be the state
+            h = h.clone()  # the output must not share memory with the state
         self._state = (h.detach(), c.detach()) if h.requires_grad else (h, c)
         return output
 
@@ -184,7 +184,7 @@ class Stream:
     @state.setter
     def state(self, state: State) -> None:
         checks.check_pair("Stream", state)
-        # Not written in place: the next chunk, the first of its batch, makes new tensors.
+        # The caller's tensors are not written in place: with `_batch` None, the next chunk makes new ones.
         self._state, self._batch = (state[0].detach(), state[1].detach()), None
 
     def reset(self, rows: Any = None) -> None:

@@ -150,6 +150,6 @@ def restore(model: Model) -> Model:
         if theirs := _THEIRS.get(type(module)):
             module.__class__ = theirs
             if isinstance(module, nn.LSTM):
-                # On CUDA, cuDNN wants what we never needed.
+                # cuDNN needs the weights in one chunk of memory; torchlstm does not.
                 module.flatten_parameters()
     return model

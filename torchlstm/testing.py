@@ -61,7 +61,7 @@ def check_cell(cell_class: Callable[..., nn.Module], input_size: int = 4, hidden
         ).double()
         with torch.no_grad():
             for parameter in stack.parameters():
-                # What starts at zero or one hides what it does.
+                # A parameter that starts at zero or one would hide an error.
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
         return stack
 
@@ -109,7 +109,7 @@ def _check_case(name: str, stack: CellStack, case: _Case) -> None:
     results = ["output", *(f"state {index}" for index in range(len(hx)))]
     for what, ours, truth in zip(results, found, expected, strict=True):
         _compare(name, case, what, ours, truth)
-    # Cotangents on everything: a wrong gradient of a final state would not show in a loss on the output.
+    # Cotangents on all results: a loss on the output alone would miss a wrong gradient of a final state.
     cotangents = [torch.randn_like(tensor) for tensor in expected]
     gradients = [
         torch.autograd.grad(tensors, list(named.values()), cotangents, allow_unused=True)
@@ -214,7 +214,7 @@ def _one_sequence(cell: Any, x: Tensor, state: State, reverse: bool) -> tuple[Te
 
 def _compare(name: str, case: _Case, what: str, ours: Tensor | None, truth: Tensor | None) -> None:
     if ours is None or truth is None:
-        # A gradient that does not exist is as good as zero.
+        # A missing gradient counts as zero.
         ours, truth = (torch.zeros(()) if tensor is None else tensor for tensor in (ours, truth))
     elif ours.shape != truth.shape:
         raise AssertionError(f"{name} ({case}): {what} has shape {tuple(ours.shape)}, alone {tuple(truth.shape)}")

@@ -53,7 +53,7 @@ class Trace(NamedTuple):
 def states_of(plan: Plan, packed: Packed, traced: Traced) -> list[States]:
     """Bring the states of one layer into the form of the input, for each direction."""
     y, acts, cells = traced
-    # `chunk` and `unbind` cut all at once: their gradient is one concatenation.
+    # `chunk` and `unbind` make all views in one operation, so that the gradient is one concatenation.
     directions = zip(y.chunk(acts.shape[0], dim=1), cells.unbind(), acts.unbind(), strict=True)
     return [
         States(*(unpack(plan, packed, rows) for rows in (h, c, *gates.chunk(4, dim=1)))) for h, c, gates in directions

@@ -12,7 +12,7 @@ from .trace import Trace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The panels of both columns, from above.
+# The panels of both columns, from top to bottom.
 _COLUMNS = (
     {"i": "input gate i", "f": "forget gate f", "o": "output gate o"},
     {"g": "candidate g", "h": "hidden state h", "c": "cell state c"},
@@ -64,7 +64,7 @@ def gates(
     steps = values["c"].shape[0]
     if labels is not None and len(labels) != steps:
         raise ValueError(f"expected {steps} labels, one for each step of the sequence, got {len(labels)}")
-    # Of h only a projection leaves -1 to 1.
+    # h leaves -1 to 1 only if it is projected.
     h, c = (max(1.0, values[name].abs().max().item()) if steps else 1.0 for name in "hc")
     figure: Figure = figure_type(figsize=(2 * min(12.0, max(4.0, 0.11 * steps)), 7), layout="constrained")
     grid = figure.subplots(3, 2, sharex=True, squeeze=False)

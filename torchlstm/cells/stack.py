@@ -173,7 +173,7 @@ class CellStack(nn.Module):
 
     def _layer(self, k: int, x: Tensor, rows: Rows, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Layer k: x (P, I), state tensors (D, B, size) -> y (P, D*R), state."""
-        # Under autocast torch chooses a dtype for every operation of a loop, and no engine would do the same.
+        # Under autocast torch chooses a dtype for each operation of the loop. No engine does the same.
         weights = None if autocasts(x) else self.as_lstm(k)
         if weights is not None:
             problem = problem_of(x, state[0], weights, rows)._replace(cell=True)
@@ -183,7 +183,7 @@ class CellStack(nn.Module):
             _run(cell, x, rows, [tensor[d] for tensor in state], reverse=d == 1)
             for d, cell in enumerate(self.layer_cells(k))
         ]
-        # `stack` copies: the final states must not share memory with the output.
+        # `stack` copies, so the final states do not share memory with the output.
         ends = [torch.stack(tensors) for tensors in zip(*(end for _, end in results), strict=True)]
         return torch.cat([y for y, _ in results], dim=-1), ends
 

@@ -25,7 +25,7 @@ def _seen_as(kind: type[nn.Module], hook: Hook) -> Hook:
     @functools.wraps(hook)
     def seen(module: nn.Module, input: Any, output: Any) -> Any:
         twin = object.__new__(kind)
-        # The same attributes, not a copy: what the hook counts up is the module's own.
+        # The same attribute dictionary, not a copy: the hook adds to the module's own counters.
         object.__setattr__(twin, "__dict__", module.__dict__)
         return hook(twin, input, output)
 

@@ -74,7 +74,7 @@ class _Recorder:
                     gradient = samples.gradient(index, 1.0, self.order).to(weight.dtype)
                     _give(weight, extension.savefield, gradient if chosen is None else gradient[chosen])
         if self.module is not None:
-            # What BackPACK does when a module's backward is done, without the gradients that its hooks would have seen.
+            # BackPACK calls this when a module's backward ends, with the gradients of its hooks. Here there are none.
             backpack.hook_run_extensions(self.module, (), ())
 
 

@@ -27,13 +27,13 @@ def _start_profile(self: Any, ignore_list: Any = None) -> None:
     _start(self, ignore_list)
     for module in self.model.modules():
         if type(module) in OURS and hasattr(module, "__flops_handle__") and not hasattr(module, "__pre_hook_handle__"):
-            # Under this name DeepSpeed takes it off again.
+            # DeepSpeed removes the hook that has this name.
             module.__pre_hook_handle__ = module.register_forward_pre_hook(_begin)
 
 
 def _begin(module: nn.Module, input: Any) -> None:
-    # DeepSpeed counts calls of torch's functions too, into the last of these lists: those of an engine have been
-    # counted by the rule.
+    # DeepSpeed also counts calls of torch's functions, into the last of these lists. The rule already counts an
+    # engine's calls.
     profiler.module_flop_count.append([])
     profiler.module_mac_count.append([])
 

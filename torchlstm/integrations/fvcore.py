@@ -32,5 +32,5 @@ def _call(inputs: list[Any], outputs: list[Any]) -> int:
     return int(math.prod(rows) * sum(math.prod(weight.type().sizes()) for weight in weights))
 
 
-# No public door leads to all analyses; `set_op_handle` is one analysis' own.
+# There is no public function for all analyses; `set_op_handle` changes one analysis only.
 _DEFAULT_SUPPORTED_OPS.setdefault(_CALL, _call)

@@ -62,7 +62,7 @@ class _Recorder:
         self.hooks, self.layer, self.order = hooks, layer, order
 
     def begin(self, batch: int) -> None:
-        # opacus counts a parameter's forwards, to know at which backward it is complete.
+        # opacus counts a parameter's forwards, to know after which backward its gradient is complete.
         self.layer.max_batch_len = max(batch, getattr(self.layer, "max_batch_len", 0))
         self.hooks.capture_activations_hook(self.layer, [], None)
 
@@ -71,9 +71,9 @@ class _Recorder:
 
     def record(self, samples: Samples) -> None:
         self.layer.activations[-1] = [samples, self.order]
-        # Instead of gradients, a one: all that opacus does with them is to undo the mean over the batch.
+        # A one in place of the gradients: opacus only scales them, to undo the mean over the batch.
         one = torch.ones((), dtype=torch.float64)
-        # The mode "functorch" would transform the layer's forward, which it has not.
+        # The mode "functorch" would transform the layer's forward, and this layer has none.
         forced, self.hooks.force_functorch = self.hooks.force_functorch, False
         try:
             self.hooks.capture_backprops_hook(self.layer, None, (one,), self.hooks.loss_reduction, True)

@@ -49,7 +49,7 @@ def _start_flops_count(self: Any, **kwargs: Any) -> None:
 
 
 def _begin(module: Any, input: Any) -> None:
-    # ptflops counts calls of torch.mm and others too, into a list: those of an engine have been counted by the rule.
+    # ptflops also counts calls of torch.mm and others, into a list. The rule already counts an engine's calls.
     collector = getattr(torch.mm, "collector", None)
     module.__dict__["_ptflops_begin"] = None if collector is None else (collector, len(collector))
 

@@ -32,10 +32,10 @@ class Report(NamedTuple):
     """
 
     verdicts: list[Verdict]
-    swapped: list[str]  # names of the modules that were swapped
-    left_alone: list[str]  # "name: reason"
-    forward: Pairs  # the model as it is, the swapped model
-    training: Pairs  # forward and backward
+    swapped: list[str]
+    left_alone: list[str]
+    forward: Pairs
+    training: Pairs
 
     @property
     def passed(self) -> bool:

@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
         high: The 90th percentile.
     """
 
-    mean: float  # geometric
+    mean: float
     high: float  # the 90th percentile
 
 

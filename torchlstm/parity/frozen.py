@@ -37,13 +37,13 @@ class FrozenReport(NamedTuple):
         forward: The time of a forward: the model as it is, and the frozen copy.
     """
 
-    weights: torch.dtype | None  # the format
+    weights: torch.dtype | None
     differences: list[Difference]
-    frozen: list[str]  # names of the modules that were frozen
-    left_alone: list[str]  # "name: reason"
-    bytes_before: int  # of the weights of those modules, as a state_dict has them
+    frozen: list[str]
+    left_alone: list[str]
+    bytes_before: int
     bytes_after: int
-    forward: Pairs  # the model as it is, the frozen copy
+    forward: Pairs
 
     def __str__(self) -> str:
         rows = [[d.name, f"{d.largest:.1e}", f"{d.mean:.1e}", f"{d.scale:.1e}"] for d in self.differences]

@@ -27,7 +27,7 @@ class Result(NamedTuple):
 
     case: Case
     verdicts: list[Verdict]
-    skipped: str | None = None  # the engine's refusal, or why the device cannot tell
+    skipped: str | None = None
     note: str | None = None
 
     @property
@@ -65,7 +65,7 @@ class Result(NamedTuple):
         }  # fmt: skip
 
 
-# What may round products of float32 to TF32 on CUDA: nn.LSTM, and everything else, nn.LSTMCell too.
+# The backends that may round products of float32 to TF32 on CUDA: nn.LSTM's, and the one of nn.LSTMCell and all else.
 _BACKENDS: dict[str, Any] = {"rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
 
 
@@ -170,7 +170,7 @@ def _first_that_runs(
         if autocast is None or output is None or output.dtype == autocast:
             return seen, None if why is None else f"nn.LSTM cannot run this here ({str(why)[:60]}...){told}"
         why = why or RuntimeError(f"its output is {output.dtype}, asked for {autocast}")
-    # On a CPU too: oneDNN has no autocast arithmetic on processors without instructions for it.
+    # This also happens on a CPU: oneDNN has no autocast arithmetic on processors without the instructions.
     assert why is not None
     if autocast is None:
         raise why
