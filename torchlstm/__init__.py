@@ -1,4 +1,13 @@
-"""torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own."""
+"""torchlstm: torch.nn.LSTM and torch.nn.LSTMCell, hand-written, on engines of its own.
+
+Examples:
+    >>> import torch
+    >>> import torchlstm
+    >>> lstm = torchlstm.LSTM(8, 16)
+    >>> output, (h_n, c_n) = lstm(torch.randn(10, 4, 8))
+    >>> output.shape
+    torch.Size([10, 4, 16])
+"""
 
 from . import cells, convert, export, init, viz
 from .cell import LSTMCell

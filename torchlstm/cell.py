@@ -17,14 +17,26 @@ State = tuple[Tensor, Tensor]
 
 
 class LSTMCell(nn.RNNCellBase):
-    """As torch.nn.LSTMCell, computed by a torchlstm engine: one step of one layer.
+    """torch.nn.LSTMCell, computed by a torchlstm engine: one step of one layer.
 
-        input     (B, input_size), or (input_size,) unbatched
-        hx        None for zeros, or (h, c), each (B, hidden_size), or (hidden_size,) with unbatched input
-        returns   (h', c'), shaped as hx
+    It is not an instance of nn.LSTMCell. Unbatched input with a batched state raises RuntimeError; torch.nn
+    crashes the process.
 
-    What differs: it is no instance of nn.LSTMCell, and unbatched input with a batched state, which crashes the process
-    in torch.nn, raises RuntimeError.
+    Args:
+        input_size: Features of the input.
+        hidden_size: Units of h and c, H.
+        bias: Whether the gates have biases.
+        device: Where the parameters are made.
+        dtype: The dtype of the parameters.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> cell = torchlstm.LSTMCell(8, 16)
+        >>> h, c = cell(torch.randn(4, 8))
+        >>> h, c = cell(torch.randn(4, 8), (h, c))
+        >>> h.shape
+        torch.Size([4, 16])
     """
 
     def __init__(
@@ -33,7 +45,26 @@ class LSTMCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
-        """See the class."""
+        """Compute one step.
+
+        Args:
+            input: (B, input_size), or (input_size,) unbatched.
+            hx: The state (h, c), each (B, H), or (H,) for unbatched input; None for zeros.
+
+        Returns:
+            The new state (h, c), shaped as hx.
+
+        Raises:
+            RuntimeError: A shape or a dtype does not fit.
+            ValueError: The input has neither one dimension nor two.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> h, c = torchlstm.LSTMCell(8, 16)(torch.randn(8))
+            >>> h.shape
+            torch.Size([16])
+        """
         results: State | None = call_cell(self, input, hx)
         if results is not None:
             return results

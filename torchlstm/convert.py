@@ -1,10 +1,11 @@
-"""Weights of an LSTM from and to other libraries' layouts: Keras, Flax, ONNX, haste.
+"""Converts the weights of an LSTM to and from the layouts of Keras, Flax, ONNX and haste.
 
-`to_X` takes a torchlstm.LSTM or torch.nn.LSTM and gives one entry a layer, tensors of its own.  `from_X` takes such
-entries, of tensors or of anything with `__array__`, and gives a torchlstm.LSTM, whose state_dict is torch.nn.LSTM's.
+`to_X` takes a torchlstm.LSTM or torch.nn.LSTM and returns one entry for each layer, in new tensors. `from_X` takes such
+entries, of tensors or of anything with `__array__`, and returns a torchlstm.LSTM, whose state_dict also fits
+torch.nn.LSTM.
 
-The others have one bias (ONNX has two): going out, the two of an LSTM are added; coming in, bias_ih gets it and bias_hh
-zero.  None of them has projections.
+The other layouts have one bias (ONNX has two): `to_X` adds the two of an LSTM, and `from_X` sets bias_ih to it and
+bias_hh to zero. None of these layouts has projections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,18 +34,47 @@ class _Direction(NamedTuple):
 
 
 def to_keras(lstm: nn.RNNBase) -> list[list[Tensor]]:
-    """For every layer the list that keras.layers.LSTM's `set_weights` takes, or that of a Bidirectional around it.
+    """Return the weights as keras.layers.LSTM's `set_weights` takes them, or those of a Bidirectional around it.
 
-    kernel (I, 4H), recurrent_kernel (H, 4H) and, with bias, bias (4H,), gates i, f, c, o; then the same backwards.
-    Keras returns the states as h, c.  `set_weights` wants arrays: `[weight.numpy() for weight in layer]`.
+    Keras returns the states as h, c. `set_weights` needs arrays: `[weight.numpy() for weight in layer]`.
+
+    Args:
+        lstm: A torchlstm.LSTM or torch.nn.LSTM.
+
+    Returns:
+        For every layer a list of kernel (I, 4H), recurrent_kernel (H, 4H) and, with biases, bias (4H,), gates in the
+        order i, f, c, o; then the same for the reverse direction.
+
+    Raises:
+        TypeError: The module is not an LSTM.
+        ValueError: The LSTM has projections.
+
+    Examples:
+        >>> import torchlstm
+        >>> [tuple(weight.shape) for weight in torchlstm.convert.to_keras(torchlstm.LSTM(8, 16))[0]]
+        [(8, 64), (16, 64), (64,)]
     """
     return [[tensor for way in layer for tensor in _to_kernels(way, _KERAS).values()] for layer in _read(lstm)]
 
 
 def from_keras(layers: Sequence[Sequence[Any]], **options: Any) -> LSTM:
-    """The LSTM of lists that `get_weights` of Keras layers gave, LSTM or Bidirectional ones.
+    """Make an LSTM from the weights of Keras layers, LSTM or Bidirectional.
 
-    options  batch_first, which Keras is, dropout, device, dtype
+    Args:
+        layers: For every layer the list that its `get_weights` returned.
+        **options: Of the new LSTM: batch_first (True is Keras' layout), dropout, device, dtype.
+
+    Returns:
+        A torchlstm.LSTM.
+
+    Raises:
+        ValueError: The number of arrays or a shape does not fit.
+
+    Examples:
+        >>> import torchlstm
+        >>> weights = torchlstm.convert.to_keras(torchlstm.LSTM(8, 16))
+        >>> torchlstm.convert.from_keras(weights, batch_first=True)
+        LSTM(8, 16, batch_first=True)
     """
     read = []
     for k, arrays in enumerate(layers):
@@ -58,9 +88,23 @@ def from_keras(layers: Sequence[Sequence[Any]], **options: Any) -> LSTM:
 
 
 def to_haste(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
-    """For every layer the parameters of a haste_pytorch.LSTM, which has one direction and always a bias.
+    """Return the weights as parameters of haste_pytorch.LSTMs, which have one direction and always a bias.
 
-    kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,), gates i, g, f, o
+    Args:
+        lstm: A torchlstm.LSTM or torch.nn.LSTM with one direction.
+
+    Returns:
+        For every layer a dictionary of kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,), gates in the order i, g,
+        f, o.
+
+    Raises:
+        TypeError: The module is not an LSTM.
+        ValueError: The LSTM is bidirectional or has projections.
+
+    Examples:
+        >>> import torchlstm
+        >>> {name: tuple(w.shape) for name, w in torchlstm.convert.to_haste(torchlstm.LSTM(8, 16))[0].items()}
+        {'kernel': (8, 64), 'recurrent_kernel': (16, 64), 'bias': (64,)}
     """
     if lstm.bidirectional:
         raise ValueError("a haste LSTM has one direction, and this LSTM is bidirectional")
@@ -68,15 +112,47 @@ def to_haste(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
 
 
 def from_haste(layers: Sequence[Mapping[str, Any]], **options: Any) -> LSTM:
-    """The LSTM of the state_dicts of haste_pytorch.LSTMs; options as `from_keras`."""
+    """Make an LSTM from the state_dicts of haste_pytorch.LSTMs.
+
+    Args:
+        layers: The state_dict of every layer.
+        **options: As `from_keras` takes them.
+
+    Returns:
+        A torchlstm.LSTM.
+
+    Raises:
+        ValueError: A shape does not fit.
+
+    Examples:
+        >>> import torchlstm
+        >>> torchlstm.convert.from_haste(torchlstm.convert.to_haste(torchlstm.LSTM(8, 16)))
+        LSTM(8, 16)
+    """
     return _write([[_from_kernels(layer, _HASTE)] for layer in layers], options)
 
 
 def to_flax(lstm: nn.RNNBase) -> list[list[dict[str, dict[str, Tensor]]]]:
-    """For every layer and direction the parameters of a flax.linen OptimizedLSTMCell or LSTMCell.
+    """Return the weights as parameters of flax.linen's OptimizedLSTMCell or LSTMCell.
 
-    {"ii": {"kernel": (I, H)}, ..., "hi": {"kernel": (H, H), "bias": (H,)}, ...}: a dense layer for the input part and
-    one for the recurrent part of every gate i, f, g, o; the bias is in the latter.  The carry of Flax is (c, h).
+    The carry of Flax is (c, h).
+
+    Args:
+        lstm: A torchlstm.LSTM or torch.nn.LSTM.
+
+    Returns:
+        For every layer and direction a dictionary of ii, if, ig and io, each with a kernel (I, H), and of hi, hf, hg
+        and ho, each with a kernel (H, H) and a bias (H,): dense layers of the input and of h, for each of the four
+        gates.
+
+    Raises:
+        TypeError: The module is not an LSTM.
+        ValueError: The LSTM has projections.
+
+    Examples:
+        >>> import torchlstm
+        >>> list(torchlstm.convert.to_flax(torchlstm.LSTM(8, 16))[0][0])
+        ['ii', 'hi', 'if', 'hf', 'ig', 'hg', 'io', 'ho']
     """
     result = []
     for layer in _read(lstm):
@@ -94,7 +170,23 @@ def to_flax(lstm: nn.RNNBase) -> list[list[dict[str, dict[str, Tensor]]]]:
 
 
 def from_flax(layers: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> LSTM:
-    """The LSTM of the parameters of Flax cells, one list of directions a layer; options as `from_keras`."""
+    """Make an LSTM from the parameters of Flax cells.
+
+    Args:
+        layers: For every layer a list with the parameters of each direction's cell.
+        **options: As `from_keras` takes them.
+
+    Returns:
+        A torchlstm.LSTM.
+
+    Raises:
+        ValueError: A gate is missing, or a shape does not fit.
+
+    Examples:
+        >>> import torchlstm
+        >>> torchlstm.convert.from_flax(torchlstm.convert.to_flax(torchlstm.LSTM(8, 16)))
+        LSTM(8, 16)
+    """
     read = []
     for layer in layers:
         ways = []
@@ -111,9 +203,23 @@ def from_flax(layers: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> 
 
 
 def to_onnx(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
-    """For every layer the inputs of an ONNX LSTM node.
+    """Return the weights as inputs of ONNX LSTM nodes.
 
-    W (D, 4H, I), R (D, 4H, H) and, with bias, B (D, 8H): input biases, then recurrent ones; gates i, o, f, c
+    Args:
+        lstm: A torchlstm.LSTM or torch.nn.LSTM.
+
+    Returns:
+        For every layer a dictionary of W (D, 4H, I), R (D, 4H, H) and, with biases, B (D, 8H), the input biases and
+        then the recurrent ones; gates in the order i, o, f, c.
+
+    Raises:
+        TypeError: The module is not an LSTM.
+        ValueError: The LSTM has projections.
+
+    Examples:
+        >>> import torchlstm
+        >>> {name: tuple(w.shape) for name, w in torchlstm.convert.to_onnx(torchlstm.LSTM(8, 16))[0].items()}
+        {'W': (1, 64, 8), 'R': (1, 64, 16), 'B': (1, 128)}
     """
     result = []
     for layer in _read(lstm):
@@ -133,7 +239,23 @@ def to_onnx(lstm: nn.RNNBase) -> list[dict[str, Tensor]]:
 
 
 def from_onnx(layers: Sequence[Mapping[str, Any]], **options: Any) -> LSTM:
-    """The LSTM of the inputs W, R and, if there is one, B of ONNX LSTM nodes; options as `from_keras`."""
+    """Make an LSTM from the inputs of ONNX LSTM nodes.
+
+    Args:
+        layers: For every node its inputs W, R and, if there is one, B.
+        **options: As `from_keras` takes them.
+
+    Returns:
+        A torchlstm.LSTM.
+
+    Raises:
+        ValueError: A shape does not fit.
+
+    Examples:
+        >>> import torchlstm
+        >>> torchlstm.convert.from_onnx(torchlstm.convert.to_onnx(torchlstm.LSTM(8, 16, 2)))
+        LSTM(8, 16, num_layers=2)
+    """
     read = []
     for layer in layers:
         w, r = _tensor(layer["W"]), _tensor(layer["R"])
@@ -169,7 +291,7 @@ def _write(layers: list[list[_Direction]], options: dict[str, Any]) -> LSTM:
     first = layers[0][0]
     hidden, directions, bias = first.w_hh.shape[1], len(layers[0]), first.b_ih is not None
     options = {"dtype": first.w_ih.dtype} | options
-    # Nothing is drawn: no use in moving the random numbers of whoever converts.
+    # The initial values are overwritten, so the caller's random numbers stay as they are.
     with torch.random.fork_rng(devices=[]):
         lstm = LSTM(
             first.w_ih.shape[1], hidden, num_layers=len(layers), bias=bias, bidirectional=directions == 2, **options
@@ -193,7 +315,7 @@ def _write(layers: list[list[_Direction]], options: dict[str, Any]) -> LSTM:
 
 
 def _to_kernels(way: _Direction, order: str, always_bias: bool = False) -> dict[str, Tensor]:
-    """kernel (I, 4H), recurrent_kernel (H, 4H) and, if there is one, bias (4H,), with the gates in some order."""
+    """Return kernel (I, 4H), recurrent_kernel (H, 4H) and, if there is one, bias (4H,), with gates in some order."""
     bias = way.bias()
     kernels = {
         "kernel": _own(_ordered(way.w_ih, order).t()),
@@ -236,5 +358,5 @@ def _detached(value: Tensor | None) -> Tensor | None:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A contiguous copy: nobody who writes into it changes the LSTM."""
+    """Make a contiguous copy, so that writing into it does not change the LSTM."""
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Where 0.1.0 had the choice of an engine: `torchlstm` itself has these names, and `call.dispatch` defines them."""
+"""The names for choosing an engine, where 0.1.0 had them: `torchlstm` exports them, `call.dispatch` defines them."""
 
 from .call.dispatch import EngineRefusal, engines, forced_engine, use_engine
 

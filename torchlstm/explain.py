@@ -1,4 +1,4 @@
-"""Why a module runs on the engine it runs on."""
+"""Explains which engine computes each layer of a module, and why."""
 
 import math
 from itertools import chain
@@ -26,17 +26,29 @@ from .lstm import LSTM
 
 
 class Decision(NamedTuple):
-    """The choice of an engine for one layer: its name, or None with the error that the call would raise."""
+    """The choice of an engine for one layer.
+
+    Attributes:
+        layer: The number of the layer, from 0.
+        problem: What the engines are asked: sizes, dtype, device and options.
+        engine: The name of the engine, or None if no engine can run it.
+        error: The error that the call would raise, or None.
+        support: The answer of each engine, in order of preference.
+    """
 
     layer: int
     problem: Problem
     engine: str | None
     error: str | None
-    support: dict[str, str]  # what each engine says to it, in order of preference
+    support: dict[str, str]
 
     @property
     def standings(self) -> dict[str, str]:
-        """What 0.1.0 called `support`."""
+        """The name that 0.1.0 had for `support`.
+
+        Returns:
+            `support`.
+        """
         return self.support
 
     def __str__(self) -> str:
@@ -55,7 +67,13 @@ class Decision(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A layer of a `CellStack` that no engine computes, and why."""
+    """A layer of a `CellStack` that runs as a loop in torch operations, because no engine computes it.
+
+    Attributes:
+        layer: The number of the layer, from 0.
+        reason: Why no engine computes it.
+        engine: Always None.
+    """
 
     layer: int
     reason: str
@@ -66,7 +84,14 @@ class Loop(NamedTuple):
 
 
 class FrozenLayer(NamedTuple):
-    """A layer of a frozen module that the CPU engine computes from packed weights, and by which kernel."""
+    """A layer of a frozen module that the CPU engine computes from packed weights.
+
+    Attributes:
+        layer: The number of the layer, from 0.
+        isa: The instruction set that the weights are packed for.
+        kernel: The kernel that reads them.
+        engine: Always "cpu".
+    """
 
     layer: int
     isa: str
@@ -78,12 +103,19 @@ class FrozenLayer(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `explain` found; prints as text."""
+    """The result of `explain`; `print` shows it as text.
 
-    forced: str | None  # the engine in force, or None for automatic choice
+    Attributes:
+        forced: The engine in force by `use_engine`, or None for automatic choice.
+        decisions: One entry for each layer.
+        segments: How lengths and resets, or a jagged input, are computed, or None.
+        frozen: The format of a frozen module's weights and how they are used, or None.
+    """
+
+    forced: str | None
     decisions: list[Decision | Loop | FrozenLayer]
-    segments: str | None = None  # what becomes of lengths and resets, or of a jagged input
-    frozen: str | None = None  # of a frozen module: the format of its weights, and what becomes of them
+    segments: str | None = None
+    frozen: str | None = None
 
     def __str__(self) -> str:
         how = f"engine {self.forced!r} is forced" if self.forced else "automatic choice, first that can run it"
@@ -100,13 +132,32 @@ def explain(
     resets: Any = None,
     trace: bool = False,
 ) -> Explanation:
-    """Say which engine runs each layer of a torchlstm module for an input, and why no other.
+    """Say which engine runs each layer of a torchlstm module for an input, and why. Nothing is computed.
 
-    input, hx, lengths, resets  as the module takes them; nothing is computed
-    trace                       ask for `LSTM.trace` of them, not for the call; only engines other than `reference`
-                                trace at kernel speed
-    Of a frozen module it says the format of the weights, and the kernel that reads them packed, or why none does.
-    Raises TypeError for any other module: `swap` it first; and for what an LSTMCell has not.
+    For a frozen module, say the format of its weights and which kernel reads them packed, or why none does.
+
+    Args:
+        module: A torchlstm LSTM, LSTMCell, FrozenLSTM or FrozenLSTMCell, or a stack of cells.
+        input: An input, as the module takes it.
+        hx: The initial state, as the module takes it.
+        lengths: As `LSTM.forward` takes it.
+        resets: As `LSTM.forward` takes it.
+        trace: Explain `LSTM.trace` instead of the call. The engines other than `reference` trace at kernel speed.
+
+    Returns:
+        An `Explanation`, which prints as text.
+
+    Raises:
+        TypeError: The module is of another class (`swap` it first), or takes no lengths, resets or trace.
+        RuntimeError: The module is a LazyLSTM before its first call.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> with torchlstm.use_engine("reference"):
+        ...     found = torchlstm.explain(torchlstm.LSTM(8, 16), torch.randn(10, 4, 8))
+        >>> found.forced, [decision.engine for decision in found.decisions]
+        ('reference', ['reference'])
     """
     if isinstance(module, CellStack):
         if lengths is not None or resets is not None or trace:
@@ -166,7 +217,7 @@ def _described(plan: Plan, packed: Packed) -> str | None:
 
 
 def _describe(segments: Segments | None, what: str = "lengths and resets") -> str:
-    """What becomes of lengths and resets, or of a jagged input."""
+    """Say how lengths and resets, or a jagged input, are computed."""
     if segments is None:
         return "lengths and resets: they change nothing, the input is computed as it is"
     if segments.order is None:

@@ -1,4 +1,4 @@
-"""Exported programs without operators of ours, for runtimes that know torch's only."""
+"""Exported programs without torchlstm's operators, for runtimes that only know torch's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +9,23 @@ from .engines.exported import decompose
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return torch.export's default table of decompositions, and with it those of torchlstm's operators.
+    """Return torch.export's default table of decompositions, extended by those of torchlstm's operators.
 
-    >>> exported = torch.export.export(model, (x,))
-    >>> exported = exported.run_decompositions(torchlstm.export.decompositions())
+    The decomposed program has core ATen operators only. An LSTM that was exported for one T is unrolled: T steps for
+    each layer and direction. Where T is dynamic, it is a `torch.ops.higher_order.scan`. ExecuTorch runs both, the scan
+    for a fixed batch size. Gradients of a scan are torch's own, and wrong before torch 2.13.
 
-    The program then has core ATen operators alone: an LSTM is unrolled, T steps a layer and direction, where it was
-    exported for one T, and is a `torch.ops.higher_order.scan` where T is dynamic.  ExecuTorch runs either, the scan for
-    a fixed batch size.  Gradients of a scan are torch's own, and wrong before torch 2.13.  To decompose a model with a
-    PackedSequence, lengths or resets raises RuntimeError.
+    Returns:
+        A table for `ExportedProgram.run_decompositions`. Decomposing a model that uses a PackedSequence, lengths or
+        resets raises RuntimeError.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> program = torch.export.export(torchlstm.LSTM(3, 4), (torch.randn(2, 1, 3),))
+        >>> program = program.run_decompositions(torchlstm.export.decompositions())
+        >>> any("torchlstm" in str(node.target) for node in program.graph.nodes)
+        False
     """
     table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions()
     table[torch.ops.torchlstm.lstm.default] = decompose.lstm

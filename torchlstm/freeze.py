@@ -1,4 +1,4 @@
-"""Freeze the LSTMs of a model for inference, their weights packed once and rounded if you like, and thaw them again."""
+"""Freeze the LSTMs of a model for inference, with packed and optionally rounded weights, and thaw them again."""
 
 import warnings
 from typing import Any
@@ -19,12 +19,27 @@ _FLOAT = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
 
 
 def plan_freeze(model: nn.Module, weights: Format = None) -> list[Candidate]:
-    """What `freeze(model, weights)` would do: every LSTM and LSTMCell in the model, torch.nn's and ours.
+    """Say what `freeze(model, weights)` would do, without doing it.
 
-    Subclasses are among them, and modules that are frozen in another format.  Each has a `reason` to be left alone, or
-    None.  What is in the weights is not looked at: `freeze` raises for NaN and infinity.
+    The values of the weights are not checked here: `freeze` raises for NaN and infinity.
 
-    >>> for name, module, reason in torchlstm.plan_freeze(model, torch.int8): print(name, reason or "frozen")
+    Args:
+        model: Any module.
+        weights: The format, as `freeze` takes it.
+
+    Returns:
+        One `Candidate` for every LSTM and LSTMCell in the model, torch.nn's and torchlstm's, with subclasses and
+        modules that are frozen in another format. Each has a `reason` if it would be left alone.
+
+    Raises:
+        ValueError: The format does not exist.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(8, 16))
+        >>> [(name, reason) for name, module, reason in torchlstm.plan_freeze(model, torch.int8)]
+        [('0', None)]
     """
     check_format(weights)
     return [
@@ -35,24 +50,34 @@ def plan_freeze(model: nn.Module, weights: Format = None) -> list[Candidate]:
 
 
 def freeze(model: Model, weights: Format = None) -> Model:
-    """Make every LSTM and LSTMCell of a model one for inference, in place, whose weights are packed once.
+    """Turn every LSTM and LSTMCell of a model into a frozen one for inference, in place.
 
-    weights  None: as they are, and the model's results are the same bits as before
-             torch.bfloat16, torch.float16, torch.int8: what is kept of each matrix, see `FrozenLSTM`
-    returns  the model
+    The modules stay the same objects and become a `FrozenLSTM` or `FrozenLSTMCell`. Names, hooks, modes and tied
+    modules are unchanged. Their parameters leave the model; an optimizer that holds them keeps them. `thaw` undoes it.
+    Modules that cannot be frozen are left alone, with one warning that names them.
 
-    The modules stay the objects they are and become a `FrozenLSTM` or `FrozenLSTMCell`: their names, hooks and modes
-    stay, and so do tied modules.  Their parameters are gone, from the model's too: an optimizer that holds them
-    still does.  `thaw` goes back.  Modules that cannot be frozen are left alone, with one warning that names them.
+    Args:
+        model: Any module whose LSTMs are on the CPU.
+        weights: None: unchanged, and the results are the same bit for bit. torch.bfloat16, torch.float16 or torch.int8:
+            the matrices are rounded to it, see `FrozenLSTM`.
 
-    Raises ValueError for a format there is not, and for a weight that is not finite or too large for its format; the
-    model is then as it was.
+    Returns:
+        The model.
 
-    >>> model = torchlstm.freeze(model.eval(), torch.int8)
-    >>> torch.save(model.state_dict(), "frozen.pt")  # a quarter of the size
+    Raises:
+        ValueError: The format does not exist, or a weight is not finite or too large for it. The model is unchanged.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(8, 16))
+        >>> torchlstm.freeze(model.eval(), torch.int8)
+        Sequential(
+          (0): FrozenLSTM(8, 16, weights=torch.int8)
+        )
     """
     plan = plan_freeze(model, weights)
-    # All before the first module changes: whatever fails, the model is as it was.
+    # Pack every module's weights before changing the first: if one fails, the model is unchanged.
     stores = [
         (module, store_of_module(module, weights, name + "." if name else ""))
         for name, module, reason in plan
@@ -67,12 +92,25 @@ def freeze(model: Model, weights: Format = None) -> Model:
 
 
 def thaw(model: Model) -> Model:
-    """Undo `freeze`: make every frozen module of a model what it was, with new parameters, in place.
+    """Undo `freeze`: turn every frozen module of a model into what it was, with new parameters, in place.
 
-    Where `weights` was None the parameters are those that there were, exactly.  Where they were rounded they are the
-    float32 values that rounding has left, and a warning names the modules: what was rounded off is gone.
+    If `weights` was None, the parameters have exactly their former values. If they were rounded, they are the rounded
+    values in float32, and a warning names the modules.
 
-    returns  the model
+    Args:
+        model: Any module.
+
+    Returns:
+        The model.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> model = torchlstm.freeze(torch.nn.Sequential(torch.nn.LSTM(8, 16)))
+        >>> torchlstm.thaw(model)
+        Sequential(
+          (0): LSTM(8, 16)
+        )
     """
     frozen: list[tuple[str, Any]] = [(n, module) for n, module in model.named_modules() if isinstance(module, Frozen)]
     floats = [module._store.floats() for _, module in frozen]
@@ -86,7 +124,7 @@ def thaw(model: Model) -> Model:
 
 
 def _reason(module: nn.Module, weights: Format) -> str | None:
-    """Why this LSTM or LSTMCell, or one of a subclass, is left alone."""
+    """Say why this LSTM or LSTMCell, or one of a subclass, is left alone; None if it is not."""
     kind = type(module)
     if isinstance(module, Frozen):
         return f"it is frozen with weights={module.weights} already: thaw first"

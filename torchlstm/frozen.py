@@ -1,4 +1,4 @@
-"""FrozenLSTM and FrozenLSTMCell: for inference, from weights that are packed once, in 16 or 8 bits if you like."""
+"""FrozenLSTM and FrozenLSTMCell: modules for inference whose weights are packed once, optionally in 16 or 8 bits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,25 +26,29 @@ from .trace import Trace, states_of
 
 State = tuple[Tensor, Tensor]
 
-# What `_apply` tries a conversion on before the weights.
+# Elements of the tensor on which `_apply` tries a conversion first.
 _PROBE = 8
 
 
 class Frozen(nn.Module):
-    """What FrozenLSTM and FrozenLSTMCell share: weights that are no parameters, how they are saved and loaded."""
+    """What FrozenLSTM and FrozenLSTMCell share: weights that are not parameters, and how they are saved and loaded."""
 
     _store: Store
-    # What `thaw` makes of it, and which of its parameters are not trained.
+    # The class that `thaw` restores, and the parameters with requires_grad=False.
     _was: type[nn.Module]
     _untrained: frozenset[str] = frozenset()
 
     @property
     def weights(self) -> Format:
-        """The format of the matrices: None as they were, torch.bfloat16, torch.float16 or torch.int8."""
+        """The format of the matrices.
+
+        Returns:
+            None (as they were), torch.bfloat16, torch.float16 or torch.int8.
+        """
         return self._store.format
 
     def extra_repr(self) -> str:
-        """As the float module's, and the format."""
+        """Return the float module's text, and the format."""
         return super().extra_repr() + ("" if self.weights is None else f", weights={self.weights}")
 
     def reset_parameters(self) -> None:
@@ -120,29 +124,45 @@ class Frozen(nn.Module):
 
 
 class FrozenLSTM(Frozen, LSTM):
-    """As LSTM, for inference: weights are packed once, and may be rounded to 16 or 8 bits.
+    """An LSTM for inference on the CPU: weights are packed once, and may be rounded to 16 or 8 bits.
 
-    `freeze` makes it of every LSTM in a model; the constructor draws weights as LSTM's does, to load others into it:
+    `freeze` turns every LSTM of a model into one. The constructor draws weights as LSTM does, for others to be loaded.
 
-        weights  None: as they are, and results are the same bits as LSTM's
-                 torch.bfloat16, torch.float16: half the bytes of float32; sums are float32
-                 torch.int8: a quarter; each row of a matrix has a scale of its own, and biases stay float32
-        dtype    of the weights where `weights` is None; rounded ones take float32, and inputs are float32 then
+    Inputs, states and results are LSTM's: lengths, resets, packed and jagged input, autocast. `train()` only affects
+    dropout between layers. There are no parameters. Nothing is differentiated: if input or states require gradients,
+    the call works and a backward through it raises RuntimeError. Under transforms of torch.func and in programs of
+    torch.export the weights are the rounded values as floats, and derivatives with respect to the input are theirs.
 
-    >>> lstm = torchlstm.FrozenLSTM(8, 16, weights=torch.int8)
-    >>> lstm.load_state_dict(torch.load("frozen.pt", weights_only=True))
-    >>> output, (h_n, c_n) = lstm(torch.randn(10, 4, 8))
+    `state_dict` has an LSTM's names, in the dtype of the format, and for int8 the scale of each row,
+    "weight_ih_l0_scale" (4 * hidden_size,). `load_state_dict` takes that, or the float weights of an LSTM, which it
+    rounds; if anything does not fit, the module is unchanged.
 
-    Inputs, states, results and their shapes are LSTM's: lengths, resets, packed and jagged input, autocast; of `trace`
-    nothing has a gradient.  It runs on the CPU.  `train()` changes nothing but dropout between layers.
+    Args:
+        input_size: Features of the input.
+        hidden_size: Units of the cell state, H.
+        num_layers: Stacked layers.
+        bias: Whether the gates have biases.
+        batch_first: Dense input and output are (B, T, features) instead of (T, B, features).
+        dropout: As in `LSTM`; only in training mode.
+        bidirectional: Every layer also reads the sequence backwards.
+        proj_size: If greater than zero, the units of h.
+        weights: None: unchanged, and the results are LSTM's bit for bit. torch.bfloat16 or torch.float16: half the
+            bytes of float32; sums are float32. torch.int8: a quarter; each row of a matrix has its own scale, and
+            biases stay float32.
+        dtype: The dtype of the weights if `weights` is None. Rounded weights are made from float32, and inputs are
+            float32.
 
-    There are no parameters.  `state_dict` has the names of an LSTM's, in the dtype of the format, and with int8 the
-    scale of each row besides, "weight_ih_l0_scale" (4 * hidden_size,).  `load_state_dict` takes that, or the float
-    weights of an LSTM, which it rounds; where anything does not fit it changes nothing in the module.
+    Raises:
+        ValueError: An option is out of range, or the format does not exist.
 
-    Nothing is differentiated: where gradients are wanted by its input or states the call works, and a backward through
-    it raises RuntimeError.  In transforms of torch.func and in programs of torch.export the weights are those that
-    rounding has left, as floats, and derivatives with respect to the input are theirs.
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.FrozenLSTM(8, 16, weights=torch.int8)
+        >>> keys = lstm.load_state_dict(torchlstm.LSTM(8, 16).state_dict())
+        >>> output, (h_n, c_n) = lstm(torch.randn(10, 4, 8))
+        >>> lstm
+        FrozenLSTM(8, 16, weights=torch.int8)
     """
 
     def __init__(
@@ -172,7 +192,28 @@ class FrozenLSTM(Frozen, LSTM):
         resets: Any = None,
         reset_state: State | None = None,
     ) -> tuple[Any, State]:
-        """See the class."""
+        """Compute the output of every step and the final states, as `LSTM.forward` does.
+
+        Args:
+            input: As `LSTM.forward` takes it.
+            hx: As `LSTM.forward` takes it.
+            lengths: As `LSTM.forward` takes it.
+            resets: As `LSTM.forward` takes it.
+            reset_state: As `LSTM.forward` takes it.
+
+        Returns:
+            The output and the tuple (h_n, c_n), as `LSTM.forward` returns them, without gradients.
+
+        Raises:
+            RuntimeError: The input's dtype is not that of the float weights, or a shape does not fit.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> output, (h_n, c_n) = torchlstm.FrozenLSTM(8, 16)(torch.randn(10, 4, 8))
+            >>> output.shape
+            torch.Size([10, 4, 16])
+        """
         if not is_compiling() and resets is None and reset_state is None and takes_native():
             packed = self._store.packed
             if packed is not None and not (self.dropout and self.training):
@@ -195,7 +236,24 @@ class FrozenLSTM(Frozen, LSTM):
         resets: Any = None,
         reset_state: State | None = None,
     ) -> Trace:
-        """As LSTM's, from the weights as floats; nothing has a gradient."""
+        """Trace a call as LSTM does, from the weights as floats; nothing has a gradient.
+
+        Args:
+            input: As `LSTM.trace` takes it.
+            hx: As `LSTM.trace` takes it.
+            lengths: As `LSTM.trace` takes it.
+            resets: As `LSTM.trace` takes it.
+            reset_state: As `LSTM.trace` takes it.
+
+        Returns:
+            A `torchlstm.trace.Trace`.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> torchlstm.FrozenLSTM(8, 16).trace(torch.randn(10, 4, 8)).layers[0][0].c.shape
+            torch.Size([10, 4, 16])
+        """
         plan, rows, states = self._begin(input, hx, lengths, resets, reset_state, trace=True)
         y, h_n, c_n, traced = way.trace(self._store, plan, rows, states)
         state = unpack_state(plan, rows, h_n), unpack_state(plan, rows, c_n)
@@ -217,20 +275,31 @@ class FrozenLSTM(Frozen, LSTM):
         return plan, packed, pack_states(plan, packed, hx, reset_state)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """As LSTM's."""
+        """Raise LSTM's errors for an input."""
         way.check_dtype("FrozenLSTM", input, self._store)
         check_lstm_input(input, batch_sizes is not None, self._store.like, self.input_size)
 
 
 class FrozenLSTMCell(Frozen, LSTMCell):
-    """As LSTMCell, for inference, from weights that are packed once and may be rounded; all else as of `FrozenLSTM`.
+    """An LSTMCell for inference on the CPU; its weights are packed and may be rounded as in `FrozenLSTM`.
 
-    input     (B, input_size), or (input_size,) unbatched
-    hx        None for zeros, or (h, c), each (B, hidden_size), or (hidden_size,) with unbatched input
-    returns   (h', c'), shaped as hx
+    Args:
+        input_size: Features of the input.
+        hidden_size: Units of h and c, H.
+        bias: Whether the gates have biases.
+        weights: The format of the matrices, as in `FrozenLSTM`.
+        dtype: The dtype of the weights if `weights` is None.
 
-    >>> cell = torchlstm.FrozenLSTMCell(8, 16, weights=torch.bfloat16)
-    >>> h, c = cell(torch.randn(4, 8))
+    Raises:
+        ValueError: The format does not exist.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> cell = torchlstm.FrozenLSTMCell(8, 16, weights=torch.bfloat16)
+        >>> h, c = cell(torch.randn(4, 8))
+        >>> h.shape
+        torch.Size([4, 16])
     """
 
     def __init__(
@@ -246,7 +315,25 @@ class FrozenLSTMCell(Frozen, LSTMCell):
         become_frozen(self, store_of_module(self, weights), LSTMCell)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
-        """See the class."""
+        """Compute one step.
+
+        Args:
+            input: (B, input_size), or (input_size,) unbatched.
+            hx: The state (h, c), each (B, H), or (H,) for unbatched input; None for zeros.
+
+        Returns:
+            The new state (h, c), shaped as hx, without gradients.
+
+        Raises:
+            RuntimeError: The input's dtype is not that of the float weights, or a shape does not fit.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> h, c = torchlstm.FrozenLSTMCell(8, 16)(torch.randn(4, 8))
+            >>> c.shape
+            torch.Size([4, 16])
+        """
         if not is_compiling() and takes_native() and (packed := self._store.packed) is not None:
             results: State | None = kernel.run_cell(packed, input, hx)
             if results is not None:
@@ -258,7 +345,7 @@ class FrozenLSTMCell(Frozen, LSTMCell):
         return unpack_state(plan, rows, h), unpack_state(plan, rows, c)
 
     def _begin(self, input: Tensor, hx: State | None) -> tuple[Plan, Packed, list[Tensor]]:
-        """As FrozenLSTM's."""
+        """Plan a call, as FrozenLSTM does."""
         mend_fork()
         way.check_dtype("FrozenLSTMCell", input, self._store)
         plan = plan_cell(way.SeenCell(self, self._store), input, hx)
@@ -267,13 +354,13 @@ class FrozenLSTMCell(Frozen, LSTMCell):
 
 
 def become_frozen(module: Any, store: Store, was: type[nn.Module]) -> None:
-    """Make an LSTM or LSTMCell a frozen one, with these weights, that `thaw` makes a `was` of."""
+    """Turn an LSTM or LSTMCell into a frozen one with these weights; `thaw` will turn it into a `was`."""
     module._untrained = frozenset(name for name in store.names if not getattr(module, name).requires_grad)
     module._was = was
     for name in store.names:
         delattr(module, name)
     if not store.cell:
-        # Of nn.RNNBase: other names for the parameters that have gone.
+        # nn.RNNBase's lists of the parameters, which have been removed.
         module._flat_weights = [None] * len(store.names)
         module._flat_weight_refs = [None] * len(store.names)
     module.__class__ = FrozenLSTMCell if store.cell else FrozenLSTM

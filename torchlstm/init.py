@@ -1,7 +1,7 @@
-"""How an LSTM starts: forget-gate bias, orthogonal recurrent weights, chrono initialisation, a learned initial state.
+"""Initialisation of LSTMs: forget-gate bias, orthogonal recurrent weights, chrono, and a learned initial state.
 
-The functions that end in _ change parameters in place and return the module.  They take torchlstm's LSTM and LSTMCell,
-torch.nn's, cells of `torchlstm.cells` with four gates and stacks of them; also a model that contains some of these.
+The functions whose names end in _ change parameters in place and return the module. They take torchlstm's LSTM and
+LSTMCell, torch.nn's, cells of `torchlstm.cells` with four gates, stacks of them, and any model that contains these.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,24 @@ _INPUT, _FORGET = 0, 1  # places of these gates along the 4H axis
 
 @torch.no_grad()
 def forget_bias_(module: Model, value: float) -> Model:
-    """Set the bias of every forget gate (Gers et al. 2000; Jozefowicz et al. 2015: 1).
+    """Set the bias of every forget gate (Gers et al. 2000; Jozefowicz et al. 2015 recommend 1).
 
-    value  what the two biases of an LSTM add up to: bias_ih gets it, bias_hh zero; the other gates keep theirs
+    Args:
+        module: A module with LSTMs in it.
+        value: The sum of an LSTM's two biases: bias_ih is set to it, and bias_hh to zero. Other gates keep their
+            biases.
 
-    Raises ValueError where there is no LSTM with biases in the module.
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: The module contains no LSTM with biases.
+
+    Examples:
+        >>> import torchlstm
+        >>> lstm = torchlstm.init.forget_bias_(torchlstm.LSTM(8, 2), 1.0)
+        >>> lstm.bias_ih_l0.chunk(4)[1].tolist()
+        [1.0, 1.0]
     """
     for biases in _biases(module):
         for index, bias in enumerate(biases):
@@ -36,14 +49,27 @@ def forget_bias_(module: Model, value: float) -> Model:
 
 @torch.no_grad()
 def chrono_(module: Model, longest: float) -> Model:
-    r"""Spread the memory of the units over time scales of 1 to `longest` steps (Tallec and Ollivier 2018, equation 16).
+    """Spread the memory of the units over time scales of 1 to `longest` steps (Tallec and Ollivier 2018, equation 16).
 
-        b_f = \log u,   u uniform in [1, longest - 1]        b_i = -b_f
+    The forget gate's bias is log(u), with u uniform in [1, longest - 1], and the input gate's is -log(u). The paper's
+    bias is the sum of an LSTM's two. It does not define the biases of the other gates, and they are unchanged.
 
-    longest  the longest dependency that is expected, in steps; at least 2
+    Args:
+        module: A module with LSTMs in it.
+        longest: The longest dependency that is expected, in steps; at least 2.
 
-    The paper's b is the sum of the two biases of an LSTM; of the other gates it says nothing, and they keep theirs.
-    Raises ValueError for a smaller `longest`, and where there is no LSTM with biases in the module.
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: `longest` is below 2, or the module contains no LSTM with biases.
+
+    Examples:
+        >>> import torchlstm
+        >>> lstm = torchlstm.init.chrono_(torchlstm.LSTM(8, 16), longest=100)
+        >>> i, f, _, _ = lstm.bias_ih_l0.chunk(4)
+        >>> bool((f >= 0).all()), bool((i == -f).all())
+        (True, True)
     """
     if not longest >= 2:
         raise ValueError(f"longest must be at least 2 steps, got {longest}")
@@ -59,8 +85,26 @@ def chrono_(module: Model, longest: float) -> Model:
 def orthogonal_(module: Model, gain: float = 1.0) -> Model:
     """Make the recurrent weights of every gate orthogonal, times a gain (Saxe et al. 2014).
 
-    Each gate's part of weight_hh, (H, R), gets orthonormal columns: W^T W = gain^2 I, as R is at most H.
-    Raises ValueError where there is no LSTM in the module.
+    The part of weight_hh that belongs to a gate, (H, R), gets orthonormal columns: W^T W = gain^2 I, since R is at
+    most H.
+
+    Args:
+        module: A module with LSTMs in it.
+        gain: The factor.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: The module contains no LSTM.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.init.orthogonal_(torchlstm.LSTM(8, 16))
+        >>> w = lstm.weight_hh_l0.chunk(4)[0]
+        >>> torch.allclose(w.T @ w, torch.eye(16), atol=1e-5)
+        True
     """
     for cell in _cells(module):
         for gate in cell["weight_hh"].chunk(4):
@@ -72,13 +116,24 @@ def orthogonal_(module: Model, gain: float = 1.0) -> Model:
 
 
 class LearnedState(nn.Module):
-    """An LSTM, or a stack of cells, whose initial state is learned, one for all sequences.
+    """An LSTM, or a stack of cells, with a learned initial state, the same for all sequences.
 
-    lstm     torchlstm.LSTM, torch.nn.LSTM, a `CellStack`, or any module called as they are
-    sizes    the sizes of its states; by default those that the module is known to have
+    The parameters `initial`, each (L * D, size), start at zero. `forward` uses them when it is called without hx.
 
-    It is called as the module is.  Without hx it starts from `initial`, parameters (L*D, size) that begin at zero;
-    with hx from that.
+    Args:
+        lstm: A torchlstm.LSTM, torch.nn.LSTM or `CellStack`, or any module that is called like these.
+        sizes: The sizes of its states, (R, H) for an LSTM. None: those of the module, if its class is known.
+
+    Raises:
+        TypeError: `sizes` is None, and the module is of another class.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.init.LearnedState(torchlstm.LSTM(8, 16))
+        >>> output, state = lstm(torch.randn(10, 4, 8))
+        >>> [tuple(tensor.shape) for tensor in lstm.initial]
+        [(1, 16), (1, 16)]
     """
 
     def __init__(self, lstm: nn.Module, sizes: tuple[int, ...] | None = None) -> None:
@@ -93,11 +148,41 @@ class LearnedState(nn.Module):
         )
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
-        """See the class."""
+        """Call the module, from the learned state unless another one is given.
+
+        Args:
+            input: As the module takes it.
+            hx: Another initial state; None for the learned one.
+
+        Returns:
+            The results of the module.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> lstm = torchlstm.init.LearnedState(torchlstm.LSTM(8, 16))
+            >>> output, (h_n, c_n) = lstm(torch.randn(10, 4, 8))
+            >>> h_n.shape
+            torch.Size([1, 4, 16])
+        """
         return self.lstm(input, self.state(input) if hx is None else hx)
 
     def state(self, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
-        """The learned state as an hx for this input: (L*D, B, size), or (L*D, size) for unbatched input."""
+        """Expand the learned state to an hx for this input.
+
+        Args:
+            input: As the module takes it.
+
+        Returns:
+            A tuple of tensors (L * D, B, size), or (L * D, size) for unbatched input.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> h, c = torchlstm.init.LearnedState(torchlstm.LSTM(8, 16)).state(torch.randn(10, 4, 8))
+            >>> h.shape
+            torch.Size([1, 4, 16])
+        """
         if isinstance(input, PackedSequence):
             batch = batch_of(input, None)
         elif input.dim() == 2:
@@ -116,7 +201,7 @@ def _state_sizes(lstm: nn.Module) -> tuple[int, ...]:
 
 
 def _cells(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The parameters weight_hh, bias_ih, bias_hh of every layer and direction in a module, as far as there are any."""
+    """Yield the parameters weight_hh, bias_ih and bias_hh of every layer and direction, as far as they exist."""
     found = False
     for part in module.modules():
         if isinstance(part, nn.RNNBase) and part.mode == "LSTM":
@@ -144,7 +229,7 @@ def _is_lstm_cell(part: nn.Module) -> bool:
 
 
 def _biases(module: nn.Module) -> list[list[Tensor]]:
-    """The biases of every layer and direction, those whose sum counts together."""
+    """Return the biases of every layer and direction; the gates see the sum of each list."""
     found = [[cell[name] for name in ("bias_ih", "bias_hh") if name in cell] for cell in _cells(module)]
     if not any(found):
         raise ValueError(f"the LSTM in {type(module).__name__} has no biases")

@@ -20,45 +20,47 @@ State = tuple[Tensor, Tensor]
 
 
 class LSTM(nn.RNNBase):
-    """As torch.nn.LSTM, computed by a torchlstm engine.
+    """torch.nn.LSTM, computed by a torchlstm engine.
 
-    Arguments, parameters (names, order, initial draws), inputs, results and errors are torch.nn.LSTM's.  With R =
-    proj_size or hidden_size, L = num_layers and D = 2 if bidirectional, else 1:
+    The parameters (names, order and initial values), the forms of input, the results and the errors are
+    torch.nn.LSTM's. `forward` describes a call.
 
-        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), or a PackedSequence
-        hx        None for zeros, or (h_0, c_0): (L*D, B, R), (L*D, B, hidden_size), without B for unbatched input
-        returns   output, (h_n, c_n): the output in the input's form with D*R features; the states as hx
+    It differs in three ways. It is not an instance of nn.LSTM. The weights are read from their attributes at every
+    call, so `flatten_parameters` does nothing. Where nn.LSTM fails with an internal message, or computes from a
+    PackedSequence or a state that does not fit, the error here says what was given and what was expected.
 
-    What nn.LSTM has not, by name only and for tensors:
+    The letters in shapes: T steps, B sequences, H = hidden_size, R = proj_size or hidden_size, L = num_layers, and D =
+    2 if bidirectional, else 1.
 
-        lengths      B integers from 0 to T, a list or a tensor, in any order: only so many steps of each sequence are
-                     there.  The output beyond them is zero; h_n and c_n are the states at each sequence's own end,
-                     the initial ones where it has no steps.  As a PackedSequence computes, packed and unpacked
-        resets       bool, shaped as input without its last axis: the state restarts before that step; what lies on
-                     its two sides are sequences of their own, in both directions, between which no gradient passes.
-                     Forwards, hx enters the first of them, unless step 0 is a reset, and h_n and c_n leave the last;
-                     in reverse, hx enters the last and h_n and c_n leave the first
-        reset_state  None for zeros, or (h, c), shaped as hx: the state that all others start from
+    Args:
+        input_size: Features of the input.
+        hidden_size: Units of the cell state, H.
+        num_layers: Stacked layers, L.
+        bias: Whether the gates have biases.
+        batch_first: Dense input and output are (B, T, features) instead of (T, B, features).
+        dropout: The probability that an element of a layer's output is zeroed in training, except after the last layer.
+        bidirectional: Every layer also reads the sequence backwards.
+        proj_size: If greater than zero, h has so many units, a linear projection of o * tanh(c).
+        device: Where the parameters are made.
+        dtype: The dtype of the parameters.
+        checkpoint_every: Save memory in training: keep the state of every so many steps, and recompute the steps
+            between in the backward. Memory is least near the square root of T. None keeps the states of all steps.
 
-    input may also be a nested tensor of jagged layout, (B, j, input_size), batch first whatever `batch_first` says.
-    The output is one, (B, j, D*R), with input's own offsets, so that the two can be combined; h_n and c_n are those
-    at each sequence's own end.  It takes no lengths and no resets, and its offsets are waited for as lengths are.
+    Raises:
+        ValueError: An option is out of range.
+        TypeError: An option has the wrong type.
 
-    Padding is not looked at: its gradient is zero, and NaN in it stays there.  Lengths and resets on another device
-    than the CPU are waited for, once a call; lists and CPU tensors wait for nothing.
-
-    What differs: it is no instance of nn.LSTM; the weights are read from their attributes at every call, so that
-    `flatten_parameters` has nothing to do; and where nn.LSTM fails with a message about its insides, or computes from a
-    PackedSequence or a state that does not fit, the error names what was given and what was expected.
-
-    What is new, and off unless asked for: `trace`, and
-
-        checkpoint_every  k: train in memory for the states of T / k + k steps, not of T; those of every k-th step are
-                          kept, and the backward runs the steps between them once more.  The least is near k = sqrt(T).
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> lstm = torchlstm.LSTM(8, 16, num_layers=2, bidirectional=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(10, 4, 8))
+        >>> output.shape, h_n.shape
+        (torch.Size([10, 4, 32]), torch.Size([4, 4, 16]))
     """
 
     weight_ih_l0: Tensor
-    # Of the class, since `swap` makes instances that were never initialised by it.
+    # On the class, because `swap` makes instances without calling `__init__`.
     checkpoint_every: int | None = None
     _checks_itself = False
     _native = True  # whether a call may go to C at once: a subclass may check, or make its weights, itself
@@ -85,7 +87,7 @@ class LSTM(nn.RNNBase):
             self.checkpoint_every = checkpoint_every
 
     def extra_repr(self) -> str:
-        """As nn.LSTM's, and `checkpoint_every` if it is set."""
+        """Return nn.LSTM's text, and `checkpoint_every` if it is set."""
         more = "" if self.checkpoint_every is None else f", checkpoint_every={self.checkpoint_every}"
         return super().extra_repr() + more
 
@@ -101,7 +103,41 @@ class LSTM(nn.RNNBase):
         resets: Any = None,
         reset_state: State | None = None,
     ) -> tuple[Any, State]:
-        """See the class."""
+        """Compute the output of every step and the final states.
+
+        Padding is never read: its gradient is zero, and NaN in it stays there. `lengths` and `resets` on a GPU make the
+        call wait for that device once; lists and CPU tensors do not.
+
+        Args:
+            input: (T, B, input_size), (B, T, input_size) if batch_first, or (T, input_size); a PackedSequence; or a
+                nested tensor of jagged layout, (B, j, input_size), which is batch first whatever `batch_first` says
+                and takes neither lengths nor resets.
+            hx: (h_0, c_0), of shapes (L * D, B, R) and (L * D, B, H), without B for unbatched input; None for zeros.
+            lengths: B integers from 0 to T, a list or a tensor, in any order: the steps of each sequence. The output
+                beyond them is zero. h_n and c_n are the states at each sequence's own end, or hx for a length of 0.
+            resets: A bool tensor, shaped as the input without its last axis. The state restarts before every step that
+                is True. The parts on both sides are independent sequences, in both directions, and no gradient crosses.
+                Forwards, hx enters the first part (unless step 0 is a reset), and h_n and c_n leave the last part; the
+                reverse direction starts with hx in the last part and leaves the first.
+            reset_state: The state (h, c) after a reset, shaped as hx; None for zeros.
+
+        Returns:
+            The output, (T, B, D * R) or the input's own form with D * R features, and the tuple (h_n, c_n), shaped as
+            hx. Jagged output has the offsets of the input, so the two can be combined.
+
+        Raises:
+            RuntimeError: A shape or a dtype does not fit, as in nn.LSTM.
+            ValueError: Dimensions, lengths or resets do not fit.
+            TypeError: An argument has the wrong type.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> lstm = torchlstm.LSTM(8, 16, batch_first=True)
+            >>> output, (h_n, c_n) = lstm(torch.randn(3, 10, 8), lengths=[10, 4, 7])
+            >>> output[1, 4:].count_nonzero().item()
+            0
+        """
         if self._native and lengths is None and resets is None and reset_state is None:
             results: tuple[Any, State] | None = call_lstm(self, input, hx)
             if results is not None:
@@ -122,10 +158,28 @@ class LSTM(nn.RNNBase):
         resets: Any = None,
         reset_state: State | None = None,
     ) -> Trace:
-        """Run the forward, and return h, c and the activated gates of every step besides: see `trace.Trace`.
+        """Run the forward, and return h, c and the activated gates of every step as well.
 
-        Arguments and errors are those of the call.  The numbers are those of a forward that is trained; hooks of the
-        module are not called, and `checkpoint_every` has no effect, since every state is kept.
+        The numbers are those of a training forward. Hooks of the module are not called. `checkpoint_every` has no
+        effect, because every state is kept.
+
+        Args:
+            input: As `forward` takes it.
+            hx: As `forward` takes it.
+            lengths: As `forward` takes it.
+            resets: As `forward` takes it.
+            reset_state: As `forward` takes it.
+
+        Returns:
+            A `torchlstm.trace.Trace` with the output, the final states, and the states and gates of each layer and
+            direction.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> trace = torchlstm.LSTM(8, 16).trace(torch.randn(10, 4, 8))
+            >>> trace.layers[0][0].f.shape
+            torch.Size([10, 4, 16])
         """
         plan, packed, states = self._begin(input, hx, lengths, resets, reset_state, trace=True)
         y, h_n, c_n, traced = run_stack(plan, packed, states, weights_of(plan, self, packed.data))
@@ -141,7 +195,7 @@ class LSTM(nn.RNNBase):
         reset_state: State | None,
         trace: bool = False,
     ) -> tuple[Plan, Packed, list[Tensor]]:
-        """The plan of a call, its rows, and the states that they start from."""
+        """Plan a call: its plan, its packed rows, and the initial states."""
         mend_fork()
         plan = plan_lstm(self, input, hx, lengths, resets, reset_state, trace)
         if self._checks_itself:
@@ -156,7 +210,7 @@ class LSTM(nn.RNNBase):
         cls._native = not cls._checks_itself and not hasattr(cls, "read_weight")
 
     def _check_as_told(self, input: Tensor | PackedSequence, hx: State | None) -> None:
-        """Call the checks that a subclass has in the place of nn.LSTM's, as nn.LSTM calls them."""
+        """Call the checks that a subclass overrides, as nn.LSTM would call them."""
         data, sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
         if hx is None:
             self.check_input(data, sizes)
@@ -167,16 +221,16 @@ class LSTM(nn.RNNBase):
         self.check_forward_args(data, hx, sizes)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """As nn.LSTM's, against the weights as they are now, not those that RNNBase remembers."""
+        """Raise nn.LSTM's errors, by the weights as they are now, not by those that RNNBase remembers."""
         check_lstm_input(input, batch_sizes is not None, self.weight_ih_l0, self.input_size)
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """As nn.LSTM's."""
+        """Return the shape of c_0, as nn.LSTM does."""
         batch = input.shape[0 if self.batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
         return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
     def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:  # type: ignore[override]
-        """As nn.LSTM's."""
+        """Raise nn.LSTM's errors for an input and its states."""
         self.check_input(input, batch_sizes)
         expected = self.get_expected_hidden_size(input, batch_sizes)
         self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
@@ -184,7 +238,7 @@ class LSTM(nn.RNNBase):
         self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
 
     def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
-        """As nn.LSTM's: both states with their batch axis permuted."""
+        """Return both states with their batch axis permuted, as nn.LSTM does."""
         if permutation is None:
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)

@@ -1,4 +1,4 @@
-"""Stream: an LSTM that is fed a sequence in chunks and carries its state from one to the next."""
+"""Stream: an LSTM that reads a sequence in chunks and carries its state from one chunk to the next."""
 
 from typing import Any
 
@@ -19,25 +19,28 @@ State = tuple[Tensor, Tensor]
 class Stream:
     """Feeds a module a sequence in chunks of any length; the outputs are those of one call on the whole sequence.
 
-        module   torchlstm.LSTM or LSTMCell, or torch.nn's, and not bidirectional
-        hx       the state that it starts from, and that `reset` goes back to, as the module takes it; None for zeros
-        grad     False: nothing has a gradient.  True: every chunk has a graph of its own, into which the state comes
-                 detached (truncated backpropagation through time)
+    In training, dropout between layers draws a new mask for every chunk.
 
-    >>> stream = torchlstm.Stream(lstm)
-    >>> for chunk in chunks: output = stream(chunk)
+    Args:
+        module: A torchlstm.LSTM, FrozenLSTM or LSTMCell, or torch.nn's; not bidirectional.
+        hx: The initial state, to which `reset` also returns, as the module takes it; None for zeros.
+        grad: False: no output has a gradient. True: every chunk has its own graph, and the state is detached between
+            chunks (truncated backpropagation through time).
 
-    A chunk is an input as the module takes it, but no PackedSequence: (T, B, I), (B, T, I) if batch_first, (T, I)
-    unbatched; for a cell one step, (B, I) or (I,).  No steps, T = 0, are fine.  B is that of the first chunk.  Between
-    layers a module in training draws a dropout mask for every chunk.
+    Raises:
+        TypeError: The module is of another class.
+        ValueError: The module is bidirectional: it would need the end of the sequence first.
 
-    `stream(chunk, out=buffer)` writes the output into a tensor of its shape and returns that.  Over a frozen LSTM or
-    cell the state is kept in place, `state` is a copy of it, and a call with a buffer allocates nothing.
-
-    Raises TypeError for other modules, ValueError for a bidirectional one: it needs a sequence's end to begin with.
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> stream = torchlstm.Stream(torchlstm.LSTM(8, 16))
+        >>> outputs = [stream(chunk) for chunk in torch.randn(10, 4, 8).split(3)]
+        >>> [len(output) for output in outputs]
+        [3, 3, 3, 1]
     """
 
-    _in_place = False  # of streams that were pickled before there was such a thing
+    _in_place = False  # for streams that were pickled by versions without it
 
     def __init__(self, module: nn.Module, hx: State | None = None, *, grad: bool = False) -> None:
         kind = getattr(module, "_orig_mod", module)  # of a compiled module
@@ -49,14 +52,38 @@ class Stream:
         if hx is not None:
             checks.check_pair("Stream", hx)
         self._module: Any = module
-        # The state then belongs to nobody else, and is written in place.
+        # No other code then holds the state, so it can be written in place.
         self._in_place = isinstance(module, Frozen) and not grad
         self._start, self._grad = hx, grad
         self._state: State | None = None
         self._batch: tuple[int, ...] | None = None  # (B,), () if unbatched, None before the first chunk
 
     def __call__(self, input: Tensor, out: Tensor | None = None) -> Tensor:
-        """The output for the next chunk, in `out` if there is one; of a cell, h."""
+        """Compute the output for the next chunk.
+
+        Over a frozen LSTM or cell the state is updated in place, and a call with `out` allocates no tensor.
+
+        Args:
+            input: The next chunk: (T, B, I), (B, T, I) if batch_first, or (T, I) unbatched; for a cell one step, (B,
+                I) or (I,). T may be 0. B is that of the first chunk. A PackedSequence is not accepted.
+            out: A tensor of the output's shape that the output is written into, or None for a new tensor.
+
+        Returns:
+            The output, (T, B, R) in the input's form, or h of a cell; `out` itself if it was given.
+
+        Raises:
+            RuntimeError: The chunk has another batch size than the first one, or `out` has the wrong shape.
+            ValueError: `out` is given to a stream with grad=True.
+            TypeError: The chunk or `out` is not a tensor.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> stream = torchlstm.Stream(torchlstm.freeze(torchlstm.LSTM(8, 16)))
+            >>> buffer = torch.empty(1, 4, 16)
+            >>> stream(torch.randn(1, 4, 8), out=buffer) is buffer
+            True
+        """
         if self._in_place and self._batch is not None and not is_compiling():
             done: Tensor | None = self._step_in_place(input, out)
             if done is not None:
@@ -83,7 +110,7 @@ class Stream:
         return output
 
     def _step_in_place(self, input: Tensor, out: Tensor | None) -> Any:
-        """A chunk by one call of the kernel, or None where it takes no such call; nothing has happened then."""
+        """Run a chunk by one call of the kernel, or change nothing and return None where it does not take the call."""
         module: Any = self._module
         packed, state = module._store.packed, self._state
         if packed is None or state is None or not takes_native():
@@ -93,7 +120,7 @@ class Stream:
             fits = out is None or (type(out) is Tensor and out.shape == h.shape and not out.requires_grad)
             if not fits or not frozen.step_cell(packed, input, state):
                 return None
-            # What is handed out must not be the state.
+            # The output must not share memory with the state.
             return h.clone() if out is None else out.copy_(h)
         if module.training and module.dropout:
             return None
@@ -117,7 +144,7 @@ class Stream:
         result = self._module(input, self._start if self._state is None else self._state)
         output, (h, c) = (result[0], result) if self._is_cell else result
         if self._in_place and self._is_cell:
-            h = h.clone()  # what is handed out must not be the state
+            h = h.clone()  # the output must not share memory with the state
         self._state = (h.detach(), c.detach()) if h.requires_grad else (h, c)
         return output
 
@@ -132,9 +159,20 @@ class Stream:
 
     @property
     def state(self) -> State | None:
-        """(h, c) after the last chunk, as the module returns them; before the first, what the stream starts from.
+        """The state (h, c) after the last chunk, as the module returns it; before the first chunk, the initial state.
 
-        It can be set: the next chunk goes on from there.
+        It can be set, and the next chunk continues from it. Over a frozen module it is a copy.
+
+        Returns:
+            The tuple (h, c), or None before the first chunk of a stream that was made without hx.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> stream = torchlstm.Stream(torchlstm.LSTM(8, 16))
+            >>> output = stream(torch.randn(3, 4, 8))
+            >>> stream.state[0].shape
+            torch.Size([1, 4, 16])
         """
         if self._state is None:
             return self._start
@@ -146,13 +184,29 @@ class Stream:
     @state.setter
     def state(self, state: State) -> None:
         checks.check_pair("Stream", state)
-        # Not written in place: the next chunk, the first of its batch, makes new tensors.
+        # The caller's tensors are not written in place: with `_batch` None, the next chunk makes new ones.
         self._state, self._batch = (state[0].detach(), state[1].detach()), None
 
     def reset(self, rows: Any = None) -> None:
-        """Begin anew: all sequences, or some of them.
+        """Return all sequences, or some of them, to the initial state.
 
-        rows  None for all, also for other ones, of another number; else a bool mask (B,), or indices of sequences
+        Args:
+            rows: None for all; the next chunk may then have another batch size. Otherwise a bool mask (B,), or the
+                indices of sequences.
+
+        Raises:
+            RuntimeError: The mask has the wrong shape, or the input is unbatched.
+            TypeError: `rows` is neither bool nor integer.
+            IndexError: An index is out of range.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> stream = torchlstm.Stream(torchlstm.LSTM(8, 16))
+            >>> output = stream(torch.randn(3, 4, 8))
+            >>> stream.reset([1])
+            >>> stream.state[0][0].count_nonzero(1).tolist()
+            [16, 0, 16, 16]
         """
         if rows is None:
             self._state = self._batch = None

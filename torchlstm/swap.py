@@ -1,4 +1,4 @@
-"""Put torchlstm's classes in the place of torch.nn's in a model that exists, and back."""
+"""Replace torch.nn's LSTM classes in an existing model by torchlstm's, and back."""
 
 import warnings
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +19,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Candidate(NamedTuple):
-    """A module that `swap` looks at: its name ("" is the model itself), and why it is left alone, or None."""
+    """A module that `swap` or `freeze` looks at.
+
+    Attributes:
+        name: Its name in the model; "" is the model itself.
+        module: The module.
+        reason: Why it is left alone, or None if it is not.
+    """
 
     name: str
     module: nn.Module
@@ -27,9 +33,11 @@ class Candidate(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """Of an nn.LSTM on a GPU: where it was faster there than what would be chosen, as `torchlstm qualify` found.
+        """Whether nn.LSTM was faster on this module's GPU, as `torchlstm qualify` measured.
 
-        None where it was not, or was not tried.
+        Returns:
+            A sentence for an nn.LSTM on a GPU where nn.LSTM was faster than the engine that would be chosen. None
+            where it was not, or was not measured.
         """
         module = self.module
         if self.reason is not None or not isinstance(module, nn.LSTM) or module.weight_hh_l0.device.type != "cuda":
@@ -52,7 +60,7 @@ class Candidate(NamedTuple):
 
 
 def _reason(module: nn.Module) -> str | None:
-    """Why this instance of nn.LSTM or nn.LSTMCell, or of a subclass, is left alone."""
+    """Say why this instance of nn.LSTM or nn.LSTMCell, or of a subclass, is left alone; None if it is not."""
     kind = type(module)
     if kind not in _OURS:
         if hasattr(module, "parametrizations"):
@@ -64,9 +72,21 @@ def _reason(module: nn.Module) -> str | None:
 
 
 def plan_swap(model: nn.Module) -> list[Candidate]:
-    """What `swap(model)` would do: every nn.LSTM and nn.LSTMCell in the model, subclasses included.
+    """Say what `swap(model)` would do, without doing it.
 
-    Each has a `note` besides, where nn.LSTM was measured to be faster on the module's GPU.
+    Args:
+        model: Any module.
+
+    Returns:
+        One `Candidate` for every nn.LSTM and nn.LSTMCell in the model, subclasses included. Each has a `reason` if it
+        would be left alone, and a `note` if nn.LSTM was measured to be faster on its GPU.
+
+    Examples:
+        >>> from torch import nn
+        >>> import torchlstm
+        >>> model = nn.ModuleDict({"lstm": nn.LSTM(8, 16)})
+        >>> [(name, reason) for name, module, reason in torchlstm.plan_swap(model)]
+        [('lstm', None)]
     """
     return [
         Candidate(name, module, _reason(module))
@@ -76,13 +96,23 @@ def plan_swap(model: nn.Module) -> list[Candidate]:
 
 
 def swap(model: Model) -> Model:
-    """Turn every nn.LSTM and nn.LSTMCell of a model into a torchlstm one, in place.
+    """Turn every nn.LSTM and nn.LSTMCell of a model into torchlstm's, in place.
 
-    The modules stay the objects they are and only change their class: parameters, names, hooks, modes, tied modules and
-    optimizers that hold the parameters are untouched.  Subclasses are left alone, with one warning that names them.
+    The modules stay the same objects and only change their class. Parameters, names, hooks, modes, tied modules and
+    optimizers that hold the parameters are unchanged. Subclasses are left alone, with one warning that names them.
 
-    model    any module, also one that is itself an nn.LSTM
-    returns  the model
+    Args:
+        model: Any module, also one that is itself an nn.LSTM.
+
+    Returns:
+        The model.
+
+    Examples:
+        >>> from torch import nn
+        >>> import torchlstm
+        >>> model = torchlstm.swap(nn.Sequential(nn.LSTM(8, 16)))
+        >>> type(model[0])
+        <class 'torchlstm.lstm.LSTM'>
     """
     plan = plan_swap(model)
     for _, module, reason in plan:
@@ -95,9 +125,22 @@ def swap(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Undo `swap`: turn every torchlstm LSTM and LSTMCell of a model into torch.nn's, in place; returns the model.
+    """Undo `swap`: turn every torchlstm LSTM and LSTMCell of a model into torch.nn's, in place.
 
     A LazyLSTM before its first call is left alone, with a warning that names it.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The model.
+
+    Examples:
+        >>> from torch import nn
+        >>> import torchlstm
+        >>> model = torchlstm.restore(torchlstm.swap(nn.Sequential(nn.LSTM(8, 16))))
+        >>> type(model[0])
+        <class 'torch.nn.modules.rnn.LSTM'>
     """
     lazy = [name or "the model itself" for name, module in model.named_modules() if isinstance(module, LazyLSTM)]
     if lazy:
@@ -107,6 +150,6 @@ def restore(model: Model) -> Model:
         if theirs := _THEIRS.get(type(module)):
             module.__class__ = theirs
             if isinstance(module, nn.LSTM):
-                # On CUDA, cuDNN wants what we never needed.
+                # cuDNN needs the weights in one chunk of memory; torchlstm does not.
                 module.flatten_parameters()
     return model

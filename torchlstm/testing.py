@@ -1,4 +1,4 @@
-"""`check_cell`: does a recurrent cell of your own compute in a stack what it computes alone, gradients included?"""
+"""`check_cell`: tests that your own recurrent cell computes in a stack what it computes alone, gradients included."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -28,16 +28,29 @@ class _Case(NamedTuple):
 
 
 def check_cell(cell_class: Callable[..., nn.Module], input_size: int = 4, hidden_size: int = 5, **options: Any) -> None:
-    """Test a cell of your own, in float64 on the CPU; raises AssertionError that says what is wrong.
-
-    cell_class, options  as `stack_cells` takes them
+    """Test your own cell, in float64 on the CPU.
 
     A stack of it must agree with a plain loop over one sequence at a time, to 1e-10, in the output, the final states
     and the gradients of the input, the initial states and every parameter: for one and two layers and directions, for
-    dense, batch_first, unbatched and packed input, with and without hx, in eval mode.  In training mode, where a cell
-    may draw numbers: the same seed gives the same results, sequences of a batch do not see each other, and gradients
-    are those that finite differences find.  Whatever is not as it should be in those calls, such as a cell that keeps
-    something between them or writes into its state, is found too.
+    dense, batch_first, unbatched and packed input, with and without hx, in eval mode.
+
+    In training mode, where a cell may draw random numbers: the same seed gives the same results, the sequences of a
+    batch are independent, and the gradients agree with finite differences. A cell that keeps something between calls,
+    or writes into its state, also fails.
+
+    Args:
+        cell_class: The cell, as `stack_cells` takes it.
+        input_size: Features of the input.
+        hidden_size: Units of the state.
+        **options: Arguments of the cell.
+
+    Raises:
+        AssertionError: The cell fails; the message says where.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.testing import check_cell
+        >>> check_cell(torch.nn.LSTMCell)
     """
     name = getattr(cell_class, "__name__", str(cell_class))
 
@@ -48,7 +61,7 @@ def check_cell(cell_class: Callable[..., nn.Module], input_size: int = 4, hidden
         ).double()
         with torch.no_grad():
             for parameter in stack.parameters():
-                # What starts at zero or one hides what it does.
+                # A parameter that starts at zero or one would hide an error.
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
         return stack
 
@@ -61,7 +74,7 @@ def check_cell(cell_class: Callable[..., nn.Module], input_size: int = 4, hidden
 
 
 def _check_calls(name: str, stack: CellStack) -> None:
-    """The protocol: shapes, dtypes, nothing kept, nothing overwritten."""
+    """Test the protocol: shapes, dtypes, no state kept between calls, nothing overwritten."""
     stack.eval()
     x, hx = _draw(stack, _Case(1, False, "dense", True))
     given = [tensor.clone() for tensor in (x, *hx)]
@@ -96,7 +109,7 @@ def _check_case(name: str, stack: CellStack, case: _Case) -> None:
     results = ["output", *(f"state {index}" for index in range(len(hx)))]
     for what, ours, truth in zip(results, found, expected, strict=True):
         _compare(name, case, what, ours, truth)
-    # Cotangents on everything: a wrong gradient of a final state would not show in a loss on the output.
+    # Cotangents on all results: a loss on the output alone would miss a wrong gradient of a final state.
     cotangents = [torch.randn_like(tensor) for tensor in expected]
     gradients = [
         torch.autograd.grad(tensors, list(named.values()), cotangents, allow_unused=True)
@@ -107,7 +120,7 @@ def _check_case(name: str, stack: CellStack, case: _Case) -> None:
 
 
 def _check_training(name: str, stack: CellStack) -> None:
-    """In training mode under one seed: the same results, rows apart, the gradients of finite differences."""
+    """Test training mode under one seed: repeatable results, independent rows, gradients of finite differences."""
     x, hx = _draw(stack, _Case(1, True, "dense", True))
 
     def run(x: Tensor, *hx: Tensor) -> list[Tensor]:
@@ -162,7 +175,7 @@ def _flat(result: tuple[Any, State]) -> list[Tensor]:
 
 
 def _flat_alone(stack: CellStack, x: Tensor, hx: State, case: _Case) -> list[Tensor]:
-    """What `_flat` should be, from a loop over one sequence, one layer and one direction at a time."""
+    """The values that `_flat` should return, from a loop over one sequence, one layer and one direction at a time."""
     unbatched = case.form == "unbatched"
     lengths = {"packed": sorted(_LENGTHS, reverse=True), "unsorted": _LENGTHS}.get(case.form, [_STEPS] * _BATCH)
     outputs, ends = [], []
@@ -201,7 +214,7 @@ def _one_sequence(cell: Any, x: Tensor, state: State, reverse: bool) -> tuple[Te
 
 def _compare(name: str, case: _Case, what: str, ours: Tensor | None, truth: Tensor | None) -> None:
     if ours is None or truth is None:
-        # A gradient that does not exist is as good as zero.
+        # A missing gradient counts as zero.
         ours, truth = (torch.zeros(()) if tensor is None else tensor for tensor in (ours, truth))
     elif ours.shape != truth.shape:
         raise AssertionError(f"{name} ({case}): {what} has shape {tuple(ours.shape)}, alone {tuple(truth.shape)}")

@@ -1,4 +1,4 @@
-"""What `LSTM.trace` returns: the states and gates of every step."""
+"""The results of `LSTM.trace`: the states and gates of every step."""
 
 from typing import Any, NamedTuple
 
@@ -10,16 +10,19 @@ from .call.stack import Traced
 
 
 class States(NamedTuple):
-    r"""One direction of one layer at every step t, in the input's form: (T, B, R) of h, (T, B, H) of the others.
+    """The states and gates of one direction of one layer at every step.
 
-    With the names of the equations of `torchlstm.equations`:
+    The names are those of the equations in `torchlstm.equations`. h has the shape (T, B, R), the others (T, B, H), in
+    the form of the input: batch_first and unbatched input are honoured, a PackedSequence gives PackedSequences, and
+    jagged input gives jagged tensors.
 
-        i, f, o   \sigma(...), the input, forget and output gate
-        g         \tanh(...), the candidate
-        c         f * c before + i * g
-        h         o * \tanh(c), or its projection; before the dropout between layers
-
-    batch_first and unbatched input are honoured; of a PackedSequence these are PackedSequences, of jagged input jagged.
+    Attributes:
+        h: o * tanh(c), or its projection; before the dropout between layers.
+        c: The cell state, f * c_before + i * g.
+        i: The input gate, after its sigmoid.
+        f: The forget gate, after its sigmoid.
+        g: The candidate, after its tanh.
+        o: The output gate, after its sigmoid.
     """
 
     h: Any
@@ -31,13 +34,15 @@ class States(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The results of a forward, and what every layer and direction did at every step.
+    """The results of a forward, and the states and gates of every layer and direction.
 
-    output, state  as `forward` returns them
-    layers         layers[layer][direction] is a `States`; direction 1 is the reverse one
+    All of it can be differentiated. The states are views of what the backward needs: after writing into one, the
+    backward raises an error.
 
-    All of it can be differentiated.  The states are views of what the backward needs: one that is written into makes
-    the backward raise an error.
+    Attributes:
+        output: As `LSTM.forward` returns it.
+        state: (h_n, c_n), as `LSTM.forward` returns it.
+        layers: `layers[layer][direction]` is a `States`; direction 1 is the reverse one.
     """
 
     output: Any
@@ -46,9 +51,9 @@ class Trace(NamedTuple):
 
 
 def states_of(plan: Plan, packed: Packed, traced: Traced) -> list[States]:
-    """One layer's states in the form of the input, for each direction."""
+    """Bring the states of one layer into the form of the input, for each direction."""
     y, acts, cells = traced
-    # `chunk` and `unbind` cut all at once: their gradient is one concatenation.
+    # `chunk` and `unbind` make all views in one operation, so that the gradient is one concatenation.
     directions = zip(y.chunk(acts.shape[0], dim=1), cells.unbind(), acts.unbind(), strict=True)
     return [
         States(*(unpack(plan, packed, rows) for rows in (h, c, *gates.chunk(4, dim=1)))) for h, c, gates in directions

@@ -1,4 +1,4 @@
-"""Pictures of a trace; they need matplotlib, which is loaded when one is drawn."""
+"""Pictures of a trace. They need matplotlib, which is imported when one is drawn."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from .trace import Trace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The panels of both columns, from above.
+# The panels of both columns, from top to bottom.
 _COLUMNS = (
     {"i": "input gate i", "f": "forget gate f", "o": "output gate o"},
     {"g": "candidate g", "h": "hidden state h", "c": "cell state c"},
@@ -28,19 +28,34 @@ def gates(
     batch_first: bool = False,
     labels: Sequence[str] | None = None,
 ) -> "Figure":
-    """Draw what one direction of one layer did with one sequence: a heat map each of i, f, o and g, h, c.
+    """Draw the states and gates of one sequence in one direction of one layer: a heat map each of i, f, o, g, h and c.
 
-    Steps run along x and units along y.  i, f and o are shown from 0 to 1, g and h from -1 to 1, and c, which has no
-    bound, to its largest on both sides of 0, or to 1; so is a projected h, with g.
+    Steps run along x and units along y. i, f and o are shown from 0 to 1, g and h from -1 to 1. c is shown up to its
+    largest magnitude, at least 1, on both sides of 0; so are g and h where a projected h exceeds 1.
 
-    trace       of `LSTM.trace`
-    layer, direction, sequence
-                which; negative ones count from the end
-    batch_first as the module's; of jagged input without effect
-    labels      one text for each step, under the last panels: the characters of a text, for one
-    returns     a matplotlib Figure, known to no window: `.savefig(...)` it, or show it in a notebook
-    Raises ImportError without matplotlib, IndexError for what is not there, ValueError for labels of another number and
-    for a trace that is not laid out as `batch_first` says.
+    Args:
+        trace: The result of `LSTM.trace`.
+        layer: The layer; negative numbers count from the end.
+        direction: 0, or 1 for the reverse direction.
+        sequence: The sequence in the batch; negative numbers count from the end.
+        batch_first: The module's own; without effect on jagged input.
+        labels: One text for each step, shown under the lowest panels, such as the characters of a text.
+
+    Returns:
+        A matplotlib Figure that belongs to no window; call `.savefig(...)`, or show it in a notebook.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        IndexError: The layer, direction or sequence does not exist.
+        ValueError: The number of labels is wrong, or `batch_first` is not the module's.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> trace = torchlstm.LSTM(8, 16).trace(torch.randn(10, 4, 8))
+        >>> figure = torchlstm.viz.gates(trace)
+        >>> [axes.get_title() for axes in figure.axes if axes.get_title()][:2]
+        ['input gate i', 'candidate g']
     """
     figure_type = _figure_type()
     states = trace.layers[layer][direction]
@@ -49,7 +64,7 @@ def gates(
     steps = values["c"].shape[0]
     if labels is not None and len(labels) != steps:
         raise ValueError(f"expected {steps} labels, one for each step of the sequence, got {len(labels)}")
-    # Of h only a projection leaves -1 to 1.
+    # h leaves -1 to 1 only if it is projected.
     h, c = (max(1.0, values[name].abs().max().item()) if steps else 1.0 for name in "hc")
     figure: Figure = figure_type(figsize=(2 * min(12.0, max(4.0, 0.11 * steps)), 7), layout="constrained")
     grid = figure.subplots(3, 2, sharex=True, squeeze=False)
@@ -80,7 +95,7 @@ def _figure_type() -> Any:
 
 
 def _check_layout(trace: Trace, batch_first: bool) -> None:
-    """Raise ValueError if the last step of direction 0 is not what the final states say it is."""
+    """Raise ValueError if the last step of direction 0 is not the final state."""
     c, c_n = trace.layers[0][0].c, trace.state[1][0]
     if isinstance(c, PackedSequence) or c.is_nested or c.dim() == 2 or not c.numel():
         return

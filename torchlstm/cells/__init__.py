@@ -1,4 +1,4 @@
-"""Cells other than nn.LSTM's, ready stacks of them, and `stack_cells` for a cell of your own."""
+"""Variants of the LSTM cell, stacks of them, and `stack_cells` for your own cell."""
 
 from .gated import ClippedLSTM, ClippedLSTMCell, CoupledLSTM, CoupledLSTMCell, PeepholeLSTM, PeepholeLSTMCell
 from .noise import (

@@ -1,4 +1,4 @@
-"""Cells with peepholes, coupled input and forget gates, or clipping; and `GatedCell`, what they share."""
+"""Cells with peepholes, coupled input and forget gates, or clipping; and `GatedCell`, their common base."""
 
 from typing import Any
 
@@ -13,9 +13,8 @@ from .stack import CellStack, State
 class GatedCell(nn.Module):
     """The weights of a cell whose gates are sums of an input part and a recurrent part, named as nn.LSTMCell's.
 
-        weight_ih (G*H, I), weight_hh (G*H, R), bias_ih, bias_hh (G*H,), weight_hr (R, H) with a projection
-
-    All are drawn as nn.LSTM draws them: uniformly within 1/sqrt(H), in this order.
+    They are weight_ih (G * H, I), weight_hh (G * H, R), bias_ih and bias_hh (G * H,), and weight_hr (R, H) with a
+    projection, for G gates. All are drawn as nn.LSTM draws them: uniformly within 1/sqrt(H), in this order.
     """
 
     gates = 4  # G
@@ -40,32 +39,43 @@ class GatedCell(nn.Module):
         nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
     def input_part(self, x: Tensor) -> Tensor:
-        """What x adds to the gates, with both biases: (P, I) -> (P, G*H)."""
+        """Compute what x adds to the gates, with both biases: (P, I) -> (P, G * H)."""
         bias = None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
         return F.linear(x, self.weight_ih, bias)
 
     def gate_sums(self, gates_x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-        """The gates before activation, each (n, H)."""
+        """Return the gates before activation, each (n, H)."""
         return (gates_x + h @ self.weight_hh.t()).chunk(self.gates, dim=-1)
 
     def lstm_weights(self) -> Weights:
-        """The weights as an engine takes them."""
+        """Return the weights as an engine takes them."""
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return f"{self.input_size}, {self.hidden_size}" + f", proj_size={self.proj_size}" * bool(self.proj_size)
 
 
 class PeepholeLSTMCell(GatedCell):
-    r"""An LSTM whose gates see the cell state (Gers and Schmidhuber 2000; Gers, Schraudolph and Schmidhuber 2002).
+    r"""An LSTM cell whose gates see the cell state (Gers and Schmidhuber 2000; Gers, Schraudolph and Schmidhuber 2002).
+
+    The equations, with an LSTM's terms as dots and the output squashing tanh(c') of Greff et al. 2017:
 
         i = \sigma(.. + p_i * c)       f = \sigma(.. + p_f * c)       g = \tanh(..)
         c' = f * c + i * g
         o = \sigma(.. + p_o * c')      h' = o * \tanh(c')
 
-    ..  as in an LSTM; \tanh(c') is the output squashing of Greff et al. 2017
-    Parameters besides an LSTMCell's: weight_pi, weight_pf, weight_po, each (H,).
+    Beside an LSTMCell's parameters it has weight_pi, weight_pf and weight_po, each (H,).
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Units of h and c, H.
+        bias: Whether the gates have biases.
+
+    Examples:
+        >>> from torchlstm.cells import PeepholeLSTMCell, stack_cells
+        >>> stack_cells(PeepholeLSTMCell, 8, 16).cells[0].weight_pi.shape
+        torch.Size([16])
     """
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
@@ -75,7 +85,15 @@ class PeepholeLSTMCell(GatedCell):
             self._draw(parameter)
 
     def forward(self, gates_x: Tensor, state: State) -> State:
-        """One step: gates_x (n, 4H), state h, c (n, H)."""
+        """Compute one step.
+
+        Args:
+            gates_x: What `input_part` returned, (n, 4H).
+            state: h and c, (n, H) each.
+
+        Returns:
+            The new h and c.
+        """
         h, c = state
         i, f, g, o = self.gate_sums(gates_x, h)
         i, f = torch.sigmoid(i + self.weight_pi * c), torch.sigmoid(f + self.weight_pf * c)
@@ -84,9 +102,21 @@ class PeepholeLSTMCell(GatedCell):
 
 
 class CoupledLSTMCell(GatedCell):
-    r"""An LSTM that forgets as much as it takes in, f = 1 - i (CIFG; Greff et al. 2017): three gates i, g, o.
+    """An LSTM cell that forgets as much as it takes in, f = 1 - i (CIFG; Greff et al. 2017).
 
-    c' = (1 - i) * c + i * g
+    It has the three gates i, g and o, and
+
+        c' = (1 - i) * c + i * g
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Units of h and c, H.
+        bias: Whether the gates have biases.
+
+    Examples:
+        >>> from torchlstm.cells import CoupledLSTMCell
+        >>> CoupledLSTMCell(8, 16).weight_ih.shape
+        torch.Size([48, 8])
     """
 
     gates = 3
@@ -95,7 +125,15 @@ class CoupledLSTMCell(GatedCell):
         super().__init__(input_size, hidden_size, bias)
 
     def forward(self, gates_x: Tensor, state: State) -> State:
-        """One step: gates_x (n, 3H), state h, c (n, H)."""
+        """Compute one step.
+
+        Args:
+            gates_x: What `input_part` returned, (n, 3H).
+            state: h and c, (n, H) each.
+
+        Returns:
+            The new h and c.
+        """
         h, c = state
         i, g, o = self.gate_sums(gates_x, h)
         c = torch.lerp(c, torch.tanh(g), torch.sigmoid(i))
@@ -103,13 +141,27 @@ class CoupledLSTMCell(GatedCell):
 
 
 class ClippedLSTMCell(GatedCell):
-    """An LSTM whose cell state and output are held within bounds, as in Sak et al. 2014 and ELMo (Peters et al. 2018).
+    """An LSTM cell whose c and h are clipped, as in Sak et al. 2014 and ELMo (Peters et al. 2018).
 
-    cell_clip    bound of c, before the output is made of it; None for none (Sak et al.: 50, ELMo: 3)
-    hidden_clip  bound of h, after the projection if there is one; None for none (ELMo: 3)
-    proj_size    as nn.LSTM's
+    Clipped values have no gradient, as with `torch.clamp`.
 
-    What is clipped has no gradient there, as `torch.clamp` has none.
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Units of c, H.
+        bias: Whether the gates have biases.
+        proj_size: The size of h, R, if it is projected; 0 for no projection.
+        cell_clip: The bound of c, applied before h is computed; None for none (Sak et al.: 50, ELMo: 3).
+        hidden_clip: The bound of h, applied after the projection; None for none (ELMo: 3).
+
+    Raises:
+        ValueError: A bound is not greater than zero.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.cells import ClippedLSTM
+        >>> output, _ = ClippedLSTM(8, 16, cell_clip=3.0, hidden_clip=0.01)(torch.randn(10, 4, 8))
+        >>> bool(output.abs().max() <= 0.01)
+        True
     """
 
     def __init__(
@@ -128,11 +180,23 @@ class ClippedLSTMCell(GatedCell):
         self.cell_clip, self.hidden_clip = cell_clip, hidden_clip
 
     def as_lstm(self) -> Weights | None:
-        """The weights, while nothing is clipped."""
+        """Return the weights of a plain LSTM that computes the same.
+
+        Returns:
+            The weights if nothing is clipped, else None.
+        """
         return self.lstm_weights() if self.cell_clip is None and self.hidden_clip is None else None
 
     def forward(self, gates_x: Tensor, state: State) -> State:
-        """One step: gates_x (n, 4H), state h (n, R), c (n, H)."""
+        """Compute one step.
+
+        Args:
+            gates_x: What `input_part` returned, (n, 4H).
+            state: h (n, R) and c (n, H).
+
+        Returns:
+            The new h and c.
+        """
         h, c = state
         i, f, g, o = self.gate_sums(gates_x, h)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -146,26 +210,62 @@ class ClippedLSTMCell(GatedCell):
         return h, c
 
     def extra_repr(self) -> str:
-        """The sizes and bounds."""
+        """Return the sizes and the bounds."""
         return f"{super().extra_repr()}, cell_clip={self.cell_clip}, hidden_clip={self.hidden_clip}"
 
 
 class PeepholeLSTM(CellStack):
-    """A stack of `PeepholeLSTMCell`; the arguments are those of `stack_cells` after the cell."""
+    """A stack of `PeepholeLSTMCell`, called as torch.nn.LSTM is.
+
+    Args:
+        *args: As `stack_cells` takes them after the cell.
+        **options: As `stack_cells` takes them.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.cells import PeepholeLSTM
+        >>> output, (h_n, c_n) = PeepholeLSTM(8, 16)(torch.randn(10, 4, 8))
+        >>> output.shape
+        torch.Size([10, 4, 16])
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(PeepholeLSTMCell, *args, **options)
 
 
 class CoupledLSTM(CellStack):
-    """A stack of `CoupledLSTMCell`; the arguments are those of `stack_cells` after the cell."""
+    """A stack of `CoupledLSTMCell`, called as torch.nn.LSTM is.
+
+    Args:
+        *args: As `stack_cells` takes them after the cell.
+        **options: As `stack_cells` takes them.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.cells import CoupledLSTM
+        >>> output, (h_n, c_n) = CoupledLSTM(8, 16, num_layers=2)(torch.randn(10, 4, 8))
+        >>> h_n.shape
+        torch.Size([2, 4, 16])
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(CoupledLSTMCell, *args, **options)
 
 
 class ClippedLSTM(CellStack):
-    """A stack of `ClippedLSTMCell`; the arguments are those of `stack_cells` after the cell, and the cell's."""
+    """A stack of `ClippedLSTMCell`, called as torch.nn.LSTM is.
+
+    Args:
+        *args: As `stack_cells` takes them after the cell.
+        **options: As `stack_cells` takes them, and the cell's: proj_size, cell_clip, hidden_clip.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.cells import ClippedLSTM
+        >>> output, (h_n, c_n) = ClippedLSTM(8, 16, proj_size=5, cell_clip=3.0)(torch.randn(10, 4, 8))
+        >>> h_n.shape, c_n.shape
+        (torch.Size([1, 4, 5]), torch.Size([1, 4, 16]))
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(ClippedLSTMCell, *args, **options)

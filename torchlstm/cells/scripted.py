@@ -12,13 +12,19 @@ from ..engines.shared.torch_private import get_tracing_state, put_tensor, set_tr
 
 
 def scripted_loop(cell: nn.Module, step: Step, x: Tensor, state: list[Tensor]) -> tuple[Loop, list[Tensor]]:
-    """Make the loop over a step, and the weights that it has to be given.
+    """Make the time loop over a step, and the weights that it takes as arguments.
 
-    step      one step of the cell, as it is
-    x, state  what a step takes: an example
+    A script cannot call any cell, but it can call a trace of one step. The weights are arguments of that trace;
+    otherwise they would be constants in it, and the parameters of the traced module would not be used.
 
-    A script cannot call a cell of any kind, but it can call a trace of one step.  The weights are arguments of that:
-    they would be constants in it, and the parameters of the traced module would not be used.
+    Args:
+        cell: The cell.
+        step: One step of it.
+        x: An example of the step's input.
+        state: An example of the state.
+
+    Returns:
+        The loop and the weights.
     """
     own: dict[str, Any] = {"recurse": False, "remove_duplicate": False}
     places = [

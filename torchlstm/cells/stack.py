@@ -1,4 +1,4 @@
-"""`stack_cells`: layers, directions and every form of input around a recurrent cell of anyone's own."""
+"""`stack_cells`: layers, directions and every form of input around any recurrent cell."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,9 +22,33 @@ State: TypeAlias = tuple[Tensor, ...]
 
 
 class CellStack(nn.Module):
-    """Layers and directions of one kind of cell, called as torch.nn.LSTM is; `stack_cells` makes one and says how.
+    """Layers and directions of one kind of cell, called as torch.nn.LSTM is; `stack_cells` makes one.
 
-    The cells are `cells`, those of a layer side by side: `cells[k * D + d]` is layer k, direction d.
+    The cells are in the ModuleList `cells`: `cells[k * D + d]` is layer k, direction d.
+
+    Args:
+        cell_class: The cell, see `stack_cells`.
+        input_size: Features of the input, I.
+        hidden_size: Units of a cell, H.
+        num_layers: Stacked layers, L.
+        bias: As in `stack_cells`.
+        batch_first: Dense input and output are (B, T, features) instead of (T, B, features).
+        dropout: The probability that an element of a layer's output is zeroed in training, except after the last layer.
+        bidirectional: Every layer also reads the sequence backwards.
+        variational: As in `stack_cells`.
+        device: Where the parameters go.
+        dtype: The dtype of the parameters.
+        **options: Arguments of the cell.
+
+    Raises:
+        ValueError: A size or a rate is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.cells import CellStack
+        >>> stack = CellStack(torch.nn.LSTMCell, 8, 16, num_layers=2)
+        >>> len(stack.cells)
+        2
     """
 
     def __init__(
@@ -66,11 +90,38 @@ class CellStack(nn.Module):
 
     @property
     def directions(self) -> int:
-        """D: 2 if bidirectional, else 1."""
+        """D, the number of directions.
+
+        Returns:
+            2 if bidirectional, else 1.
+        """
         return 2 if self.bidirectional else 1
 
     def forward(self, input: Tensor | PackedSequence, hx: Sequence[Tensor] | None = None) -> tuple[Any, State]:
-        """See `stack_cells`."""
+        """Compute the output of every step and the final states.
+
+        Args:
+            input: (T, B, I), (B, T, I) if batch_first, or (T, I); a PackedSequence; or a nested tensor of jagged
+                layout, (B, j, I).
+            hx: A tuple of one tensor (L * D, B, size) for every state of the cell, without B for unbatched input; None
+                for zeros.
+
+        Returns:
+            The output in the input's form, with D * R features, R being the size of the cell's first state; and the
+            final states, shaped as hx.
+
+        Raises:
+            TypeError: hx is not a tuple of as many tensors as the cell has states.
+            RuntimeError: A shape does not fit.
+
+        Examples:
+            >>> import torch
+            >>> import torchlstm
+            >>> stack = torchlstm.stack_cells(torch.nn.LSTMCell, 8, 16, bidirectional=True)
+            >>> output, (h_n, c_n) = stack(torch.randn(10, 4, 8))
+            >>> output.shape, h_n.shape
+            (torch.Size([10, 4, 32]), torch.Size([2, 4, 16]))
+        """
         mend_fork()
         plan = plan_stack(self, input, hx)
         state = None if hx is None else tuple(hx)
@@ -92,11 +143,25 @@ class CellStack(nn.Module):
         return unpack(plan, packed, x), states
 
     def layer_cells(self, k: int) -> list[nn.Module]:
-        """The cells of layer k, one a direction."""
+        """Return the cells of a layer.
+
+        Args:
+            k: The number of the layer, from 0.
+
+        Returns:
+            One cell for each direction.
+        """
         return [self.cells[k * self.directions + d] for d in range(self.directions)]
 
     def as_lstm(self, k: int) -> tuple[Weights, ...] | None:
-        """The weights of a plain LSTM that computes layer k as it is now, or None."""
+        """Return the weights of a plain LSTM that computes a layer in its present mode.
+
+        Args:
+            k: The number of the layer, from 0.
+
+        Returns:
+            The weights of each direction, or None if the cells are not plain LSTMs.
+        """
         weights: list[Weights] = []
         for cell in self.layer_cells(k):
             as_lstm: Callable[[], Weights | None] | None = getattr(cell, "as_lstm", None)
@@ -108,7 +173,7 @@ class CellStack(nn.Module):
 
     def _layer(self, k: int, x: Tensor, rows: Rows, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Layer k: x (P, I), state tensors (D, B, size) -> y (P, D*R), state."""
-        # Under autocast torch chooses a dtype for every operation of a loop, and no engine would do the same.
+        # Under autocast torch chooses a dtype for each operation of the loop. No engine does the same.
         weights = None if autocasts(x) else self.as_lstm(k)
         if weights is not None:
             problem = problem_of(x, state[0], weights, rows)._replace(cell=True)
@@ -118,12 +183,12 @@ class CellStack(nn.Module):
             _run(cell, x, rows, [tensor[d] for tensor in state], reverse=d == 1)
             for d, cell in enumerate(self.layer_cells(k))
         ]
-        # `stack` copies: the final states must not share memory with the output.
+        # `stack` copies, so the final states do not share memory with the output.
         ends = [torch.stack(tensors) for tensors in zip(*(end for _, end in results), strict=True)]
         return torch.cat([y for y, _ in results], dim=-1), ends
 
     def extra_repr(self) -> str:
-        """As nn.LSTM's: the sizes, and what is not the default."""
+        """Return the sizes, and the options that are not the default, as nn.LSTM does."""
         shown = f"{self.input_size}, {self.hidden_size}"
         for name, default in (
             ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0), ("bidirectional", False),
@@ -150,37 +215,63 @@ def stack_cells(
 ) -> CellStack:
     """Give a recurrent cell layers, directions, dropout between layers and all of torch.nn.LSTM's forms of input.
 
-    `cell_class(input_size, hidden_size, **options)` makes one cell, a module of any kind with
+    `cell_class(input_size, hidden_size, **options)` makes one cell: any module with the first of these, and with the
+    others where they are needed. torch.nn.LSTMCell is such a cell.
 
-        forward(x, state) -> state    one step.  x is (n, input_size), state a tuple of tensors (n, ..) whose first, h,
-                                      is the output too; n sequences are alive.  Nothing may be kept in the cell
-        state_sizes                   the sizes of the tensors in state; (hidden_size, hidden_size) unless it says so
-        input_part(x)                 if there is one (a method, or a submodule): what can be computed of all steps at
-                                      once, (P, input_size) -> (P, ..); `forward` then gets its rows in the place of x
-        constants(state)              if there is one: a tuple of tensors (B, ..) that are drawn once a sequence, such
-                                      as dropout masks; `forward` finds them in `state` after the state itself
-        as_lstm()                     if there is one: (w_ih, w_hh, b_ih, b_hh, w_hr) of a plain LSTM that computes the
-                                      same in this mode, for which there are engines, or None
+    - `forward(x, state) -> state`: one step. x is (n, input_size); state is a tuple of tensors (n, ..), the first of
+    which,
+      h, is also the output. n sequences are alive. The cell must not keep anything between calls.
+    - `state_sizes`: the sizes of the tensors in state; (hidden_size, hidden_size) by default.
+    - `input_part(x)`, a method or a submodule: what can be computed of all steps at once, (P, input_size) -> (P, ..).
+      `forward` then gets the rows of the result instead of x.
+    - `constants(state)`: a tuple of tensors (B, ..) that are drawn once for each sequence, such as dropout masks.
+    `forward`
+      finds them in `state`, after the state itself.
+    - `as_lstm()`: (w_ih, w_hh, b_ih, b_hh, w_hr) of a plain LSTM that computes the same in the present mode, or None.
+    An
+      engine then computes the layer.
 
-    torch.nn.LSTMCell is such a cell.  With R the first of the state sizes, L layers and D directions the stack takes
+    Every other stack is a loop in torch operations. To compile it, compile the cells: `for cell in stack.cells:
+    cell.compile()` takes 2 s for any T, and makes inference of LayerNormLSTM 1.3 to 1.6 times as fast, training no
+    faster (T=64 and 128, B=16, H=64, two cores). torch.compile of a whole stack, on dense input, unrolls the loop: at
+    T=64 it takes a minute for inference and minutes for training, and is then 2.2 and 1.5 times as fast.
+    torch.jit.trace keeps it a loop, for any lengths and batch size.
 
-        input     (T, B, input_size), (B, T, input_size) if batch_first, (T, input_size), a PackedSequence, or a nested
-                  tensor of jagged layout, (B, j, input_size)
-        hx        None for zeros, or a tuple of one (L*D, B, size) for every state size; without B for unbatched input
-        returns   output, state: the output in the input's form with D*R features; state as hx
+    `torchlstm.testing.check_cell` tests a cell. `CellStack.forward` describes a call.
 
-    bias        False is passed on to the cell, True is not: a cell need not know the word
-    variational the dropout between layers draws one mask a sequence, for all its steps (Gal and Ghahramani 2016)
-    device, dtype  where the parameters go after the cells have drawn them
+    Args:
+        cell_class: Makes a cell.
+        input_size: Features of the input, I.
+        hidden_size: Units of a cell, H.
+        num_layers: Stacked layers, L.
+        bias: False is passed on to the cell; True is not, so that a cell need not have this argument.
+        batch_first: Dense input and output are (B, T, features) instead of (T, B, features).
+        dropout: The probability that an element of a layer's output is zeroed in training, except after the last layer.
+        bidirectional: Every layer also reads the sequence backwards.
+        variational: The dropout between layers draws one mask a sequence, for all its steps (Gal and Ghahramani 2016).
+        device: Where the parameters go after the cells have drawn them.
+        dtype: The dtype of the parameters, as for `device`.
+        **options: Arguments of the cell.
 
-    `torchlstm.testing.check_cell` tests a cell.  A stack is computed by a loop in torch operations.  To compile it,
-    compile the cells: `for cell in stack.cells: cell.compile()` takes 2 s whatever T is, and makes inference of
-    LayerNormLSTM 1.3 to 1.6 times as fast, training no faster (T=64 and 128, B=16, H=64, two cores).  torch.compile
-    of a whole stack, on dense input, unrolls the loop: at T=64 it takes a minute for inference and minutes for
-    training, and is then 2.2 and 1.5 times as fast.  torch.jit.trace keeps it a loop, for any lengths and batch size.
+    Returns:
+        A `CellStack`, which is called as torch.nn.LSTM is.
 
-    Raises ValueError for sizes and rates out of range, TypeError for an hx that is no tuple of as many tensors as the
-    cell's state, RuntimeError for shapes that do not fit.
+    Raises:
+        ValueError: A size or a rate is out of range.
+
+    Examples:
+        >>> import torch
+        >>> import torchlstm
+        >>> class Mean(torch.nn.Module):
+        ...     def __init__(self, input_size, hidden_size):
+        ...         super().__init__()
+        ...         self.state_sizes = (hidden_size,)
+        ...         self.input_part = torch.nn.Linear(input_size, hidden_size)
+        ...     def forward(self, x, state):
+        ...         return ((x + state[0]) / 2,)
+        >>> output, (h_n,) = torchlstm.stack_cells(Mean, 8, 16, num_layers=2)(torch.randn(10, 4, 8))
+        >>> output.shape, h_n.shape
+        (torch.Size([10, 4, 16]), torch.Size([2, 4, 16]))
     """
     return CellStack(
         cell_class, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, variational,

@@ -1,1 +1,1 @@
-"""One small file for each library that must be told about torchlstm; the rest of the package imports none of them."""
+"""One module for each library that needs to know torchlstm's classes; the rest of the package imports none of them."""

@@ -1,4 +1,4 @@
-"""What libraries with a table of torch.nn's classes are told: their rule for nn.LSTM holds for ours."""
+"""Registers torchlstm's classes in tables of torch.nn's classes: the rule for nn.LSTM also holds for ours."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {LSTM: nn.LSTM, LSTMCell: nn.LSTM
 
 
 def rules(table: dict[Any, Any]) -> dict[type[nn.Module], Hook]:
-    """For each class of ours the forward hook that a table has for torch.nn's."""
+    """Return, for each class of ours, the forward hook that a table has for torch.nn's."""
     return {ours: _seen_as(theirs, table[theirs]) for ours, theirs in OURS.items()}
 
 
@@ -25,7 +25,7 @@ def _seen_as(kind: type[nn.Module], hook: Hook) -> Hook:
     @functools.wraps(hook)
     def seen(module: nn.Module, input: Any, output: Any) -> Any:
         twin = object.__new__(kind)
-        # The same attributes, not a copy: what the hook counts up is the module's own.
+        # The same attribute dictionary, not a copy: the hook adds to the module's own counters.
         object.__setattr__(twin, "__dict__", module.__dict__)
         return hook(twin, input, output)
 

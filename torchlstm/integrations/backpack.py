@@ -1,19 +1,27 @@
-"""Per-sample gradients: once this is imported, BackPACK's BatchGrad finds them in LSTM and LSTMCell.
+"""Per-sample gradients: after this import, BackPACK's BatchGrad finds them in LSTM and LSTMCell.
 
->>> import torchlstm.integrations.backpack
->>> model = backpack.extend(model)
->>> with backpack.backpack(BatchGrad()):
-...     loss(model(x), y).backward()
->>> model.lstm.weight_hh_l0.grad_batch  # (B, 4H, R)
+Import it before `backpack.extend`. Every option and form of input works, packed input and `lengths` too; samples are
+in the order of the input. Gradients may arrive at the output and at both states. A module that is called several times
+gets the sum, as a loop over a cell needs.
 
-Every option and form of input is taken, packed and `lengths` too, samples in the order of the input; gradients may
-arrive at the output and at both states; a module that is called several times has the sum, as a loop over a cell wants.
-BackPACK hooks inputs and outputs of modules, and sees neither states, packed rows nor what is between two layers; so it
-hooks nothing here, and the backward of each layer hands over every sample's gradients
-(`engines/shared/per_sample.py`).  Its other extensions say what they say of any module that they do not know.
+BackPACK's hooks see the inputs and outputs of a module, but neither states, packed rows nor the values between layers.
+So nothing is hooked here: the backward of each layer hands over every sample's gradients
+(`engines/shared/per_sample.py`). BackPACK's other extensions treat these modules as unknown ones.
 
-Raises RuntimeError for resets, in a compiled call, and where the model was extended before this was imported or before
-`swap`; NotImplementedError where a weight is no Parameter of the module's own.
+Raises:
+    RuntimeError: In a call: it has resets or is compiled, or the model was extended before this import or before
+        `swap`.
+    NotImplementedError: In a call: a weight is not a Parameter of the module itself.
+
+Examples:
+    >>> import backpack, torch, torchlstm
+    >>> from backpack.extensions import BatchGrad
+    >>> import torchlstm.integrations.backpack
+    >>> lstm = backpack.extend(torchlstm.LSTM(8, 16))
+    >>> with backpack.backpack(BatchGrad()):
+    ...     lstm(torch.randn(10, 4, 8))[0].sum().backward()
+    >>> lstm.weight_hh_l0.grad_batch.shape
+    torch.Size([4, 64, 16])
 """
 
 import functools
@@ -66,7 +74,7 @@ class _Recorder:
                     gradient = samples.gradient(index, 1.0, self.order).to(weight.dtype)
                     _give(weight, extension.savefield, gradient if chosen is None else gradient[chosen])
         if self.module is not None:
-            # What BackPACK does when a module's backward is done, without the gradients that its hooks would have seen.
+            # BackPACK calls this when a module's backward ends, with the gradients of its hooks. Here there are none.
             backpack.hook_run_extensions(self.module, (), ())
 
 

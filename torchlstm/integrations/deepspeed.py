@@ -1,7 +1,15 @@
 """Once this is imported, DeepSpeed's flops profiler counts LSTM and LSTMCell by its rules for nn.LSTM and nn.LSTMCell.
 
->>> import torchlstm.integrations.deepspeed
->>> flops, macs, parameters = get_model_profile(model, args=[x])
+Examples:
+    >>> import torch, torchlstm
+    >>> import torchlstm.integrations.deepspeed
+    >>> from deepspeed.profiling.flops_profiler import get_model_profile
+    >>> x = torch.randn(10, 4, 8)
+    >>> flops, macs, parameters = get_model_profile(
+    ...     torchlstm.LSTM(8, 16), args=[x], print_profile=False, as_string=False
+    ... )
+    >>> parameters
+    1664
 """
 
 from typing import Any
@@ -15,17 +23,17 @@ _start = profiler.FlopsProfiler.start_profile
 
 
 def _start_profile(self: Any, ignore_list: Any = None) -> None:
-    """As DeepSpeed's, and a hook before each module of ours besides."""
+    """Start as DeepSpeed does, and add a hook before each module of ours."""
     _start(self, ignore_list)
     for module in self.model.modules():
         if type(module) in OURS and hasattr(module, "__flops_handle__") and not hasattr(module, "__pre_hook_handle__"):
-            # Under this name DeepSpeed takes it off again.
+            # DeepSpeed removes the hook that has this name.
             module.__pre_hook_handle__ = module.register_forward_pre_hook(_begin)
 
 
 def _begin(module: nn.Module, input: Any) -> None:
-    # DeepSpeed counts calls of torch's functions too, into the last of these lists: those of an engine have been
-    # counted by the rule.
+    # DeepSpeed also counts calls of torch's functions, into the last of these lists. The rule already counts an
+    # engine's calls.
     profiler.module_flop_count.append([])
     profiler.module_mac_count.append([])
 

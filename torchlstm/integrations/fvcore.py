@@ -1,11 +1,15 @@
-"""Once this is imported, fvcore's FlopCountAnalysis counts every product of an LSTM and LSTMCell, not the first alone.
+"""Once this is imported, fvcore's FlopCountAnalysis counts every product of an LSTM and LSTMCell, not only the first.
 
->>> import torchlstm.integrations.fvcore
->>> FlopCountAnalysis(model, x).total()
+fvcore reads the graph that torch.jit.trace records. nn.LSTM is one node there, for which fvcore has no rule and counts
+nothing. Ours is a product with the input, for which it has a rule, and the loop over time, a call of a function, for
+which it has none. A fused multiply-add counts as one, as everywhere in fvcore.
 
-fvcore reads the graph that torch.jit.trace records.  nn.LSTM is one node there, for which it has no rule and counts
-nothing; ours is the product with the input, for which it has one, and the loop over time as a call of a function, for
-which it has none.  Fused multiply-adds count as one, as everywhere in fvcore.
+Examples:
+    >>> import torch, torchlstm
+    >>> from fvcore.nn import FlopCountAnalysis
+    >>> import torchlstm.integrations.fvcore
+    >>> FlopCountAnalysis(torchlstm.LSTM(8, 16).eval(), torch.randn(10, 4, 8)).total()
+    61440
 """
 
 import logging
@@ -18,7 +22,7 @@ _CALL = "prim::CallFunction"
 
 
 def _call(inputs: list[Any], outputs: list[Any]) -> int:
-    """The multiply-adds of a call of a scripted function, the loop of `engines/loop.py`; 0 and a warning for others."""
+    """Count the multiply-adds of the loop of `engines/loop.py`; return 0, with a warning, for other functions."""
     function, *arguments = inputs
     if function.node().s("name") != "loop" or len(arguments) < 4:
         logging.getLogger("fvcore.nn.jit_analysis").warning("Unsupported operator %s encountered 1 time(s)", _CALL)
@@ -28,5 +32,5 @@ def _call(inputs: list[Any], outputs: list[Any]) -> int:
     return int(math.prod(rows) * sum(math.prod(weight.type().sizes()) for weight in weights))
 
 
-# No public door leads to all analyses; `set_op_handle` is one analysis' own.
+# There is no public function for all analyses; `set_op_handle` changes one analysis only.
 _DEFAULT_SUPPORTED_OPS.setdefault(_CALL, _call)

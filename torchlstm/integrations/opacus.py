@@ -1,15 +1,26 @@
 """Training with differential privacy: once this is imported, opacus finds per-sample gradients in LSTM and LSTMCell.
 
->>> import torchlstm.integrations.opacus
->>> model, optimizer, loader = opacus.PrivacyEngine().make_private(module=model, ...)
+GradSampleModule and PrivacyEngine then accept models that contain them, with every option and form of input, in the
+modes "hooks", "functorch" (here the same as "hooks") and "ghost", which opacus limits to one call of a module a step.
+The mode "ew", torch's ExpandedWeights, has no LSTM and fails.
 
-GradSampleModule and PrivacyEngine then take models that contain them, with every option and form of input, in the modes
-"hooks", "functorch" (the same as "hooks" here) and "ghost", which opacus limits to one call of a module a step.  opacus
-hooks inputs and outputs of modules, and sees neither states, packed rows nor what is between two layers; so it hooks
-nothing here, and the backward of each layer hands over every sample's gradients (`engines/shared/per_sample.py`).
+opacus' hooks see the inputs and outputs of a module, but neither states, packed rows nor the values between layers. So
+nothing is hooked here: the backward of each layer hands over every sample's gradients
+(`engines/shared/per_sample.py`).
 
-Raises NotImplementedError where a weight is no Parameter of the module's own, and for "ghost_fsdp" and "ghost_tp";
-RuntimeError where a private model is compiled.  "ew" is torch's ExpandedWeights, which fails for want of an LSTM.
+Raises:
+    NotImplementedError: In a call: a weight is not a Parameter of the module itself, or the mode is "ghost_fsdp" or
+        "ghost_tp".
+    RuntimeError: In a call: the private model is compiled.
+
+Examples:
+    >>> import torch, torchlstm
+    >>> from opacus import GradSampleModule
+    >>> import torchlstm.integrations.opacus
+    >>> lstm = torchlstm.LSTM(8, 16, batch_first=True)
+    >>> GradSampleModule(lstm)(torch.randn(4, 10, 8))[0].sum().backward()
+    >>> lstm.weight_hh_l0.grad_sample.shape
+    torch.Size([4, 64, 16])
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +40,7 @@ from .samples import order_of, parameters_of
 
 
 class _Layer(nn.Module):
-    """The parameters of one layer, by `kernel.flatten`, as a module that opacus can keep its books of."""
+    """The parameters of one layer, by `kernel.flatten`, as a module for which opacus can keep its records."""
 
     activations: list[Any]
     max_batch_len: int
@@ -51,7 +62,7 @@ class _Recorder:
         self.hooks, self.layer, self.order = hooks, layer, order
 
     def begin(self, batch: int) -> None:
-        # opacus counts a parameter's forwards, to know at which backward it is complete.
+        # opacus counts a parameter's forwards, to know after which backward its gradient is complete.
         self.layer.max_batch_len = max(batch, getattr(self.layer, "max_batch_len", 0))
         self.hooks.capture_activations_hook(self.layer, [], None)
 
@@ -60,9 +71,9 @@ class _Recorder:
 
     def record(self, samples: Samples) -> None:
         self.layer.activations[-1] = [samples, self.order]
-        # Instead of gradients, a one: all that opacus does with them is to undo the mean over the batch.
+        # A one in place of the gradients: opacus only scales them, to undo the mean over the batch.
         one = torch.ones((), dtype=torch.float64)
-        # The mode "functorch" would transform the layer's forward, which it has not.
+        # The mode "functorch" would transform the layer's forward, and this layer has none.
         forced, self.hooks.force_functorch = self.hooks.force_functorch, False
         try:
             self.hooks.capture_backprops_hook(self.layer, None, (one,), self.hooks.loss_reduction, True)
@@ -71,7 +82,7 @@ class _Recorder:
 
 
 class _Recording:
-    """What runs before and after every forward of a module of ours."""
+    """The hooks before and after every forward of a module of ours."""
 
     def __init__(self, hooks: Any, module: LSTM | LSTMCell) -> None:
         self.hooks = hooks
@@ -94,7 +105,7 @@ _iterate: Callable[..., Iterator[nn.Module]] = GradSampleHooks.iterate_submodule
 
 
 def _iterate_submodules(self: Any, module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that opacus hooks: not ours, which get hooks of their own.  It asks once, when it adds hooks."""
+    """Yield the modules that opacus hooks. Ours get other hooks, once, when opacus adds its own."""
     if not isinstance(module, (LSTM, LSTMCell)):
         yield from _iterate(self, module)
         return
@@ -117,7 +128,7 @@ GradSampleHooks.iterate_submodules = _iterate_submodules
 
 @register_grad_sampler(_Layer)  # type: ignore[untyped-decorator]
 def _gradients(layer: _Layer, activations: list[Any], scale: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Give every parameter its gradients; what is returned would be copied."""
+    """Give every parameter its gradients here: opacus would copy what is returned."""
     samples, order = activations
     for index, weight in enumerate(layer.flat):
         if weight.requires_grad:

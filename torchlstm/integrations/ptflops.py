@@ -1,10 +1,17 @@
 """Once this is imported, ptflops counts LSTM and LSTMCell by its own rules for nn.LSTM and nn.LSTMCell.
 
->>> import torchlstm.integrations.ptflops
->>> macs, parameters = ptflops.get_model_complexity_info(model, (10, 8))
+Its backend "aten" counts operators instead. There it counts the same for ours as for an nn.LSTM that torch decomposes
+(one with proj_size, or without oneDNN and cuDNN; it counts nothing of any other nn.LSTM).
 
-Its backend "aten" sees operators instead: what it counts of ours is what it counts of an nn.LSTM that torch takes apart
-(one with proj_size, or without oneDNN and cuDNN; of any other it sees nothing).
+Examples:
+    >>> import ptflops, torchlstm
+    >>> import torchlstm.integrations.ptflops
+    >>> lstm = torchlstm.LSTM(8, 16, batch_first=True)
+    >>> macs, parameters = ptflops.get_model_complexity_info(
+    ...     lstm, (10, 8), as_strings=False, print_per_layer_stat=False
+    ... )
+    >>> parameters
+    1664
 """
 
 from typing import Any
@@ -33,7 +40,7 @@ class _Handles:
 
 
 def _start_flops_count(self: Any, **kwargs: Any) -> None:
-    """As ptflops', and a hook before each module of ours besides."""
+    """Start as ptflops does, and add a hook before each module of ours."""
     _start(self, **kwargs)
     for module in self.modules():
         handle = getattr(module, "__flops_handle__", None)
@@ -42,7 +49,7 @@ def _start_flops_count(self: Any, **kwargs: Any) -> None:
 
 
 def _begin(module: Any, input: Any) -> None:
-    # ptflops counts calls of torch.mm and others too, into a list: those of an engine have been counted by the rule.
+    # ptflops also counts calls of torch.mm and others, into a list. The rule already counts an engine's calls.
     collector = getattr(torch.mm, "collector", None)
     module.__dict__["_ptflops_begin"] = None if collector is None else (collector, len(collector))
 

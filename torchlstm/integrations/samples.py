@@ -1,4 +1,4 @@
-"""What libraries of per-sample gradients have in common: the parameters of each layer, and the order of samples."""
+"""Common parts of the per-sample-gradient integrations: the parameters of each layer, and the order of samples."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..lstm import LSTM
 
 
 def parameters_of(library: str, module: LSTM | LSTMCell) -> list[list[nn.Parameter]]:
-    """The Parameters of every layer, by `kernel.flatten`."""
+    """Return the Parameters of every layer, by `kernel.flatten`."""
     kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
     if isinstance(module, LSTMCell):
         names = [kinds]
@@ -38,9 +38,10 @@ def parameters_of(library: str, module: LSTM | LSTMCell) -> list[list[nn.Paramet
 
 
 def order_of(library: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Which sequence of the rows is the first sample of a call, the second and so on: (B,), or None: as they are.
+    """Return which sequence of the rows is each sample of a call: (B,), or None if they have the same order.
 
-    Raises RuntimeError where the call is compiled, or its sequences are not its samples.
+    Raises:
+        RuntimeError: The call is compiled, or its sequences are not its samples.
     """
     if torch.compiler.is_compiling():
         raise RuntimeError(EAGER_ONLY)

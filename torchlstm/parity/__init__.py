@@ -1,4 +1,4 @@
-"""Parity with torch.nn.LSTM: the case table, how it is run and judged, and `check` for a user's own model."""
+"""Parity with torch.nn.LSTM: the table of cases, how they are run and judged, and `check` for your own model."""
 
 from .cases import CASES, Case
 from .check import Report, check

@@ -1,4 +1,4 @@
-"""`check`: does a user's own model compute the same after `swap`?"""
+"""`check`: tells whether your own model computes the same after `swap`, and how fast."""
 
 import copy
 from collections.abc import Callable
@@ -21,17 +21,29 @@ _SECONDS = 0.5  # of timing, for either
 
 
 class Report(NamedTuple):
-    """What `check` found; prints as a table, true in a condition if the models agree."""
+    """The result of `check`. It prints as a table and is true if the models agree.
+
+    Attributes:
+        verdicts: One `Verdict` for every output and gradient.
+        swapped: The names of the modules that were swapped.
+        left_alone: "name: reason" of the modules that were not.
+        forward: The time of a forward: the model as it is, and the swapped model.
+        training: The time of a forward and backward of both.
+    """
 
     verdicts: list[Verdict]
-    swapped: list[str]  # names of the modules that were swapped
-    left_alone: list[str]  # "name: reason"
-    forward: Pairs  # the model as it is, the swapped model
-    training: Pairs  # forward and backward
+    swapped: list[str]
+    left_alone: list[str]
+    forward: Pairs
+    training: Pairs
 
     @property
     def passed(self) -> bool:
-        """Whether every output and every gradient agrees."""
+        """Whether every output and every gradient agrees.
+
+        Returns:
+            True if no verdict has a reason.
+        """
         return all(verdict.reason is None for verdict in self.verdicts)
 
     def __bool__(self) -> bool:
@@ -59,18 +71,32 @@ def check(model: nn.Module, *inputs: Any, freeze: torch.dtype | None, **kwargs: 
 @overload
 def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report: ...
 def check(model: nn.Module, *inputs: Any, freeze: Any = False, **kwargs: Any) -> Report | FrozenReport:
-    """Compare a model with its swapped self: every output and gradient under one seed, and the time both take.
+    """Compare a model with its swapped copy: every output and gradient under one seed, and the time that both take.
 
-    With `freeze`, a format that `torchlstm.freeze` takes, None included, compare it with a frozen copy instead: the
-    largest and the mean difference of every output without gradients, sizes, and time, as a `FrozenReport`.
+    The bound comes from a control: the same model with every LSTM weight moved by about one unit in the last place. A
+    difference near the control's is rounding.
 
-    The bound is set by a control: the model as it is with every LSTM weight moved by about one unit in the last place.
-    What differs by little more than that differs by rounding.
+    With `freeze`, compare the model with a frozen copy instead: the largest and the mean difference of every output,
+    without gradients, the sizes, and the time.
 
-    model            any module that contains an nn.LSTM or nn.LSTMCell; it is copied, not changed
-    inputs, kwargs   a call of it; floating tensors in them are given gradients
-    freeze           False, or the format
-    Raises ValueError if there is nothing to swap or to freeze, or if the model returns no floating tensor.
+    Args:
+        model: Any module that contains an nn.LSTM or nn.LSTMCell; it is copied, not changed.
+        *inputs: Positional arguments of a call; floating-point tensors in them are given gradients.
+        freeze: False, or a format that `torchlstm.freeze` takes, None included.
+        **kwargs: Keyword arguments of the call.
+
+    Returns:
+        A `Report`, or a `FrozenReport` with `freeze`.
+
+    Raises:
+        ValueError: There is nothing to swap or to freeze, or the model returns no floating-point tensor.
+
+    Examples:
+        >>> import torch
+        >>> from torchlstm.parity import check
+        >>> report = check(torch.nn.LSTM(8, 16), torch.randn(10, 4, 8))
+        >>> report.passed
+        True
     """
     if freeze is not False:
         return check_frozen(model, (inputs, kwargs), freeze, _SECONDS)
@@ -117,7 +143,7 @@ def _nudge(module: nn.Module) -> None:
 
 
 def _observe(module: nn.Module, call: tuple[Any, Any]) -> Observation:
-    """Outputs and gradients of one call with random cotangents, by name."""
+    """Return the outputs and gradients of one call with random cotangents, by name."""
     args, kwargs = leaves(call, grad=True)
     module.zero_grad(set_to_none=True)
     torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""Measures our rounding error over nn.LSTM's, on random shapes."""
+"""How many digits are kept: our rounding error over nn.LSTM's, on random shapes."""
 
 import math
 import random
@@ -24,12 +24,12 @@ class Ratio(NamedTuple):
         high: The 90th percentile.
     """
 
-    mean: float  # geometric
+    mean: float
     high: float  # the 90th percentile
 
 
 def shapes() -> Iterator[Case]:
-    """Cases in float32 with one layer, a quarter of them projected; the same at every call."""
+    """Modules in float32 with one layer, a quarter of them projected: the same ones at every call."""
     chance = random.Random(5)
 
     def size(least: float, most: float) -> int:

@@ -1,4 +1,4 @@
-"""`check(..., freeze=...)`: compares a frozen copy of a user's own model with the model: results, size and speed."""
+"""`check(..., freeze=...)`: how far is a frozen copy of a user's own model from the model, and how fast is it?"""
 
 import copy
 import math
@@ -14,10 +14,10 @@ from .timing import Pairs, interleave
 
 
 class Difference(NamedTuple):
-    """One output: the largest and the mean difference, and the largest element of the model's own output."""
+    """One output compared: the largest and the mean difference, and the largest element of the model's own."""
 
     name: str
-    largest: float  # infinite if NaN or Inf are at other places
+    largest: float  # infinite where NaN or Inf stand in other places
     mean: float
     scale: float
 
@@ -37,13 +37,13 @@ class FrozenReport(NamedTuple):
         forward: The time of a forward: the model as it is, and the frozen copy.
     """
 
-    weights: torch.dtype | None  # the format
+    weights: torch.dtype | None
     differences: list[Difference]
-    frozen: list[str]  # names of the modules that were frozen
-    left_alone: list[str]  # "name: reason"
-    bytes_before: int  # of the weights of those modules in a state_dict
+    frozen: list[str]
+    left_alone: list[str]
+    bytes_before: int
     bytes_after: int
-    forward: Pairs  # the model, the frozen copy
+    forward: Pairs
 
     def __str__(self) -> str:
         rows = [[d.name, f"{d.largest:.1e}", f"{d.mean:.1e}", f"{d.scale:.1e}"] for d in self.differences]
@@ -60,7 +60,7 @@ class FrozenReport(NamedTuple):
 
 
 def check_frozen(model: nn.Module, call: tuple[Any, Any], weights: torch.dtype | None, seconds: float) -> FrozenReport:
-    """Compare a model with a frozen copy of itself, in its current mode; see `check`."""
+    """Compare a model with a frozen copy of itself, in the mode that it is in; see `check`."""
     floats = copy.deepcopy(model)
     plan = plan_freeze(floats, weights)
     names = [name for name, _, reason in plan if reason is None]

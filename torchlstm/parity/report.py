@@ -1,4 +1,4 @@
-"""Results as text."""
+"""Formats the results of parity runs as text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from .run import Result
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table with left-aligned columns."""
+    """Return the lines of a table with left-aligned columns."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -16,7 +16,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def line(result: Result, width: int) -> str:
-    """One case in one line: outcome, name, and the tensor that came closest to its bound."""
+    """Return one case as one line: outcome, name, and the tensor that came closest to its bound."""
     name = result.case.name.ljust(width)
     if result.skipped:
         return f"skip  {name}  {result.skipped}"
@@ -29,6 +29,6 @@ def line(result: Result, width: int) -> str:
 
 
 def digits_line(ratios: Mapping[str, Ratio]) -> str:
-    """Our rounding errors over nn.LSTM's in one line."""
+    """Return the ratios of rounding errors, torchlstm's over nn.LSTM's, as one line."""
     each = ", ".join(f"{name} {ratio.mean:.2f} / {ratio.high:.2f}" for name, ratio in ratios.items())
     return f"rounding error over nn.LSTM's (float32, geometric mean / 90th percentile of random shapes): {each}"

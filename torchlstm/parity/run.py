@@ -1,4 +1,4 @@
-"""Run parity cases on an engine: nn.LSTM in float64, nn.LSTM, ours, and the verdicts."""
+"""Runs parity cases on an engine: nn.LSTM in float64, nn.LSTM, torchlstm, and the verdicts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,25 +16,44 @@ from .observe import Observation, build, draw, observe
 
 
 class Result(NamedTuple):
-    """What became of one case on one engine and device."""
+    """The result of one case on one engine and device.
+
+    Attributes:
+        case: The case.
+        verdicts: One `Verdict` for every output and gradient.
+        skipped: Why the case was not run: the engine's refusal, or a limit of the device; else None.
+        note: How nn.LSTM had to be run, if not directly; else None.
+    """
 
     case: Case
     verdicts: list[Verdict]
-    skipped: str | None = None  # the engine's refusal, or why the device cannot tell
+    skipped: str | None = None
     note: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the case ran and no tensor failed."""
+        """Whether the case ran and no tensor failed.
+
+        Returns:
+            True or False; False for a skipped case.
+        """
         return self.skipped is None and all(verdict.reason is None for verdict in self.verdicts)
 
     @property
     def worst(self) -> Verdict | None:
-        """The tensor that failed or came closest to failing."""
+        """The tensor that failed, or came closest to its bound.
+
+        Returns:
+            Its `Verdict`, or None for a skipped case.
+        """
         return max(self.verdicts, key=lambda v: (v.reason is not None, v.used), default=None)
 
     def row(self) -> dict[str, Any]:
-        """The result as plain data, for JSON."""
+        """Return the result as plain data, for JSON.
+
+        Returns:
+            A dictionary of the case's name, the outcome, and the errors and bounds of every tensor.
+        """
         outcome = "skip" if self.skipped else "pass" if self.passed else "fail"
         return {
             "case": self.case.name,
@@ -46,18 +65,18 @@ class Result(NamedTuple):
         }  # fmt: skip
 
 
-# What may round products of float32 to TF32 on CUDA: nn.LSTM, and everything else, nn.LSTMCell too.
+# The backends that may round products of float32 to TF32 on CUDA: nn.LSTM's, and the one of nn.LSTMCell and all else.
 _BACKENDS: dict[str, Any] = {"rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
 
 
 def tf32_allowed(what: str) -> bool:
-    """Whether "rnn" or "matmul" may round to TF32 now; unlike `allow_tf32` it can be asked after any setting."""
+    """Say whether "rnn" or "matmul" may round to TF32 now. Unlike `allow_tf32`, this can be asked after any setting."""
     return bool(_BACKENDS[what].fp32_precision == "tf32")
 
 
 @contextmanager
 def tf32(allowed: tuple[str, ...]) -> Iterator[None]:
-    """Let products of float32 on CUDA round to TF32 in what is named, "rnn" or "matmul", and nowhere else."""
+    """Let products of float32 on CUDA round to TF32 in the named backends, "rnn" or "matmul", and in no other."""
     before = {name: backend.fp32_precision for name, backend in _BACKENDS.items()}
     try:
         for name, backend in _BACKENDS.items():
@@ -69,9 +88,25 @@ def tf32(allowed: tuple[str, ...]) -> Iterator[None]:
 
 
 def run_case(case: Case, device: str = "cpu", engine: str = "auto", large: bool = False) -> Result:
-    """Judge one case; a forced engine's refusal is a skip, any other error is raised.
+    """Run one case and judge it.
 
-    large  run on a CPU what is too large for a quick look
+    Args:
+        case: The case, from `CASES` or your own.
+        device: The device, such as "cpu" or "cuda".
+        engine: The engine that computes torchlstm's results, or "auto".
+        large: Run on a CPU also the cases that are slow there.
+
+    Returns:
+        A `Result`. A refusal by the forced engine is a skip; any other error is raised.
+
+    Raises:
+        RuntimeError: The engine is not available here.
+        ValueError: There is no engine of this name.
+
+    Examples:
+        >>> from torchlstm.parity import Case, run_case
+        >>> run_case(Case("small"), engine="reference").passed
+        True
     """
     if device == "cpu" and case.large and engine == "cuda":
         return Result(case, [], "too large for the interpreter; run on a GPU")
@@ -114,10 +149,10 @@ def _run_case(case: Case, device: str, engine: str) -> Result:
 def _first_that_runs(
     run: Callable[[str], Observation], device: str, autocast: torch.dtype | None
 ) -> tuple[Observation | None, str | None]:
-    """What nn.LSTM computes, and a note where it does so by a detour: without cuDNN, or on the CPU.
+    """Return nn.LSTM's results, and a note if they come by a detour: without cuDNN, or on the CPU.
 
-    cuDNN refuses some of what nn.LSTM can do elsewhere, as gradients in eval mode, and computes in float16 whatever
-    dtype autocast is asked for.  None if nothing is left to compare with, which only an autocast's case may be.
+    cuDNN refuses some of what nn.LSTM can do elsewhere, such as gradients in eval mode, and under autocast computes in
+    float16 for every dtype. The result is None if nothing is left to compare with, which is allowed for autocast only.
     """
     ways: list[tuple[str, str, AbstractContextManager[Any]]] = [("", device, nullcontext())]
     if device != "cpu":
@@ -135,7 +170,7 @@ def _first_that_runs(
         if autocast is None or output is None or output.dtype == autocast:
             return seen, None if why is None else f"nn.LSTM cannot run this here ({str(why)[:60]}...){told}"
         why = why or RuntimeError(f"its output is {output.dtype}, asked for {autocast}")
-    # On a CPU too: oneDNN has no autocast arithmetic on processors without instructions for it.
+    # This also happens on a CPU: oneDNN has no autocast arithmetic on processors without the instructions.
     assert why is not None
     if autocast is None:
         raise why
@@ -143,7 +178,19 @@ def _first_that_runs(
 
 
 def select(pattern: str | None) -> list[Case]:
-    """The cases whose name matches a shell pattern or contains it; all of them for None."""
+    """Select cases by name.
+
+    Args:
+        pattern: A shell pattern that names match, or text that they contain; None for all.
+
+    Returns:
+        The cases, in the order of `CASES`.
+
+    Examples:
+        >>> from torchlstm.parity import CASES, select
+        >>> len(select(None)) == len(CASES)
+        True
+    """
     if pattern is None:
         return list(CASES.values())
     return [case for name, case in CASES.items() if fnmatch(name, pattern) or pattern in name]
