@@ -1,4 +1,4 @@
-"""How many digits are kept: our rounding error over nn.LSTM's, on random shapes."""
+"""Measures our rounding error over nn.LSTM's, on random shapes."""
 
 import math
 import random
@@ -25,11 +25,11 @@ class Ratio(NamedTuple):
     """
 
     mean: float
-    high: float  # the 90th percentile
+    high: float
 
 
 def shapes() -> Iterator[Case]:
-    """Modules in float32 with one layer, a quarter of them projected: the same ones at every call."""
+    """Cases in float32 with one layer, a quarter of them projected; the same at every call."""
     chance = random.Random(5)
 
     def size(least: float, most: float) -> int:

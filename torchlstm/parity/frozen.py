@@ -1,4 +1,4 @@
-"""`check(..., freeze=...)`: how far is a frozen copy of a user's own model from the model, and how fast is it?"""
+"""`check(..., freeze=...)`: compares a frozen copy of a user's own model with the model: results, size and speed."""
 
 import copy
 import math
@@ -14,10 +14,10 @@ from .timing import Pairs, interleave
 
 
 class Difference(NamedTuple):
-    """One output compared: the largest and the mean difference, and the largest element of the model's own."""
+    """One output: the largest and the mean difference, and the largest element of the model's own output."""
 
     name: str
-    largest: float  # infinite where NaN or Inf stand in other places
+    largest: float  # infinite if NaN or Inf are at other places
     mean: float
     scale: float
 
@@ -60,7 +60,7 @@ class FrozenReport(NamedTuple):
 
 
 def check_frozen(model: nn.Module, call: tuple[Any, Any], weights: torch.dtype | None, seconds: float) -> FrozenReport:
-    """Compare a model with a frozen copy of itself, in the mode that it is in; see `check`."""
+    """Compare a model with a frozen copy of itself, in its current mode; see `check`."""
     floats = copy.deepcopy(model)
     plan = plan_freeze(floats, weights)
     names = [name for name, _, reason in plan if reason is None]
