@@ -27,6 +27,5 @@
 #if !defined EMULATE_AVX512
 #define WIDEN_HALVES(p) (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #endif
-#define PER_SLOT 1
 #include "isa.h"
 #endif

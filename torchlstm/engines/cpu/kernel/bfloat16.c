@@ -6,7 +6,6 @@
 #define BYTES 64
 #define COLS 4
 #define DOTS 6
-#define PER_SLOT 2
 #if defined EMULATE_AVX512
 /* The same text on other machines, for tests. */
 #define TARGET __attribute__((target("avx2,fma")))

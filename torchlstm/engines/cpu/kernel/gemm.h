@@ -75,7 +75,7 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
     }
 }
 
-#if PER_SLOT == 1
+#if SLOT_HOLDS == ONE_TERM
 /* A thin product.  The threads share the longer side of the result, and wait for nobody. */
 TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
     enum { WIDTH = COLS * LANES };
@@ -102,7 +102,4 @@ TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
         }
     }
 }
-#define GEMM_THIN_KERNEL FN(gemm_thin)
-#else
-#define GEMM_THIN_KERNEL NULL /* who reads in place reads elements */
 #endif

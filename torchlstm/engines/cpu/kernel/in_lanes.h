@@ -20,7 +20,7 @@ enum { FN(HIGH) = 24 };                 /* rows at a time, whose gates a thread 
 
 /* Where a product with operands in memory order would put the last n terms of K: lanes from here on. */
 INLINE long FN(rest_lane)(long n, long K) {
-#if defined LOAD_FIRST
+#if defined LOAD_float
     (void)n, (void)K;
     return 0;
 #else
@@ -33,11 +33,7 @@ typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sum
 
 /* Lanes are added in the order of lane_sums: of a quad 0 and 2, 1 and 3, then both; of two lanes 0 and 1.  This is the lane at
  * place p of that order. */
-#if QUAD == 4
-#define LANE_AT(p) ((p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2)
-#else
-#define LANE_AT(p) (p)
-#endif
+#define LANE_AT(p) (QUAD == 4 ? (p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2 : (p))
 
 /* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
  * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side. */
@@ -160,5 +156,3 @@ NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long u
             *(vec *)(acc + (i * 4 + g) * LANES) = sum + *(const vec *)(from + i * step + g * LANES);
         }
 }
-#undef LANE_AT
-#undef LANE_TILE

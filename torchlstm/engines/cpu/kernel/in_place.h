@@ -8,7 +8,7 @@
 /* The last n of K terms, zero in the other lanes; where a part of a vector is no single load, in the last lanes, if
  * there are so many terms before. */
 INLINE vec FN(load_rest)(const REAL *p, long n, long K) {
-#if !defined LOAD_FIRST
+#if !defined LOAD_float
     if (K >= LANES) return (vec)(FN(last_lanes)(n) & *(const ivec *)(p + n - LANES));
 #endif
     (void)K;

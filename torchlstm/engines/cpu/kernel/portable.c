@@ -78,5 +78,4 @@
 #else
 #define WORDS(q, to, step, count) ((void)(count), (to)[0] = WORD(q, 0), (to)[1] = WORD(q, 1))
 #endif
-#define PER_SLOT 1
 #include "isa.h"

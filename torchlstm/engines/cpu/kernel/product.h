@@ -33,7 +33,7 @@ INLINE long FN(block)(long K, long most) { return K > most ? FN(even)(K, most) :
 /* Vectors of columns of a tile.  With 1 or 2 rows always 4: independent sums hide the latency of the additions. */
 INLINE long FN(wide)(long rows) { return rows > 2 ? COLS : 4; }
 
-#if defined INTEGERS
+#if SLOT_HOLDS == FOUR_BYTES
 #include "integers.h"
 #else
 /* Rows of a tile. */
@@ -121,36 +121,42 @@ INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REA
 }
 #endif
 
+/* A function for each height and width, whose sums are registers: up to 2 rows of 1 to 4 vectors, or more rows of 1 to COLS. */
 #define TILE(rows, cols) \
     NOINLINE void FN(tile_##rows##cols)(const FN(product_t) *m) { FN(tile)(rows, cols, m); }
-#define LOW_TILES(cols) TILE(1, cols) TILE(2, cols)
-#define LOW_NAMES(cols) FN(tile_1##cols), FN(tile_2##cols)
-#if defined INTEGERS
-#define HIGH_TILES(cols) TILE(3, cols)
-#define HIGH_NAMES(cols) FN(tile_3##cols)
-#else
-#define HIGH_TILES(cols) TILE(3, cols) TILE(4, cols) TILE(5, cols) TILE(6, cols)
-#define HIGH_NAMES(cols) FN(tile_3##cols), FN(tile_4##cols), FN(tile_5##cols), FN(tile_6##cols)
-#endif
-LOW_TILES(1)
-LOW_TILES(2)
-LOW_TILES(3)
-LOW_TILES(4)
-HIGH_TILES(1)
-HIGH_TILES(2)
+TILE(1, 1) TILE(2, 1)
+TILE(1, 2) TILE(2, 2)
+TILE(1, 3) TILE(2, 3)
+TILE(1, 4) TILE(2, 4)
+#if SLOT_HOLDS == FOUR_BYTES
+TILE(3, 1)
+TILE(3, 2)
 #if COLS == 4
-HIGH_TILES(3)
-HIGH_TILES(4)
+TILE(3, 3)
+TILE(3, 4)
 #endif
+#else
+TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
+TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
+#if COLS == 4
+TILE(3, 3) TILE(4, 3) TILE(5, 3) TILE(6, 3)
+TILE(3, 4) TILE(4, 4) TILE(5, 4) TILE(6, 4)
+#endif
+#endif
+
+/* [columns - 1][rows - 1] */
+#define LOW(cols) FN(tile_1##cols), FN(tile_2##cols)
+#define MIDDLE(cols) LOW(cols), FN(tile_3##cols)
+#define HIGH(cols) MIDDLE(cols), FN(tile_4##cols), FN(tile_5##cols), FN(tile_6##cols)
 static void (*const FN(tiles)[4][6])(const FN(product_t) *) = {
-    { LOW_NAMES(1), HIGH_NAMES(1) },
-    { LOW_NAMES(2), HIGH_NAMES(2) },
-#if COLS == 4
-    { LOW_NAMES(3), HIGH_NAMES(3) },
-    { LOW_NAMES(4), HIGH_NAMES(4) },
+#if SLOT_HOLDS == FOUR_BYTES && COLS == 4
+    { MIDDLE(1) }, { MIDDLE(2) }, { MIDDLE(3) }, { MIDDLE(4) },
+#elif SLOT_HOLDS == FOUR_BYTES
+    { MIDDLE(1) }, { MIDDLE(2) }, { LOW(3) }, { LOW(4) },
+#elif COLS == 4
+    { HIGH(1) }, { HIGH(2) }, { HIGH(3) }, { HIGH(4) },
 #else
-    { LOW_NAMES(3) },
-    { LOW_NAMES(4) },
+    { HIGH(1) }, { HIGH(2) }, { LOW(3) }, { LOW(4) },
 #endif
 };
 

@@ -42,6 +42,5 @@
     (BYTE(q, i, shift) | BYTE(q, (i) + 1, shift) << 8 | BYTE(q, (i) + 2, shift) << 16 | BYTE(q, (i) + 3, shift) << 24)
 #define WORDS(q, to, step, count) \
     for (long i_ = 0; i_ < (count); i_++) (to)[i_ * (step)] = WORD(q, 4 * i_, 8), (to)[i_ * (step) + 1] = WORD(q, 4 * i_, 0)
-#define PER_SLOT 1
 #include "isa.h"
 #endif
