@@ -31,13 +31,26 @@
 #include "dispatch.h"
 #include "macros.h"
 
-#if defined MULTIPLY_ADD_PAIRS
+/* Tables of kernels, as dispatch.h declares them. */
+#define KERNELS(kind) &JOIN3(kernels, kind, ISA)
+#define TABLE const kernels_t *const JOIN2(torchlstm, ISA)
+#define PACKED_TABLE const kernels_t *const JOIN3(torchlstm, packed, ISA)
+
+#if defined ONLY_INTEGERS
+#define KIND integers
+#define REAL float
+#define SLOT_HOLDS FOUR_BYTES
+#include "template.h"
+PACKED_TABLE[3] = { NULL, NULL, KERNELS(integers) };
+
+#elif defined MULTIPLY_ADD_PAIRS
 #define KIND float
 #define REAL float
 #define SLOT_HOLDS TWO_BFLOATS
 #include "template.h"
+TABLE[1] = { KERNELS(float) };
 
-#elif !defined ONLY_INTEGERS
+#else
 #define KIND float
 #define REAL float
 #define SLOT_HOLDS ONE_TERM
@@ -59,39 +72,20 @@
 #define REAL float
 #define SLOT_HOLDS TWO_SHORTS
 #include "template.h"
-#endif
 
 #if defined ADD_TERMS
 #define KIND integers
 #define REAL float
 #define SLOT_HOLDS FOUR_BYTES
 #include "template.h"
+PACKED_TABLE[3] = { KERNELS(bfloats), KERNELS(halves), KERNELS(integers) };
+#else
+PACKED_TABLE[3] = { KERNELS(bfloats), KERNELS(halves), NULL };
 #endif
 
-#if !defined MULTIPLY_ADD_PAIRS && !defined ONLY_INTEGERS
 #define KIND double
 #define REAL double
 #define SLOT_HOLDS ONE_TERM
 #include "template.h"
-#endif
-
-/* The tables of dispatch.h. */
-#define TABLE(name) JOIN2(torchlstm, name)
-#define KERNELS(kind) &JOIN3(kernels, kind, ISA)
-#if defined MULTIPLY_ADD_PAIRS
-const kernels_t *const TABLE(ISA)[1] = { KERNELS(float) };
-#elif !defined ONLY_INTEGERS
-const kernels_t *const TABLE(ISA)[2] = { KERNELS(float), KERNELS(double) };
-#endif
-#if !defined MULTIPLY_ADD_PAIRS
-const kernels_t *const JOIN3(torchlstm, packed, ISA)[3] = {
-#if !defined ONLY_INTEGERS
-    KERNELS(bfloats), KERNELS(halves),
-#else
-    NULL, NULL,
-#endif
-#if defined ADD_TERMS
-    KERNELS(integers),
-#endif
-};
+TABLE[2] = { KERNELS(float), KERNELS(double) };
 #endif
