@@ -230,9 +230,9 @@ static part_t split(const sizes_t *s, int rank, int threads, flag_t *all, flag_t
     int teams = teams_of(s, threads), size = threads / teams, groups = by_rows(s, size) ? size : 1;
     part_t p = { .rank = rank, .threads = threads, .all = all };
     int team = rank / size, place = rank % size;
-    p.d0 = teams == 2 ? team : 0, p.d1 = teams == 2 ? team + 1 : s->directions;
+    p.directions.from = teams == 2 ? team : 0, p.directions.to = teams == 2 ? team + 1 : s->directions;
     p.members = size / groups, p.group = place / p.members, p.me = place % p.members;
-    p.r0 = group_start(s, p.group, groups), p.r1 = group_start(s, p.group + 1, groups);
+    p.rows.from = group_start(s, p.group, groups), p.rows.to = group_start(s, p.group + 1, groups);
     p.mine = mine + rank - p.me;
     return p;
 }

@@ -37,18 +37,18 @@ typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sum
 
 /* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
  * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side. */
-INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
+INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
     vec s[DOTS][4][4];
     const long slot = 4 * LANES, first = LANE_AT(p);
     UNROLL(8)
-    for (int h = 0; h < rows; h++)
+    for (int row = 0; row < rows; row++)
         UNROLL(4)
         for (int g = 0; g < 4; g++)
             UNROLL(4)
-            for (int j = 0; j < lanes; j++) s[h][g][j] = (vec){0};
+            for (int j = 0; j < lanes; j++) s[row][g][j] = (vec){0};
     ROLL
-    for (int n = 0; n < m->count; n++) {
-        const FN(operands_t) o = m->of[n];
+    for (int n = 0; n < gates->count; n++) {
+        const FN(operands_t) o = gates->of[n];
         const long lda = o.lda;
         const REAL *a = o.a + (r + i) * lda, *w = o.w + unit * 4 * o.K;
         long k = o.K;
@@ -60,7 +60,7 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, lon
                 for (int g = 0; g < 4; g++) {
                     vec y = *(const vec *)(w + (first + LANE_AT(j)) * slot + g * LANES);
                     UNROLL(8)
-                    for (int h = 0; h < rows; h++) s[h][g][j] += a[h * lda + first + LANE_AT(j)] * y;
+                    for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + first + LANE_AT(j)] * y;
                 }
         if (!k) continue;
         /* Lanes without a term add 0, as they do there: what is -0 becomes 0. */
@@ -73,20 +73,20 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, lon
                 if (at >= 0 && at < k) {
                     vec y = *(const vec *)(w + at * slot + g * LANES);
                     UNROLL(8)
-                    for (int h = 0; h < rows; h++) s[h][g][j] += a[h * lda + at] * y;
+                    for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + at] * y;
                 } else {
                     UNROLL(8)
-                    for (int h = 0; h < rows; h++) s[h][g][j] += (vec){0};
+                    for (int row = 0; row < rows; row++) s[row][g][j] += (vec){0};
                 }
             }
     }
     UNROLL(8)
-    for (int h = 0; h < rows; h++)
+    for (int row = 0; row < rows; row++)
         UNROLL(4)
         for (int g = 0; g < 4; g++) {
-            vec *quad_sum = &to->quads[i + h][g][p / QUAD], *half_sum = &to->half[i + h][g], sum = s[h][g][0];
-            if (lanes > 1) sum += s[h][g][1];
-            if (lanes == 4) sum += s[h][g][2] + s[h][g][3];
+            vec *quad_sum = &to->quads[i + row][g][p / QUAD], *half_sum = &to->half[i + row][g], sum = s[row][g][0];
+            if (lanes > 1) sum += s[row][g][1];
+            if (lanes == 4) sum += s[row][g][2] + s[row][g][3];
             const long place = p % QUAD;
             if (place == 0) *quad_sum = sum;
             else if (QUAD == 2 || place == 1 || lanes == 2) *quad_sum += sum;
@@ -96,8 +96,8 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, lon
 }
 
 #define LANE_TILE(rows, lanes)                                                                                              \
-    NOINLINE void FN(lane_tile_##rows##lanes)(const FN(gates_t) *m, long r, long i, long unit, long p, FN(lane_sums_t) *to) { \
-        FN(lane_tile)(rows, lanes, m, r, i, unit, p, to);                                                                   \
+    NOINLINE void FN(lane_tile_##rows##lanes)(const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) { \
+        FN(lane_tile)(rows, lanes, gates, r, i, unit, p, to);                                                                   \
     }
 LANE_TILE(1, 1)
 LANE_TILE(2, 1)
@@ -123,7 +123,7 @@ static FN(lane_tile_t) *const FN(lane_tiles)[DOTS] = {
 
 /* As gates_in_place, of a block of units whose weights are packed.  Of few rows more lanes at a time, for as many sums as the
  * registers have room for; of many the weights of a lane stay in the cache for all tiles of rows. */
-NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
+NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *gates, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
     FN(lane_sums_t) sums;
     FN(lane_tile_t) *few = NULL;
     int lanes = 1;
@@ -136,11 +136,11 @@ NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long u
 #endif
 #endif
     for (long p = 0; p < LANES; p += lanes) {
-        if (few) few(m, r, 0, unit, p, &sums);
+        if (few) few(gates, r, 0, unit, p, &sums);
         else
             for (long i = 0, high; i < rows; i += high) {
                 high = FN(even)(rows - i, DOTS);
-                FN(lane_tiles)[high - 1](m, r, i, unit, p, &sums);
+                FN(lane_tiles)[high - 1](gates, r, i, unit, p, &sums);
             }
     }
     for (long i = 0; i < rows; i++)

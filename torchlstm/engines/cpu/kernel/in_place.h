@@ -57,7 +57,7 @@ INLINE void FN(lane_sums)(const vec v[4], REAL out[4]) {
 
 /* A part of an element of `sums` must not be read, or GCC keeps all of them in memory between the operands: lane_sums
  * copies each first. */
-INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long j, REAL *out) {
+INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *gates, long r, long j, REAL *out) {
     vec sums[DOTS][4][4];
     UNROLL(8)
     for (int i = 0; i < rows; i++)
@@ -66,10 +66,10 @@ INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long
             UNROLL(4)
             for (int g = 0; g < 4; g++) sums[i][u][g] = (vec){0};
     ROLL
-    for (int i = 0; i < m->count; i++) {
-        FN(operands_t) o = m->of[i];
+    for (int i = 0; i < gates->count; i++) {
+        FN(operands_t) o = gates->of[i];
         o.a += r * o.lda, o.w += j * o.K;
-        FN(dots)(rows, units, o, m->H * o.K, sums);
+        FN(dots)(rows, units, o, gates->H * o.K, sums);
     }
     UNROLL(8)
     for (int i = 0; i < rows; i++)
@@ -85,10 +85,10 @@ INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long
 #define UNITS(rows) ((rows) == 1 ? 2 : 1)
 #endif
 #define DOT_TILE(rows)                                                                              \
-    NOINLINE void FN(dot_tile_##rows)(const FN(gates_t) *m, long r, long j, long n, REAL *out) {    \
+    NOINLINE void FN(dot_tile_##rows)(const FN(gates_t) *gates, long r, long j, long n, REAL *out) {    \
         for (; n >= UNITS(rows); n -= UNITS(rows), j += UNITS(rows), out += UNITS(rows) * 4)        \
-            FN(dot_tile)(rows, UNITS(rows), m, r, j, out);                                          \
-        for (; n > 0; n--, j++, out += 4) FN(dot_tile)(rows, 1, m, r, j, out);                      \
+            FN(dot_tile)(rows, UNITS(rows), gates, r, j, out);                                          \
+        for (; n > 0; n--, j++, out += 4) FN(dot_tile)(rows, 1, gates, r, j, out);                      \
     }
 DOT_TILE(1)
 DOT_TILE(2)
@@ -107,15 +107,15 @@ static void (*const FN(dot_tiles)[DOTS])(const FN(gates_t) *, long r, long j, lo
 };
 
 /* Gates of the `n` units from `unit` on: acc (rows, 4, LANES) = from + operands from row r on; `from` at row stride `step`. */
-NOINLINE void FN(gates_in_place)(const FN(gates_t) *m, long r, long rows, long unit, long n, const REAL *from, long step, REAL *acc) {
-    if (m->packed) { FN(gates_in_lanes)(m, r, rows, unit, from, step, acc); return; }
+NOINLINE void FN(gates_in_place)(const FN(gates_t) *gates, long r, long rows, long unit, long n, const REAL *from, long step, REAL *acc) {
+    if (gates->packed) { FN(gates_in_lanes)(gates, r, rows, unit, from, step, acc); return; }
     REAL sums[FN(HIGH) * LANES * 4];
     /* Of more than one tile of rows, weights of a few units stay in the cache for all. */
     const long few = rows <= DOTS ? LANES : UNITS(1);
     for (long j = 0; j < n; j += few)
         for (long i = 0, high; i < rows; i += high) {
             high = FN(even)(rows - i, DOTS);
-            FN(dot_tiles)[high - 1](m, r + i, unit + j, n - j < few ? n - j : few, sums + (i * LANES + j) * 4);
+            FN(dot_tiles)[high - 1](gates, r + i, unit + j, n - j < few ? n - j : few, sums + (i * LANES + j) * 4);
         }
     for (long j = n; j < LANES; j++)
         for (long i = 0; i < rows; i++)
@@ -148,7 +148,7 @@ typedef struct {
     const weights_t *w;
     int packed;                         /* w is: its panels, and in the place of b_ih the sum of both biases, a block after the other */
     int reverse;
-    long u0, u1;                        /* blocks of hidden units that are this thread's */
+    range_t units;                        /* blocks of hidden units that are this thread's */
     const REAL *x, *h_0;                /* (P, I), (B, H) */
     REAL *y, *c, *gates, *cells;        /* (P, H) with row stride y_step; (B, H); (P, 4H), (P, H), or NULL */
     long y_step;
@@ -182,15 +182,15 @@ INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long row
 /* One step: both products in one sum, some rows of some blocks at a time. */
 NOINLINE void FN(one_step)(const FN(in_place_t) *l) {
     long I = l->s->input, H = l->s->hidden, n = active(l->s, 0), blocks = n < FN(HIGH) ? FN(HIGH) / (n ? n : 1) : 1;
-    FN(gates_t) m = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, l->packed, H };
+    FN(gates_t) gates = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, l->packed, H };
     REAL acc[FN(HIGH) * 4 * LANES], bias[4 * LANES];
-    for (long from = l->u0, to; from < l->u1; from = to) {
-        to = from + blocks < l->u1 ? from + blocks : l->u1;
+    for (long from = l->units.from, to; from < l->units.to; from = to) {
+        to = from + blocks < l->units.to ? from + blocks : l->units.to;
         for (long r = 0, rows; r < n; r += rows) {
             rows = FN(even)(n - r, FN(HIGH));
             for (long u = from; u < to; u++) {
                 FN(sum_bias)(l, u * LANES, bias);
-                FN(gates_in_place)(&m, r, rows, u * LANES, FN(real)(H, u), bias, 0, acc + (u - from) * rows * 4 * LANES);
+                FN(gates_in_place)(&gates, r, rows, u * LANES, FN(real)(H, u), bias, 0, acc + (u - from) * rows * 4 * LANES);
             }
             for (long u = from; u < to; u++) FN(cells_in_place)(l, 0, r, rows, u, acc + (u - from) * rows * 4 * LANES);
         }
@@ -200,7 +200,7 @@ NOINLINE void FN(one_step)(const FN(in_place_t) *l) {
 /* Steps of few rows: the inputs' part of as many steps as fit the buffer, then step after step the recurrence's. */
 NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, long room) {
     const sizes_t *s = l->s;
-    long T = s->steps, I = s->input, H = s->hidden, width = 4 * LANES * (l->u1 - l->u0);
+    long T = s->steps, I = s->input, H = s->hidden, width = 4 * LANES * (l->units.to - l->units.from);
     for (long first = 0, last; first < T; first = last) {
 #define STEP(i) (l->reverse ? T - 1 - (i) : (i))
         long count = 0;
@@ -208,8 +208,8 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             count += active(s, STEP(last));
         long low = first_row(s, STEP(l->reverse ? last - 1 : first));
         FN(gates_t) inputs = { { { l->x + low * I, l->w->w_ih, I, I } }, 1, l->packed, H };
-        for (long u = l->u0; u < l->u1; u++) {
-            REAL bias[4 * LANES], *block = buffer + (u - l->u0) * count * 4 * LANES;
+        for (long u = l->units.from; u < l->units.to; u++) {
+            REAL bias[4 * LANES], *block = buffer + (u - l->units.from) * count * 4 * LANES;
             FN(sum_bias)(l, u * LANES, bias);
             for (long r = 0, rows; r < count; r += rows) {
                 rows = FN(even)(count - r, FN(HIGH));
@@ -223,15 +223,15 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             const REAL *h = old ? l->y + first_row(s, before) * l->y_step : NULL;
             FN(gates_t) states = { { { h, l->w->w_hh, l->y_step, H } }, 1, l->packed, H };
             FN(gates_t) fresh = { { { l->h_0, l->w->w_hh, H, H } }, 1, l->packed, H };
-#define AT(u) (buffer + (((u) - l->u0) * count + first_row(s, t) - low) * 4 * LANES)
-            for (long k = 0; k < l->u1 - l->u0; k++) {
+#define AT(u) (buffer + (((u) - l->units.from) * count + first_row(s, t) - low) * 4 * LANES)
+            for (long k = 0; k < l->units.to - l->units.from; k++) {
                 /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
-                long u = t & 1 ? l->u1 - 1 - k : l->u0 + k, unit = u * LANES;
+                long u = t & 1 ? l->units.to - 1 - k : l->units.from + k, unit = u * LANES;
                 REAL *acc = AT(u), *rest = acc + old * 4 * LANES;
                 if (old) FN(gates_in_place)(&states, 0, old, unit, FN(real)(H, u), acc, 4 * LANES, acc);
                 if (old < n) FN(gates_in_place)(&fresh, old, n - old, unit, FN(real)(H, u), rest, 4 * LANES, rest);
             }
-            for (long u = l->u0; u < l->u1; u++) FN(cells_in_place)(l, t, 0, n, u, AT(u));
+            for (long u = l->units.from; u < l->units.to; u++) FN(cells_in_place)(l, t, 0, n, u, AT(u));
 #undef AT
             meet_mine(p);
         }
@@ -243,7 +243,7 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
 TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const forward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
     long B = s->batch, H = s->hidden, P = first_row(s, s->steps);
-    for (int d = p->d0; d < p->d1; d++) {
+    for (int d = p->directions.from; d < p->directions.to; d++) {
         const REAL *packed = job->packed[d];
         const packed_plan_t at = plan_packed(s, job->format, LANES);
         const weights_t panels = { .w_ih = packed + at.x, .w_hh = packed + at.h, .b_ih = packed + at.bias };
@@ -252,13 +252,13 @@ TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const f
                              .c = (REAL *)job->c_n + d * B * H,
                              .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
                              .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL, .y_step = s->directions * H };
-        share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
-        long from = l.u0 * LANES, to = l.u1 * LANES < H ? l.u1 * LANES : H;
+        share(blocks(H, LANES), p->me, p->members, &l.units.from, &l.units.to);
+        long from = l.units.from * LANES, to = l.units.to * LANES < H ? l.units.to * LANES : H;
         for (long r = 0; r < B && from < to; r++)
             __builtin_memcpy(l.c + r * H + from, (const REAL *)job->c_0 + (d * B + r) * H + from, (size_t)(to - from) * sizeof(REAL));
         if (s->steps == 1) FN(one_step)(&l);
         else FN(few_steps)(&l, p, (REAL *)job->scratch + p->rank * plan->thread, plan->gates);
-        FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, .o0 = l.u0, .o1 = l.u1, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };
+        FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, .outputs = { l.units.from, l.units.to }, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };
         FN(final_outputs)(&whole, (REAL *)job->h_n + d * B * H);
     }
 }

@@ -14,52 +14,52 @@ INLINE long FN(tile_height)(long rows) { return FN(even)(rows, FN(TALL)); }
 /* A row has one scale: all of it is packed at once. */
 INLINE long FN(depth)(long rows, long K) { (void)rows; return K; }
 
-INLINE void FN(tile)(int rows, int cols, const FN(product_t) *m) {
+INLINE void FN(tile)(int rows, int cols, const FN(product_t) *product) {
     vec sums[FN(TALL)][4];
-    const FN(word) *a = (const FN(word) *)(m->a + rows);
-    const REAL *b = m->b;
-    const long bk = m->bk, bv = m->bv, bp = m->bp;
-    long left = m->K;
+    const FN(word) *a = (const FN(word) *)(product->a + rows);
+    const REAL *b = product->b;
+    const long b_slot = product->b_slot, b_vector = product->b_vector, b_panel = product->b_panel;
+    long rest = product->K;
     UNROLL(4)
     for (int r = 0; r < rows; r++)
         UNROLL(4)
         for (int v = 0; v < cols; v++) sums[r][v] = (vec){0};
     ROLL
     do {
-        ivec s[FN(TALL)][4][SUMS];
+        ivec sum[FN(TALL)][4][SUMS];
         UNROLL(4)
         for (int r = 0; r < rows; r++)
             UNROLL(4)
             for (int v = 0; v < cols; v++)
                 UNROLL(2)
-                for (int i = 0; i < SUMS; i++) s[r][v][i] = (ivec){0};
-        if (left == m->K)
+                for (int i = 0; i < SUMS; i++) sum[r][v][i] = (ivec){0};
+        if (rest == product->K)
             UNROLL(4)
             for (int r = 0; r < rows; r++)
                 UNROLL(4)
-                for (int v = 0; v < cols; v++) OFFSET(s[r][v], *(const ivec *)(m->offset + v * LANES));
-        long n = left < MOST_SLOTS ? left : MOST_SLOTS;
-        left -= n;
+                for (int v = 0; v < cols; v++) OFFSET(sum[r][v], *(const ivec *)(product->offset + v * LANES));
+        long n = rest < MOST_SLOTS ? rest : MOST_SLOTS;
+        rest -= n;
         ROLL
-        for (; n > 0; n--, a += 2 * rows, b += bk)
+        for (; n > 0; n--, a += 2 * rows, b += b_slot)
             UNROLL(4)
             for (int v = 0; v < cols; v++) {
-                const REAL *w = b + v % COLS * bv + v / COLS * bp;
+                const REAL *weights = b + v % COLS * b_vector + v / COLS * b_panel;
                 UNROLL(4)
-                for (int r = 0; r < rows; r++) ADD_TERMS(s[r][v], a + 2 * r, w);
+                for (int r = 0; r < rows; r++) ADD_TERMS(sum[r][v], a + 2 * r, weights);
             }
         UNROLL(4)
         for (int r = 0; r < rows; r++)
             UNROLL(4)
-            for (int v = 0; v < cols; v++) sums[r][v] += AS_FLOATS(s[r][v]);
-    } while (left > 0);
+            for (int v = 0; v < cols; v++) sums[r][v] += AS_FLOATS(sum[r][v]);
+    } while (rest > 0);
     UNROLL(4)
     for (int r = 0; r < rows; r++)
         UNROLL(4)
         for (int v = 0; v < cols; v++) {
-            vec sum = sums[r][v] * (*(const vec *)(m->scale + v * LANES) * m->a[r]);
-            if (m->from) sum += *(const vec *)(m->from + r * m->fr + v * m->fv);
-            *(vec *)(m->acc + r * m->ar + v * m->av) = sum;
+            vec all = sums[r][v] * (*(const vec *)(product->scale + v * LANES) * product->a[r]);
+            if (product->from) all += *(const vec *)(product->from + r * product->from_row + v * product->from_vector);
+            *(vec *)(product->acc + r * product->acc_row + v * product->acc_vector) = all;
         }
 }
 

@@ -7,20 +7,22 @@
 #include "kernel.h"
 #include "threads.h"
 
+typedef struct { long from, to; } range_t;          /* [from, to) */
+
 typedef struct {
     int rank, threads;                  /* among all threads of the call                                  */
-    int d0, d1;                         /* directions [d0, d1) of this thread's team                      */
+    struct { int from, to; } directions;/* those of this thread's team                                    */
     int me, members;                    /* among the threads that share this thread's rows                */
     int group;                          /* the row group of this thread within its team                   */
-    long r0, r1;                        /* rows [r0, r1) of the batch                                     */
+    range_t rows;                       /* this thread's rows of the batch                                */
     flag_t *all, *mine;                 /* (threads,) flags of all; (members,) flags of those that share  */
     long met;                           /* how often `mine` have met                                      */
 } part_t;
 
-/* The rows of step t that are this thread's: [r0, r0 + mine). */
-static inline long mine(const sizes_t *s, const part_t *p, long t) {
+/* How many rows of step t are this thread's; they begin at rows.from. */
+static inline long my_rows(const sizes_t *s, const part_t *p, long t) {
     long n = active(s, t);
-    return n <= p->r0 ? 0 : (n < p->r1 ? n : p->r1) - p->r0;
+    return n <= p->rows.from ? 0 : (n < p->rows.to ? n : p->rows.to) - p->rows.from;
 }
 
 /* Share i of n of `count` things: [*from, *to). */
