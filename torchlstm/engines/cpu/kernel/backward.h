@@ -1,7 +1,7 @@
 /* The time loop backward, for some consecutive steps.
  *
- * Each step runs the cell backwards on this thread's units, meets the others, and multiplies the step's dgates by
- * W_hh: the gradient at the state before, for this thread's units again, so one meeting a step is enough. */
+ * In each step a thread runs the cell backwards on its units, meets the others, and multiplies the step's dgates by W_hh.  That
+ * is dh of the step before, again for its own units, so that one meeting a step is enough. */
 
 /* One direction, as one thread computes it. */
 typedef struct {
@@ -38,7 +38,7 @@ NOINLINE void FN(pack_backward)(const backward_t *job, const part_t *p, const ba
     }
 }
 
-/* The states at the end become those the loop starts with. */
+/* dh and dc, this thread's part, begin as the gradients of the last states: dh_n and dc_n, or 0. */
 NOINLINE void FN(start_states)(const FN(back_t) *l, int d) {
     const sizes_t *s = l->s;
     long B = s->batch, H = s->hidden, R = s->output;
@@ -50,6 +50,7 @@ NOINLINE void FN(start_states)(const FN(back_t) *l, int d) {
     for (long r = l->p->rows.from; r < l->p->rows.to; r++)
         for (long j = l->units.from * LANES; j < l->units.to * LANES && j < H; j++) l->dc[r * H + j] = dc_n ? dc_n[r * H + j] : 0;
 }
+/* What dh is after the last step of the backward goes to dh_0 (B, R). */
 NOINLINE void FN(end_states)(const FN(back_t) *l, REAL *dh_0) {
     long B = l->s->batch, R = l->s->output;
     for (long o = l->outputs.from; o < l->outputs.to; o++)
@@ -57,7 +58,8 @@ NOINLINE void FN(end_states)(const FN(back_t) *l, REAL *dh_0) {
             FN(store)(dh_0 + r * R + o * LANES, *(const vec *)(l->dh_state + (o * B + r) * LANES), R - o * LANES);
 }
 
-/* out (column blocks [from, to), B, LANES) = a (rows, n) times packed columns, rows at row_from of out. */
+/* out (column blocks [from, to), B, LANES) = a (rows, n), row stride lda, times packed columns w (blocks, SLOTS(n), LANES); the rows
+ * go to row_from and following of out.  `flip`: from the last block to the first.  `left`: room for the packed rows. */
 INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long n, REAL *out, long B, long row_from,
                               long from, long to, int flip, REAL *left) {
     long K = SLOTS(n), depth = FN(depth)(rows, K), wide = FN(wide)(rows), panels = (to - from + wide - 1) / wide;
@@ -76,7 +78,7 @@ INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w,
     }
 }
 
-/* The gradient at h_t, and from it at o tanh c, of a projected layer. */
+/* Of a projected layer: the gradient of h_t, written to dh, and from it that of o tanh c, to draw. */
 NOINLINE void FN(project_back)(const FN(back_t) *l, long t, long row) {
     const sizes_t *s = l->s;
     part_t *p = l->p;
@@ -95,7 +97,8 @@ NOINLINE void FN(project_back)(const FN(back_t) *l, long t, long row) {
 /* h of the step before for rows [r, n) of a step whose rows are from `row` on in `before`: of the first `old` sequences,
  * h at the step `before`; of the others, which had none, h_0.  h is y of a projected layer, else o tanh c. */
 NOINLINE void FN(gather_before)(const FN(back_t) *l, long before, long old, long n, long row, long r) {
-    long H = l->s->hidden, R = l->s->output, row_from = l->p->rows.from, from = l->outputs.from * LANES, to = l->outputs.to * LANES < R ? l->outputs.to * LANES : R;
+    long H = l->s->hidden, R = l->s->output, row_from = l->p->rows.from;
+    long from = l->outputs.from * LANES, to = l->outputs.to * LANES < R ? l->outputs.to * LANES : R;
     for (; r < n; r++) {
         REAL *out = l->before + (row + r) * R;
         if (r < old && !l->raw) {
@@ -130,7 +133,8 @@ NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row, long later, l
                 .db = l->db + (row_from + r) * l->db_step + 4 * unit,
                 .raw = l->raw ? l->raw + (row + r) * H + unit : r < kept ? l->before + (later_row + r) * H + unit : NULL,
                 .gates = l->gates + (at + r) * 4 * H + unit, .c = l->cells + (at + r) * H + unit,
-                .c_before = r < old ? l->cells + (first_row(s, before) + row_from + r) * H + unit : l->c_0 + (row_from + r) * H + unit,
+                .c_before = r < old ? l->cells + (first_row(s, before) + row_from + r) * H + unit
+                                    : l->c_0 + (row_from + r) * H + unit,
                 .dh = (l->raw ? l->draw : l->dh_state) + (u * B + row_from + r) * LANES,
                 .dy = l->dy && !l->raw ? l->dy + (at + r) * l->y_step + unit : NULL,
                 .dacts = l->dacts ? l->dacts + (at + r) * 4 * H + unit : NULL,

@@ -1,12 +1,12 @@
 /* The time loop forward.
  *
- * The input's part of the gates is computed ahead of the recurrence for as many steps as fit a small buffer: full
- * tiles however few rows a step has, and one pass over W_ih for all of them.  Each step then adds the recurrence's
- * part in place and runs the cell.
+ * The input's part of the gates is computed ahead of the recurrence, for as many steps as fit a small buffer: tiles are full
+ * however few rows a step has, and W_ih is read once for all of these steps.  Each step then adds the recurrence's part in the
+ * buffer and runs the cell.  docs/kernel.md follows one step.
  */
 
-/* Packed weights (columns, K) by vectors of columns: slot k of vector v is at `at` + k * slot + v % COLS * vector
- * + v / COLS * panel, and their scales and offsets (integers.h) at v * LANES. */
+/* Packed weights (columns, K).  The strides count elements: slot k of vector v of the columns begins at
+ * at[k * slot + v % COLS * vector + v / COLS * panel], and of int8 its scales and offsets (integers.h) at v * LANES. */
 typedef struct {
     const REAL *at, *scale;
     const int32_t *offset;
@@ -30,33 +30,37 @@ typedef struct {
     long y_step;
 } FN(layer_t);
 
-/* Some rows and consecutive blocks of units within the gate buffer. */
+/* A part of the gate buffer: blocks [from, to) of units, each (rows, 4, LANES). */
 typedef struct { long from, to, rows; } FN(span_t);
+/* The gates of block u and a row of the span: (4, LANES). */
 INLINE REAL *FN(gates_at)(const FN(layer_t) *l, FN(span_t) span, long u, long row) {
     return l->acc + ((u - span.from) * span.rows + row) * 4 * LANES;
 }
 
+/* The number of the step that is run as the `step`-th. */
 INLINE long FN(steps_ahead)(const FN(layer_t) *l, long step) { return l->reverse ? l->s->steps - 1 - step : step; }
 
-/* Columns [v, ..) of a product with packed weights, from slot k0 on. */
+/* A product with packed weights from vector v of the columns and slot k0 on; the operands and sizes are still to be set. */
 INLINE FN(product_t) FN(columns)(const FN(panels_t) *w, const REAL *block, long v, long k0) {
     return (FN(product_t)){ .b = block + k0 * w->slot + v % COLS * w->vector + v / COLS * w->panel, .b_slot = w->slot,
                             .b_vector = w->vector, .b_panel = w->panel };
 }
 
-/* Gates of block u of units: acc = from + packed rows times slots [k0, k1) of its panels. */
+/* Gates of block u of units, acc (rows, 4, LANES) = from + packed rows times slots [k0, k1) of its panels; from (rows, 4, LANES) at row
+ * stride from_step, 0 for one row (the biases) that all have. */
 INLINE void FN(add_gates)(const REAL *a, long rows, const FN(panels_t) *w, long u, long K, long k0, long k1,
                           const REAL *from, long from_step, REAL *acc) {
     for (long g = 0, wide = FN(wide)(rows); g < 4; g += wide) {
         FN(product_t) product = FN(columns)(w, w->at + u * 4 * LANES * K, g, k0);
-        product.a = a, product.from = from + g * LANES, product.acc = acc + g * LANES, product.K = k1 - k0, product.block = FN(block)(K, BLOCK_MOST);
+        product.a = a, product.from = from + g * LANES, product.acc = acc + g * LANES, product.K = k1 - k0;
+        product.block = FN(block)(K, BLOCK_MOST);
         product.from_row = from_step, product.from_vector = LANES, product.acc_row = 4 * LANES, product.acc_vector = LANES;
         if (w->scale) product.scale = w->scale + (u * 4 + g) * LANES, product.offset = w->offset + (u * 4 + g) * LANES;
         FN(multiply)(product, rows, wide);
     }
 }
 
-/* The input's part, both biases included, of `rows` packed rows from x on; they go to `row` of the buffer. */
+/* The input's part of the gates, both biases included, of the rows x (rows, I); they go to `row` and following of the span. */
 NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const REAL *x, long rows, long row) {
     long I = l->s->input, K = SLOTS(I), depth = FN(depth)(rows, K), k0 = 0;
     do {
@@ -71,8 +75,8 @@ NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const RE
     } while (k0 < K);
 }
 
-/* The recurrence's part and the cell, at step t; this thread's rows of the step are from `row` on in the buffer.
- * Rows that the step before did not have start from h_0. */
+/* The recurrence's part of the gates and the cell, at step t.  This thread's rows of the step are `row` and following of the span.
+ * A sequence that had no step before t starts from h_0. */
 NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row) {
     const sizes_t *s = l->s;
     long H = s->hidden, R = s->output, row_from = l->p->rows.from, n = my_rows(s, l->p, t), before = l->reverse ? t + 1 : t - 1;
@@ -80,7 +84,7 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
     if (old > n) old = n;
     const REAL *h = old ? l->y + (first_row(s, before) + row_from) * l->y_step : NULL;
     const REAL *h_0 = l->h_0 + (row_from + old) * R;
-    /* Without a projection no h but h_0 is beyond 1. */
+    /* The range for int8 (scale_of): without a projection |h| is at most 1, but for h_0. */
     const REAL least = l->raw ? 0 : 1;
     do {
         long k1 = k0 + depth < K ? k0 + depth : K, first = k0 * PER_SLOT, terms = FN(terms)(k0, k1, R);
@@ -88,7 +92,7 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
         const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + old * LEFT_LENGTH(k1 - k0), least)
                                   : NULL;
         for (long i = 0; i < span.to - span.from; i++) {
-            /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
+            /* Every other step goes through the weights backwards: of weights that exceed the cache, a part is still in it. */
             long u = t & 1 ? span.to - 1 - i : span.from + i;
             REAL *acc = FN(gates_at)(l, span, u, row);
             if (old) FN(add_gates)(a, old, &l->w_h, u, K, k0, k1, acc, 4 * LANES, acc);
@@ -120,7 +124,8 @@ NOINLINE void FN(project_outputs)(const FN(layer_t) *l, long t) {
         for (long o = l->outputs.from, wide = FN(wide)(rows); o < l->outputs.to; o += wide) {
             long cols = l->outputs.to - o < wide ? l->outputs.to - o : wide;
             FN(product_t) product = FN(columns)(&l->w_r, l->w_r.at + o * LANES * K, 0, 0);
-            product.a = a, product.acc = acc, product.K = K, product.block = FN(block)(K, BLOCK_MOST), product.acc_row = wide * LANES, product.acc_vector = LANES;
+            product.a = a, product.acc = acc, product.K = K, product.block = FN(block)(K, BLOCK_MOST);
+            product.acc_row = wide * LANES, product.acc_vector = LANES;
             if (l->w_r.scale) product.scale = l->w_r.scale + o * LANES, product.offset = l->w_r.offset + o * LANES;
             FN(multiply)(product, rows, cols);
             for (long i = 0; i < rows; i++)
@@ -178,7 +183,8 @@ NOINLINE void FN(run_layer)(const FN(layer_t) *l, part_t *p, long room) {
 /* The last output of each row, where the row had a step; h_0 where it had none. */
 NOINLINE void FN(final_outputs)(const FN(layer_t) *l, REAL *h_n) {
     const sizes_t *s = l->s;
-    long R = s->output, from = l->outputs.from * LANES, to = l->outputs.to * LANES < R ? l->outputs.to * LANES : R, t = l->reverse ? 0 : s->steps - 1;
+    long R = s->output, from = l->outputs.from * LANES, to = l->outputs.to * LANES < R ? l->outputs.to * LANES : R;
+    long t = l->reverse ? 0 : s->steps - 1;
     for (long r = l->p->rows.from; r < l->p->rows.to; r++) {
         while (t >= 0 && active(s, t) <= r) t = l->reverse ? -1 : t - 1;
         const REAL *h = t < 0 ? l->h_0 + r * R : l->y + (first_row(s, t) + r) * l->y_step;
@@ -192,7 +198,7 @@ INLINE FN(panels_t) FN(panels)(const REAL *at, long K, int format) {
     if (format != UNPACKED) p.slot = 4 * LANES, p.panel = COLS * LANES;
     return p;
 }
-/* As one panel follows the other. */
+/* Panels of W_hr, one vector of outputs each. */
 INLINE FN(panels_t) FN(panels_of_outputs)(const REAL *at, long K) {
     return (FN(panels_t)){ .at = at, .slot = LANES, .vector = LANES * K, .panel = COLS * LANES * K };
 }

@@ -1,11 +1,12 @@
-/* A product of whole matrices, by the microkernel: the gradients that are made of what the time loop hands over.
+/* Products of whole matrices, by the microkernel: the gradients of inputs and weights, from what the time loop hands over.
  *
  * GEMM_DEPTH slots at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
- * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH slots: a single one,
- * of as many terms as a batch has rows, would lose digits.  The number of threads changes nothing.
+ * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH slots: a single sum,
+ * of as many terms as a batch has rows, would lose digits.  The result does not depend on the number of threads.
  */
 
-/* Columns of a, as pack_left leaves rows: for each tile its columns side by side, slot after slot. */
+/* Packs columns of a (K, columns), row stride lda, as pack_left packs rows: for each tile its columns side by side, slot after slot.
+ * `room`: columns that may be read from a on. */
 NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long room, long K, REAL *to) {
     const REAL *start = to;
     for (long n; columns > 0; columns -= n, room -= n, a += n, to += n * SLOTS(K)) {
@@ -21,13 +22,14 @@ NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long
     return start;
 }
 
-/* Packed rows times up to `wide` vectors of columns of b, slot k of vector v at b + k * b_slot + v * LANES; of a last one
- * that is not whole, at edge + k * edge_slot.  Added to out, or with `fresh` written. */
-INLINE void FN(gemm_panel)(const REAL *a, long rows, long wide, const REAL *b, long b_slot, const REAL *edge, long edge_slot, long K,
-                           REAL *out, long ldo, long columns, int fresh) {
+/* out (rows, columns), row stride ldo, += packed rows times up to `wide` vectors of columns of b; with `fresh` it is written.  Slot k of
+ * vector v is at b + k * b_slot + v * LANES; of a last vector that is not whole, at edge + k * edge_slot. */
+INLINE void FN(gemm_panel)(const REAL *a, long rows, long wide, const REAL *b, long b_slot, const REAL *edge, long edge_slot,
+                           long K, REAL *out, long ldo, long columns, int fresh) {
     long whole = columns >= wide * LANES ? wide : columns / LANES;
-    FN(product_t) product = { .a = a, .b = b, .acc = out, .K = K, .block = FN(block)(K, GEMM_BLOCK), .b_slot = b_slot, .b_vector = LANES,
-                        .b_panel = COLS * LANES, .acc_row = ldo, .acc_vector = LANES, .add = !fresh };
+    FN(product_t) product = { .a = a, .b = b, .acc = out, .K = K, 
+                              .block = FN(block)(K, GEMM_BLOCK), .b_slot = b_slot, .b_vector = LANES,
+                              .b_panel = COLS * LANES, .acc_row = ldo, .acc_vector = LANES, .add = !fresh };
     if (whole) FN(multiply)(product, rows, whole);
     if (whole == wide || columns == whole * LANES) return;
     REAL part[GEMM_ROWS * LANES];
@@ -97,8 +99,8 @@ TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
             const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
                                            : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left, 0);
             for (long n = column_from, wide = FN(wide)(rows); n < column_to; n += wide * LANES)
-                FN(gemm_panel)(packed, rows, wide, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo, column_to - n,
-                               !g->add && !k);
+                FN(gemm_panel)(packed, rows, wide, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo,
+                               column_to - n, !g->add && !k);
         }
     }
 }

@@ -1,4 +1,4 @@
-/* Little work forward from packed weights: what in_place.h computes from torch's own, with the same bits.
+/* The forward of few sequences from packed weights: what in_place.h computes from torch's own, with the same bits.
  *
  * There the terms of a gate go to LANES partial sums, term k to lane k % LANES, and the lanes are added pair by pair.  Here a
  * vector holds a gate of LANES units, a panel is (K, 4, LANES), and each of the partial sums is a vector of its own.

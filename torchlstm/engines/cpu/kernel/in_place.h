@@ -1,12 +1,11 @@
-/* Little work forward, straight from the weights as torch keeps them: no packing.
+/* The forward of few sequences and steps, straight from the weights as torch keeps them: no packing.
  *
- * Rows of weights and rows of inputs are both contiguous along K, so a gate is a sum of LANES partial sums.  Every
- * gate of every row is summed in the same order, whatever the other rows and the tile: one partial sum a lane along the
- * terms of both operands, then the lanes pair by pair.
+ * Rows of weights and rows of inputs are both contiguous along K, so a gate is a dot product of two rows: LANES partial sums,
+ * which are then added pair by pair.  The order is the same for every row, whatever the other rows and the tile.
  */
 
-/* The last n of K terms, zero in the other lanes; where a part of a vector is no single load, in the last lanes, if
- * there are so many terms before. */
+/* The last n of K terms, and zero in the other lanes.  Where the instruction set has no masked load, they are the last lanes of a
+ * whole vector, if K has that many terms. */
 INLINE vec FN(load_rest)(const REAL *p, long n, long K) {
 #if !defined LOAD_float
     if (K >= LANES) return (vec)(FN(last_lanes)(n) & *(const ivec *)(p + n - LANES));
@@ -15,7 +14,7 @@ INLINE vec FN(load_rest)(const REAL *p, long n, long K) {
     return FN(load_part)(p, n);
 }
 
-/* sums[r][u][g] += the terms of rows times the gates of units, row by row of the weights `gate` elements apart. */
+/* sums[r][u][g] += the products of row r with gate g of unit u, lane by lane.  The weights of a unit's gates are `gate` elements apart. */
 INLINE void FN(dots)(int rows, int units, FN(operands_t) o, long gate, vec sums[DOTS][4][4]) {
     const REAL *a = o.a, *w0 = o.w, *w1 = o.w + gate, *w2 = o.w + 2 * gate, *w3 = o.w + 3 * gate;
     const long K = o.K, lda = o.lda;
@@ -55,8 +54,8 @@ INLINE void FN(lane_sums)(const vec v[4], REAL out[4]) {
 #endif
 }
 
-/* A part of an element of `sums` must not be read, or GCC keeps all of them in memory between the operands: lane_sums
- * copies each first. */
+/* Rows r and following times units j and following; out (rows, LANES, 4).  If a part of an element of `sums` were read, GCC would keep
+ * all of them in memory between the operands: lane_sums copies each vector first. */
 INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *gates, long r, long j, REAL *out) {
     vec sums[DOTS][4][4];
     UNROLL(8)
@@ -77,7 +76,7 @@ INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *gates, long r, 
         for (int u = 0; u < units; u++) FN(lane_sums)(sums[i][u], out + (i * LANES + u) * 4);
 }
 
-/* As many units at a time as the registers have room for the sums of.  One row reads 80 % of the bytes per second that a
+/* Units at a time: as many as the registers have room for their sums.  One row reads 80 % of the bytes per second that a
  * plain sum of the same memory does (2 MB, 8 MB); with 1 or 2 units at a time, or prefetching, no more. */
 #if DOTS == 6
 #define UNITS(rows) ((rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
@@ -107,10 +106,11 @@ static void (*const FN(dot_tiles)[DOTS])(const FN(gates_t) *, long r, long j, lo
 };
 
 /* Gates of the `n` units from `unit` on: acc (rows, 4, LANES) = from + operands from row r on; `from` at row stride `step`. */
-NOINLINE void FN(gates_in_place)(const FN(gates_t) *gates, long r, long rows, long unit, long n, const REAL *from, long step, REAL *acc) {
+NOINLINE void FN(gates_in_place)(const FN(gates_t) *gates, long r, long rows, long unit, long n, const REAL *from, long step,
+                                 REAL *acc) {
     if (gates->packed) { FN(gates_in_lanes)(gates, r, rows, unit, from, step, acc); return; }
     REAL sums[FN(HIGH) * LANES * 4];
-    /* Of more than one tile of rows, weights of a few units stay in the cache for all. */
+    /* With more than one tile of rows, the weights of a few units stay in the cache for all tiles. */
     const long few = rows <= DOTS ? LANES : UNITS(1);
     for (long j = 0; j < n; j += few)
         for (long i = 0, high; i < rows; i += high) {
@@ -146,7 +146,7 @@ INLINE long FN(real)(long H, long u) { return H - u * LANES < LANES ? H - u * LA
 typedef struct {
     const sizes_t *s;
     const weights_t *w;
-    int packed;                         /* w is: its panels, and in the place of b_ih the sum of both biases, a block after the other */
+    int packed;                         /* w holds panels, and as b_ih the sum of both biases, (blocks, 4, LANES) */
     int reverse;
     range_t units;                        /* blocks of hidden units that are this thread's */
     const REAL *x, *h_0;                /* (P, I), (B, H) */
@@ -170,7 +170,7 @@ INLINE void FN(sum_bias)(const FN(in_place_t) *l, long unit, REAL bias[4 * LANES
     }
 }
 
-/* Gates become states: rows of step t from r on, block u. */
+/* The cell on rows r and following of step t, block u; acc (rows, 4, LANES) are their gates. */
 INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long rows, long u, const REAL *acc) {
     long H = l->s->hidden, unit = u * LANES, at = first_row(l->s, t) + r;
     FN(run_cells)((FN(cells_t)){ .acc = acc, .c = l->c + r * H + unit, .h = l->y + at * l->y_step + unit,
@@ -225,7 +225,7 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             FN(gates_t) fresh = { { { l->h_0, l->w->w_hh, H, H } }, 1, l->packed, H };
 #define AT(u) (buffer + (((u) - l->units.from) * count + first_row(s, t) - low) * 4 * LANES)
             for (long k = 0; k < l->units.to - l->units.from; k++) {
-                /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
+                /* Every other step goes through the weights backwards: of weights that exceed the cache, a part is still in it. */
                 long u = t & 1 ? l->units.to - 1 - k : l->units.from + k, unit = u * LANES;
                 REAL *acc = AT(u), *rest = acc + old * 4 * LANES;
                 if (old) FN(gates_in_place)(&states, 0, old, unit, FN(real)(H, u), acc, 4 * LANES, acc);
@@ -247,18 +247,20 @@ TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const f
         const REAL *packed = job->packed[d];
         const packed_plan_t at = plan_packed(s, job->format, LANES);
         const weights_t panels = { .w_ih = packed + at.x, .w_hh = packed + at.h, .b_ih = packed + at.bias };
-        FN(in_place_t) l = { .s = s, .w = packed ? &panels : &job->weights[d], .packed = packed != NULL, .reverse = backwards(s, d), .x = job->x,
-                             .h_0 = (const REAL *)job->h_0 + d * B * H, .y = (REAL *)job->y + d * H,
+        FN(in_place_t) l = { .s = s, .w = packed ? &panels : &job->weights[d], .packed = packed != NULL,
+                             .reverse = backwards(s, d), .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * H, .y = (REAL *)job->y + d * H,
                              .c = (REAL *)job->c_n + d * B * H,
                              .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
                              .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL, .y_step = s->directions * H };
         share(blocks(H, LANES), p->me, p->members, &l.units.from, &l.units.to);
         long from = l.units.from * LANES, to = l.units.to * LANES < H ? l.units.to * LANES : H;
         for (long r = 0; r < B && from < to; r++)
-            __builtin_memcpy(l.c + r * H + from, (const REAL *)job->c_0 + (d * B + r) * H + from, (size_t)(to - from) * sizeof(REAL));
+            __builtin_memcpy(l.c + r * H + from, (const REAL *)job->c_0 + (d * B + r) * H + from,
+                             (size_t)(to - from) * sizeof(REAL));
         if (s->steps == 1) FN(one_step)(&l);
         else FN(few_steps)(&l, p, (REAL *)job->scratch + p->rank * plan->thread, plan->gates);
-        FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, .outputs = { l.units.from, l.units.to }, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };
+        FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, 
+                             .outputs = { l.units.from, l.units.to }, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };
         FN(final_outputs)(&whole, (REAL *)job->h_n + d * B * H);
     }
 }

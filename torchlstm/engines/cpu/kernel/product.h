@@ -124,8 +124,8 @@ INLINE void FN(tile)(int rows, int cols, const FN(product_t) *product) {
 
 /* Packs rows of K terms of the left operand (rows, K), row stride lda, as the tiles read them: for each tile its rows side by
  * side, slot after slot.  (Read in place, rows that lie a power of two apart would evict each other.)  `to` needs QUAD
- * elements of slack.  Returns where the packed rows are: a single row is used where it is, if a slot is one of its elements.  `least`:
- * see integers.h. */
+ * elements of slack.  Returns where the packed rows are: a single row is used where it is, if its slots are its elements.  `least`: see
+ * integers.h. */
 INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to, REAL least) {
     (void)least;
     if (rows == 1 && PER_LEFT == 1 && K % PER_SLOT == 0) return a;

@@ -1,4 +1,4 @@
-/* What one term of a product is to the microkernel: an element, or a pair of bfloat16 in the place of a float.
+/* Slots of a product: how terms of either operand are read into what the microkernel multiplies.
  *
  * K terms take SLOTS(K) slots; slot k holds the terms from k * PER_SLOT on.  A last slot that is not full is filled
  * with zeros.
