@@ -124,7 +124,7 @@ class Kernel(Protocol):
 
 
 class Extension(Kernel, Protocol):
-    """The extension with the calls whose arguments it reads itself: see modules.h and training.h.
+    """The extension with the calls whose arguments it reads itself: see modules.h, training.h and gradients.h.
 
     What does not fit them is handed back, by None, and the way in Python raises or computes it.
     """

@@ -1,7 +1,7 @@
 /* The forward of few sequences from packed weights: what in_place.h computes from torch's own, with the same bits.
  *
- * There the terms of a gate go to LANES partial sums, term k to lane k % LANES, and the lanes are added pair by pair.  Here a
- * vector holds a gate of LANES units, a panel is (K, 4, LANES), and each of the partial sums is a vector of its own.
+ * In in_place.h term k of a gate goes to lane k % LANES of a vector of partial sums, and the lanes are then added pair by pair.  Here a
+ * vector holds one gate of LANES units, a panel is (K, 4, LANES), and each of the LANES partial sums is a vector of its own.
  */
 
 /* Rows of the left operand and of weights with K terms: row r at a + r * lda; gate g of unit j at w + (g H + j) K, or
@@ -12,13 +12,13 @@ typedef struct { const REAL *a, *w; long lda, K; } FN(operands_t);
 typedef struct {
     FN(operands_t) of[2];
     int count;                          /* of operands    */
-    int packed;                         /* the weights are */
+    int packed;                         /* are the weights packed? */
     long H;
 } FN(gates_t);
 
 enum { FN(HIGH) = 24 };                 /* rows at a time, whose gates a thread keeps on its stack */
 
-/* Where a product with operands in memory order would put the last n terms of K: lanes from here on. */
+/* The first of the lanes in which in_place.h has the last n of K terms: load_rest. */
 INLINE long FN(rest_lane)(long n, long K) {
 #if defined LOAD_float
     (void)n, (void)K;
@@ -28,11 +28,10 @@ INLINE long FN(rest_lane)(long n, long K) {
 #endif
 }
 
-/* The sums of a block of units: of each row and gate those of whole quads of lanes, and of the first half of a quad's. */
+/* The sums of a block of units, of each row and gate: those of each quad of lanes, and of half a quad while it is incomplete. */
 typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sums_t);
 
-/* Lanes are added in the order of lane_sums: of a quad 0 and 2, 1 and 3, then both; of two lanes 0 and 1.  This is the lane at
- * place p of that order. */
+/* The lane at place p of the order in which lane_sums adds them: of a quad of four 0 and 2, 1 and 3, then both; of two 0 and 1. */
 #define LANE_AT(p) (QUAD == 4 ? (p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2 : (p))
 
 /* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
@@ -63,7 +62,7 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r,
                     for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + first + LANE_AT(j)] * y;
                 }
         if (!k) continue;
-        /* Lanes without a term add 0, as they do there: what is -0 becomes 0. */
+        /* Lanes without a term add 0, as in in_place.h: that makes -0 a 0. */
         const long lane = FN(rest_lane)(k, o.K);
         UNROLL(4)
         for (int j = 0; j < lanes; j++)
@@ -121,8 +120,8 @@ static FN(lane_tile_t) *const FN(lane_tiles)[DOTS] = {
 #endif
 };
 
-/* As gates_in_place, of a block of units whose weights are packed.  Of few rows more lanes at a time, for as many sums as the
- * registers have room for; of many the weights of a lane stay in the cache for all tiles of rows. */
+/* As gates_in_place, of a block of units whose weights are packed.  With few rows several lanes at a time, as many as the registers have
+ * room for their sums; with many rows one lane at a time, whose weights stay in the cache for all tiles of rows. */
 NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *gates, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
     FN(lane_sums_t) sums;
     FN(lane_tile_t) *few = NULL;

@@ -14,7 +14,7 @@ INLINE vec FN(load_rest)(const REAL *p, long n, long K) {
     return FN(load_part)(p, n);
 }
 
-/* sums[r][u][g] += the products of row r with gate g of unit u, lane by lane.  The weights of a unit's gates are `gate` elements apart. */
+/* sums[r][u][g] += the products of row r with gate g of unit u, lane by lane; the weights of a unit's gates are `gate` elements apart. */
 INLINE void FN(dots)(int rows, int units, FN(operands_t) o, long gate, vec sums[DOTS][4][4]) {
     const REAL *a = o.a, *w0 = o.w, *w1 = o.w + gate, *w2 = o.w + 2 * gate, *w3 = o.w + 3 * gate;
     const long K = o.K, lda = o.lda;
@@ -248,8 +248,8 @@ TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const f
         const packed_plan_t at = plan_packed(s, job->format, LANES);
         const weights_t panels = { .w_ih = packed + at.x, .w_hh = packed + at.h, .b_ih = packed + at.bias };
         FN(in_place_t) l = { .s = s, .w = packed ? &panels : &job->weights[d], .packed = packed != NULL,
-                             .reverse = backwards(s, d), .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * H, .y = (REAL *)job->y + d * H,
-                             .c = (REAL *)job->c_n + d * B * H,
+                             .reverse = backwards(s, d), .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * H,
+                             .y = (REAL *)job->y + d * H, .c = (REAL *)job->c_n + d * B * H,
                              .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
                              .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL, .y_step = s->directions * H };
         share(blocks(H, LANES), p->me, p->members, &l.units.from, &l.units.to);

@@ -1,9 +1,16 @@
 /* The tile of int8 weights: rows of the left operand become 16-bit integers, products are exact, sums become floats.
  *
- * A slot is four terms.  Of each row the four make two words of 32 bits, as the instruction set multiplies them: WORDS.
- * ADD_TERMS adds their products with the weights of a slot to the row's SUMS sums, and AS_FLOATS makes a vector of floats of these.
- * `offset`, 128 times the sum of a column's weights, is what OFFSET puts into the sums first: where activations are multiplied as
- * bytes without a sign.  MOST_SLOTS slots at most cannot overflow a sum.
+ * A slot is four terms.  The instruction set's file defines
+ *
+ *   SUMS                       integer sums for each row and column: 1, or 2 where upper and lower bytes are multiplied apart
+ *   WORDS(q, to, step, count)  the terms q, a vector of integers, as two words of 32 bits a slot, in the form that is multiplied:
+ *                              slot i at to[i * step] and to[i * step + 1]
+ *   ADD_TERMS(s, a, w)         adds the products of the two words at a with the slots of weights at w to the SUMS sums s
+ *   OFFSET(s, offset)          what the sums begin with; offset is 128 times the sum of each column's weights, which is wanted where
+ *                              activations are multiplied as unsigned bytes
+ *   AS_FLOATS(s)               the sums as a vector of floats
+ *   MOST_SLOTS                 that many slots cannot overflow a sum
+ *   NEAREST(v)                 a vector of floats rounded to integers, the even one of two
  */
 enum { FN(TALL) = 3, FN(STEPS) = 32767 };
 
@@ -11,7 +18,7 @@ typedef uint32_t FN(word) __attribute__((may_alias));
 
 INLINE long FN(tile_height)(long rows) { return FN(even)(rows, FN(TALL)); }
 
-/* A row has one scale: all of it is packed at once. */
+/* A row has one scale, so all of it is packed at once. */
 INLINE long FN(depth)(long rows, long K) { (void)rows; return K; }
 
 INLINE void FN(tile)(int rows, int cols, const FN(product_t) *product) {
@@ -63,8 +70,8 @@ INLINE void FN(tile)(int rows, int cols, const FN(product_t) *product) {
         }
 }
 
-/* The scale of a row of K terms: the largest of them, or `least` if that is larger, becomes 32767.  NaN if a term is not
- * finite, as all gates of the row then are; 0, and a row of zeros, if no term is above FAINT, whose reciprocal overflows. */
+/* The scale of a row of K terms: the largest absolute value, or `least` if that is larger, becomes 32767.  The scale is NaN if a
+ * term is not finite, which makes all gates of the row NaN, and 0 if no term is above FAINT, whose reciprocal would overflow. */
 INLINE REAL FN(scale_of)(const REAL *a, long K, REAL least, REAL *inverse) {
     const REAL FAINT = 1e-33f;
     ivec most = {0}, larger;
@@ -82,7 +89,7 @@ INLINE REAL FN(scale_of)(const REAL *a, long K, REAL least, REAL *inverse) {
     return top.real / FN(STEPS);
 }
 
-/* For each tile of rows their scales, then for each slot each row's two words. */
+/* Packs rows of K terms: for each tile the scales of its rows, then for each slot the two words of each row. */
 INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REAL *to, REAL least) {
     const REAL *start = to;
     for (long n; rows > 0; rows -= n, a += n * lda, to += n * LEFT_LENGTH(SLOTS(K))) {
@@ -93,7 +100,7 @@ INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REA
             REAL inverse;
             to[r] = FN(scale_of)(row, K, least, &inverse);
             for (long k = 0; k < K; k += LANES) {
-                /* Infinity times 0 would be an integer of its own. */
+                /* inverse is 0 of a row that is not finite: infinity times 0 is NaN, which rounds to some integer. */
                 ivec q = inverse == 0 ? (ivec){0} : NEAREST(FN(load)(row + k, K - k) * inverse);
                 long count = K - k < LANES ? SLOTS(K - k) : LANES / 4;
                 WORDS(q, words, 2 * n, count);

@@ -94,8 +94,8 @@ typedef struct {
     void *scratch;                               /* torchlstm_gemm_scratch bytes, left undefined; not used if 0    */
 } gemm_t;
 
-/* Instruction sets: a number above what the machine has means the best it has.  BFLOAT16 is the only one that rounds:
- * the operands of products of float, to bfloat16; where there is none of it, it means BEST. */
+/* Instruction sets: a number above what the machine has means the best it has.  BFLOAT16 is the only one that rounds, the operands of
+ * products of float to bfloat16; a machine without it takes BEST. */
 enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
 
 /* How weights in a format are packed for an instruction set: the one that reads them, `lanes` units in a block, terms of a slot
@@ -118,15 +118,15 @@ void torchlstm_forward(const forward_t *, int threads, int isa);
 void torchlstm_backward(const backward_t *, int threads, int isa);
 void torchlstm_gemm(const gemm_t *, int threads, int isa);
 
-/* The calling thread's latest layer or product: the threads that it was given, that its work is worth, that the process has
- * processors for, and that it had. */
+/* Of the calling thread's latest layer or product: how many threads it was given, how many its work is worth, how many of these the
+ * process has processors for, and how many it used. */
 typedef struct { int given, worth, wanted, used; } threads_t;
 threads_t torchlstm_threads(void);
 
 /* How many processors the process may use now. */
 int torchlstm_processors(void);
 
-/* For tests and comparisons: with 0, calls use all threads that their work is worth, whatever they wait for.  Forgets any stall. */
+/* For tests and comparisons: with 0, calls use all threads that their work is worth, however long they wait.  Forgets any stall. */
 void torchlstm_adapt(int on);
 
 /* Runs multiply-adds in registers, `rounds` times some, on every thread; returns how many operations they were. */

@@ -25,7 +25,7 @@ static inline long my_rows(const sizes_t *s, const part_t *p, long t) {
     return n <= p->rows.from ? 0 : (n < p->rows.to ? n : p->rows.to) - p->rows.from;
 }
 
-/* Share i of n of `count` things: [*from, *to). */
+/* Share i of n of `count` things, [*from, *to). */
 static inline void share(long count, long i, long n, long *from, long *to) {
     *from = count * i / n, *to = count * (i + 1) / n;
 }
@@ -87,7 +87,7 @@ static inline packed_plan_t plan_packed(const sizes_t *s, int format, int lanes)
     return p;
 }
 
-/* A block of gates' rows takes 4 LANES elements. */
+/* All in elements; a row of a block of gates takes 4 LANES of them. */
 typedef struct {
     packed_plan_t packed;               /* weights of one direction: in the scratch memory, or packed before */
     long raw;                           /* (B, H) o tanh c if projected                                    */
@@ -128,8 +128,8 @@ static inline int by_rows(const sizes_t *s, int members) {
            && s->batch >= ROWS_LEAST * members;
 }
 
-/* How many sums the gradient of the biases is kept as until the end: one, or where some number of threads would share
- * the rows one for each row, so that the order of summation does not depend on who has which. */
+/* How many sums of the gradient of the biases are kept until the end: one; or, where threads may share the rows, one for each row, so
+ * that the order of summation does not depend on which thread has which row. */
 static inline long bias_sums(const sizes_t *s) { return by_rows(s, 2) ? s->batch : 1; }
 
 typedef struct {

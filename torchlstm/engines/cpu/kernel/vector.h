@@ -6,7 +6,7 @@
 typedef REAL vec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER ivec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
 
-/* The same as parameters: GCC 14 for Arm fails on one whose type is both aligned and may_alias. */
+/* The types of parameters: GCC 14 for Arm fails on a parameter whose type is both aligned and may_alias. */
 #if defined __aarch64__
 typedef REAL given __attribute__((vector_size(sizeof(REAL) * LANES)));
 typedef INTEGER igiven __attribute__((vector_size(sizeof(REAL) * LANES)));
@@ -20,7 +20,7 @@ static const INTEGER FN(ones)[3 * LANES] = { [LANES ... 2 * LANES - 1] = -1 };
 INLINE ivec FN(first_lanes)(long n) { return *(const ivec *)(FN(ones) + 2 * LANES - n); }
 INLINE ivec FN(last_lanes)(long n) { return *(const ivec *)(FN(ones) + n); }
 
-/* The first n lanes, fewer than all, zero in the others: one instruction where there is one, or a loop out of line. */
+/* The first n lanes, fewer than all, and zero in the others: a masked load where there is one, else a loop out of line. */
 #if defined LOAD_float
 INLINE vec FN(load_part)(const REAL *p, long n) { return OF_TYPE(LOAD)(p, n); }
 #else
@@ -41,7 +41,7 @@ INLINE void FN(store_part)(REAL *p, given v, long n) {
     FN(copy)(p, (const REAL *)&all, n);
 }
 #endif
-/* `n` lanes; a caller that passes the constant LANES gets plain vector code. */
+/* n lanes; a caller that passes the constant LANES gets a plain load or store. */
 INLINE vec FN(load)(const REAL *p, long n) {
     return n >= LANES ? *(const vec *)p : FN(load_part)(p, n);
 }
@@ -113,7 +113,7 @@ INLINE quad FN(sum_quads)(const given v) {
 #endif
 }
 
-/* Quads side by side as a vector: in registers, since a vector that is loaded from where quads were just stored waits. */
+/* Quads side by side as a vector, in registers: a load of a vector from where quads were just stored would stall. */
 INLINE vec FN(join)(const quad q[LANES / QUAD]) {
 #if LANES == QUAD
     return *(const vec *)q;
@@ -145,8 +145,8 @@ INLINE vec FN(pick)(igiven where, given yes, given no) {
 INLINE vec FN(min)(given a, given b) { return OF_TYPE(MIN)(a, b); }
 INLINE vec FN(max)(given a, given b) { return OF_TYPE(MAX)(a, b); }
 
-/* The numbers of exp: up to EXP_TOP 1 / e^x is at most a denormal, e^EXP_SHARED is so small that products of three stay finite;
- * adding EXP_ROUND rounds to an integer; EXP_SHIFT bits of mantissa, and the bits of 1; the terms are those of 2^f - 1. */
+/* The numbers of exp.  1 / e^EXP_TOP is a denormal, which is flushed; products of three e^EXP_SHARED stay finite.  Adding EXP_ROUND
+ * rounds to an integer.  EXP_SHIFT: bits of the mantissa; EXP_ONE: the bits of 1; EXP_TERMS: the polynomial 2^f - 1, highest term first. */
 #define EXP_TOP OF_TYPE(EXP_TOP)
 #define EXP_TOP_float 88.f
 #define EXP_TOP_double 709.
