@@ -146,7 +146,8 @@ INLINE vec FN(min)(given a, given b) { return OF_TYPE(MIN)(a, b); }
 INLINE vec FN(max)(given a, given b) { return OF_TYPE(MAX)(a, b); }
 
 /* The numbers of exp.  1 / e^EXP_TOP is a denormal, which is flushed; products of three e^EXP_SHARED stay finite.  Adding EXP_ROUND
- * rounds to an integer.  EXP_SHIFT: bits of the mantissa; EXP_ONE: the bits of 1; EXP_TERMS: the polynomial 2^f - 1, highest term first. */
+ * rounds to an integer.  EXP_SHIFT: bits of the mantissa; EXP_ONE: the bits of 1; EXP_TERMS: the polynomial 2^f - 1,
+ * highest term first. */
 #define EXP_TOP OF_TYPE(EXP_TOP)
 #define EXP_TOP_float 88.f
 #define EXP_TOP_double 709.
