@@ -124,7 +124,7 @@ class Kernel(Protocol):
 
 
 class Extension(Kernel, Protocol):
-    """The extension with the calls that read their arguments themselves: see modules.h and training.h.
+    """The extension with the calls that read their arguments themselves: see modules.h, training.h and gradients.h.
 
     They return None for arguments that do not fit, and the path in Python then computes or raises.
     """

@@ -25,6 +25,5 @@
 #define WORD(q, i) ((uint32_t)(q)[i] & 0xffff) | (uint32_t)(q)[(i) + 1] << 16
 #define WORDS(q, to, step, count) \
     for (long i_ = 0; i_ < (count); i_++) (to)[i_ * (step)] = WORD(q, 4 * i_), (to)[i_ * (step) + 1] = WORD(q, 4 * i_ + 2)
-#define PER_SLOT 1
 #include "isa.h"
 #endif

@@ -6,7 +6,7 @@
 #define COLS 4
 #define DOTS 6
 #if defined EMULATE_AVX512
-/* The same text on other machines, for tests. */
+/* For tests on machines without AVX-512: the same text, compiled for AVX2. */
 #define TARGET __attribute__((target("avx2,fma")))
 #define MIN_float(a, b) FN(pick)((a) < (b), a, b)
 #define MAX_float(a, b) FN(pick)((a) > (b), a, b)
@@ -27,6 +27,5 @@
 #if !defined EMULATE_AVX512
 #define WIDEN_HALVES(p) (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #endif
-#define PER_SLOT 1
 #include "isa.h"
 #endif

@@ -1,7 +1,7 @@
 /* The time loop backward, for some consecutive steps.
  *
- * Each step runs the cell backwards on this thread's units, meets the others, and multiplies the step's dgates by
- * W_hh: the gradient at the state before, for this thread's units again, so one meeting a step is enough. */
+ * In each step a thread runs the cell backwards on its units, meets the others, and multiplies the step's dgates by W_hh.  That
+ * is dh of the step before, again for its own units, so that one meeting a step is enough. */
 
 /* One direction, as one thread computes it. */
 typedef struct {
@@ -9,7 +9,7 @@ typedef struct {
     const sizes_t *s;
     part_t *p;
     int reverse;
-    long u0, u1, o0, o1;                /* blocks of hidden units, and of outputs, that are this thread's */
+    range_t units, outputs;            /* blocks of hidden units, and of outputs, that are this thread's */
     const REAL *w_h, *w_r;              /* packed                                                     */
     REAL *dh_state, *draw, *db;         /* (R blocks, B, LANES), (H blocks, B, LANES), sums of db     */
     REAL *left;                         /* this thread's packed rows                                  */
@@ -22,43 +22,45 @@ typedef struct {
 /* Packed weights of a block of columns: (SLOTS(K), LANES). */
 NOINLINE void FN(pack_backward)(const backward_t *job, const part_t *p, const backward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
-    long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
-    share(s->directions * Rb, p->rank, p->threads, &from, &to);
+    long H = s->hidden, R = s->output, unit_blocks = blocks(H, LANES), output_blocks = blocks(R, LANES), from, to;
+    share(s->directions * output_blocks, p->rank, p->threads, &from, &to);
     for (long i = from; i < to; i++) {
-        long o = i % Rb * LANES;
-        FN(pack_rows)((const REAL *)job->weights[i / Rb].w_hh + o, 4 * H, R, R - o,
-                      (REAL *)job->scratch + i / Rb * plan->direction + plan->h + o * SLOTS(4 * H), LANES);
+        long o = i % output_blocks * LANES;
+        FN(pack_rows)((const REAL *)job->weights[i / output_blocks].w_hh + o, 4 * H, R, R - o,
+                      (REAL *)job->scratch + i / output_blocks * plan->direction + plan->h + o * SLOTS(4 * H), LANES);
     }
     if (!s->projected) return;
-    share(s->directions * Hb, p->rank, p->threads, &from, &to);
+    share(s->directions * unit_blocks, p->rank, p->threads, &from, &to);
     for (long i = from; i < to; i++) {
-        long u = i % Hb * LANES;
-        FN(pack_rows)((const REAL *)job->weights[i / Hb].w_hr + u, R, H, H - u,
-                      (REAL *)job->scratch + i / Hb * plan->direction + plan->r + u * SLOTS(R), LANES);
+        long u = i % unit_blocks * LANES;
+        FN(pack_rows)((const REAL *)job->weights[i / unit_blocks].w_hr + u, R, H, H - u,
+                      (REAL *)job->scratch + i / unit_blocks * plan->direction + plan->r + u * SLOTS(R), LANES);
     }
 }
 
-/* The states at the end become those the loop starts with. */
+/* dh and dc, this thread's part, begin as the gradients of the last states: dh_n and dc_n, or 0. */
 NOINLINE void FN(start_states)(const FN(back_t) *l, int d) {
     const sizes_t *s = l->s;
     long B = s->batch, H = s->hidden, R = s->output;
     const REAL *dh_n = l->job->dh_n ? (const REAL *)l->job->dh_n + d * B * R : NULL;
     const REAL *dc_n = l->job->dc_n ? (const REAL *)l->job->dc_n + d * B * H : NULL;
-    for (long o = l->o0; o < l->o1; o++)
-        for (long r = l->p->r0; r < l->p->r1; r++)
+    for (long o = l->outputs.from; o < l->outputs.to; o++)
+        for (long r = l->p->rows.from; r < l->p->rows.to; r++)
             *(vec *)(l->dh_state + (o * B + r) * LANES) = dh_n ? FN(load)(dh_n + r * R + o * LANES, R - o * LANES) : (vec){0};
-    for (long r = l->p->r0; r < l->p->r1; r++)
-        for (long j = l->u0 * LANES; j < l->u1 * LANES && j < H; j++) l->dc[r * H + j] = dc_n ? dc_n[r * H + j] : 0;
+    for (long r = l->p->rows.from; r < l->p->rows.to; r++)
+        for (long j = l->units.from * LANES; j < l->units.to * LANES && j < H; j++) l->dc[r * H + j] = dc_n ? dc_n[r * H + j] : 0;
 }
+/* What dh is after the last step of the backward goes to dh_0 (B, R). */
 NOINLINE void FN(end_states)(const FN(back_t) *l, REAL *dh_0) {
     long B = l->s->batch, R = l->s->output;
-    for (long o = l->o0; o < l->o1; o++)
-        for (long r = l->p->r0; r < l->p->r1; r++)
+    for (long o = l->outputs.from; o < l->outputs.to; o++)
+        for (long r = l->p->rows.from; r < l->p->rows.to; r++)
             FN(store)(dh_0 + r * R + o * LANES, *(const vec *)(l->dh_state + (o * B + r) * LANES), R - o * LANES);
 }
 
-/* out (column blocks [from, to), B, LANES) = a (rows, n) times packed columns, rows at r0 of out. */
-INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long n, REAL *out, long B, long r0,
+/* out (column blocks [from, to), B, LANES) = a (rows, n), row stride lda, times packed columns w (blocks, SLOTS(n), LANES); the rows
+ * go to row_from and following of out.  `flip`: from the last block to the first.  `left`: room for the packed rows. */
+INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w, long n, REAL *out, long B, long row_from,
                               long from, long to, int flip, REAL *left) {
     long K = SLOTS(n), depth = FN(depth)(rows, K), wide = FN(wide)(rows), panels = (to - from + wide - 1) / wide;
     for (long k0 = 0, k1; k0 < K; k0 = k1) {
@@ -67,45 +69,46 @@ INLINE void FN(multiply_back)(const REAL *a, long lda, long rows, const REAL *w,
             rows && panels ? FN(pack_left)(a + k0 * PER_SLOT, lda, rows, FN(terms)(k0, k1, n), left, 0) : NULL;
         for (long i = 0; i < panels; i++) {
             long o = from + (flip ? panels - 1 - i : i) * wide, cols = to - o < wide ? to - o : wide;
-            REAL *acc = out + (o * B + r0) * LANES;
+            REAL *acc = out + (o * B + row_from) * LANES;
             FN(multiply)((FN(product_t)){ .a = packed, .b = w + (o * K + k0) * LANES, .from = k0 ? acc : NULL, .acc = acc,
-                                          .K = k1 - k0, .block = FN(block)(K, BLOCK_MOST), .bk = LANES, .bv = K * LANES,
-                                          .bp = COLS * K * LANES, .fr = LANES, .fv = B * LANES, .ar = LANES,
-                                          .av = B * LANES }, rows, cols);
+                                          .K = k1 - k0, .block = FN(block)(K, BLOCK_MOST), .b_slot = LANES, .b_vector = K * LANES,
+                                          .b_panel = COLS * K * LANES, .from_row = LANES, .from_vector = B * LANES, .acc_row = LANES,
+                                          .acc_vector = B * LANES }, rows, cols);
         }
     }
 }
 
-/* The gradient at h_t, and from it at o tanh c, of a projected layer. */
+/* Of a projected layer: the gradient of h_t, written to dh, and from it that of o tanh c, to draw. */
 NOINLINE void FN(project_back)(const FN(back_t) *l, long t, long row) {
     const sizes_t *s = l->s;
     part_t *p = l->p;
-    long B = s->batch, R = s->output, n = mine(s, p, t), at = first_row(s, t) + p->r0;
-    for (long o = l->o0; o < l->o1; o++)
+    long B = s->batch, R = s->output, n = my_rows(s, p, t), at = first_row(s, t) + p->rows.from;
+    for (long o = l->outputs.from; o < l->outputs.to; o++)
         for (long r = 0; r < n; r++) {
             long left = R - o * LANES;
-            vec dh = *(const vec *)(l->dh_state + (o * B + p->r0 + r) * LANES);
+            vec dh = *(const vec *)(l->dh_state + (o * B + p->rows.from + r) * LANES);
             if (l->dy) dh += FN(load)(l->dy + (at + r) * l->y_step + o * LANES, left);
             FN(store)(l->dh + (row + r) * R + o * LANES, dh, left);
         }
     meet_mine(p);
-    FN(multiply_back)(l->dh + row * R, R, n, l->w_r, R, l->draw, B, p->r0, l->u0, l->u1, 0, l->left);
+    FN(multiply_back)(l->dh + row * R, R, n, l->w_r, R, l->draw, B, p->rows.from, l->units.from, l->units.to, 0, l->left);
 }
 
 /* h of the step before for rows [r, n) of a step whose rows are from `row` on in `before`: of the first `old` sequences,
  * h at the step `before`; of the others, which had none, h_0.  h is y of a projected layer, else o tanh c. */
 NOINLINE void FN(gather_before)(const FN(back_t) *l, long before, long old, long n, long row, long r) {
-    long H = l->s->hidden, R = l->s->output, r0 = l->p->r0, from = l->o0 * LANES, to = l->o1 * LANES < R ? l->o1 * LANES : R;
+    long H = l->s->hidden, R = l->s->output, row_from = l->p->rows.from;
+    long from = l->outputs.from * LANES, to = l->outputs.to * LANES < R ? l->outputs.to * LANES : R;
     for (; r < n; r++) {
         REAL *out = l->before + (row + r) * R;
         if (r < old && !l->raw) {
-            long at = first_row(l->s, before) + r0 + r;
+            long at = first_row(l->s, before) + row_from + r;
             const REAL *o = l->gates + at * 4 * H + 3 * H, *c = l->cells + at * H;
             for (long j = from; j < to; j += LANES)
                 FN(store)(out + j, FN(load)(o + j, H - j) * FN(tanh)(FN(load)(c + j, H - j)), H - j);
             continue;
         }
-        const REAL *h = r < old ? l->y + (first_row(l->s, before) + r0 + r) * l->y_step : l->h_0 + (r0 + r) * R;
+        const REAL *h = r < old ? l->y + (first_row(l->s, before) + row_from + r) * l->y_step : l->h_0 + (row_from + r) * R;
         for (long j = from; j < to; j++) out[j] = h[j];
     }
 }
@@ -116,22 +119,23 @@ NOINLINE void FN(gather_before)(const FN(back_t) *l, long before, long old, long
  * one are from `later_row` on, or it was of an earlier call if that is negative.  `last`: the step before is of a later call. */
 NOINLINE void FN(cell_step)(const FN(back_t) *l, long t, long row, long later, long later_row, int last) {
     const sizes_t *s = l->s;
-    long B = s->batch, H = s->hidden, r0 = l->p->r0, n = mine(s, l->p, t), at = first_row(s, t) + r0;
-    long before = l->reverse ? t + 1 : t - 1, old = mine(s, l->p, before), kept = later_row < 0 ? 0 : mine(s, l->p, later);
+    long B = s->batch, H = s->hidden, row_from = l->p->rows.from, n = my_rows(s, l->p, t), at = first_row(s, t) + row_from;
+    long before = l->reverse ? t + 1 : t - 1, old = my_rows(s, l->p, before), kept = later_row < 0 ? 0 : my_rows(s, l->p, later);
     if (old > n) old = n;
     if (kept > n) kept = n;
     const long cuts[] = { 0, old < kept ? old : kept, old < kept ? kept : old, n };
-    for (long u = l->u0; u < l->u1; u++)
+    for (long u = l->units.from; u < l->units.to; u++)
         for (int i = 0; i < 3; i++) {
             long r = cuts[i], rows = cuts[i + 1] - r, unit = u * LANES;
             if (!rows) continue;
             FN(run_cells_back)((FN(cells_back_t)){
-                .dgates = l->dgates + (row + r) * l->step + unit, .dc = l->dc + (r0 + r) * H + unit,
-                .db = l->db + (r0 + r) * l->db_step + 4 * unit,
+                .dgates = l->dgates + (row + r) * l->step + unit, .dc = l->dc + (row_from + r) * H + unit,
+                .db = l->db + (row_from + r) * l->db_step + 4 * unit,
                 .raw = l->raw ? l->raw + (row + r) * H + unit : r < kept ? l->before + (later_row + r) * H + unit : NULL,
                 .gates = l->gates + (at + r) * 4 * H + unit, .c = l->cells + (at + r) * H + unit,
-                .c_before = r < old ? l->cells + (first_row(s, before) + r0 + r) * H + unit : l->c_0 + (r0 + r) * H + unit,
-                .dh = (l->raw ? l->draw : l->dh_state) + (u * B + r0 + r) * LANES,
+                .c_before = r < old ? l->cells + (first_row(s, before) + row_from + r) * H + unit
+                                    : l->c_0 + (row_from + r) * H + unit,
+                .dh = (l->raw ? l->draw : l->dh_state) + (u * B + row_from + r) * LANES,
                 .dy = l->dy && !l->raw ? l->dy + (at + r) * l->y_step + unit : NULL,
                 .dacts = l->dacts ? l->dacts + (at + r) * 4 * H + unit : NULL,
                 .dcells = l->dcells ? l->dcells + (at + r) * H + unit : NULL,
@@ -144,7 +148,7 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
     const sizes_t *s = &job->sizes;
     long T = s->steps, B = s->batch, H = s->hidden, R = s->output, P = first_row(s, T);
     REAL *scratch = job->scratch;
-    for (int d = p->d0; d < p->d1; d++) {
+    for (int d = p->directions.from; d < p->directions.to; d++) {
         REAL *base = scratch + d * plan->direction;
         FN(back_t) l = { .job = job, .s = s, .p = p, .reverse = backwards(s, d), .w_h = base + plan->h, .w_r = base + plan->r,
                          .dh_state = base + plan->dh, .draw = base + plan->draw,
@@ -161,19 +165,19 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
                          .y = job->y ? (const REAL *)job->y + d * R : NULL, .dy = job->dy ? (const REAL *)job->dy + d * R : NULL,
                          .h_0 = (const REAL *)job->h_0 + d * B * R, .c_0 = (const REAL *)job->c_0 + d * B * H,
                          .y_step = s->directions * R };
-        share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
-        share(blocks(R, LANES), p->me, p->members, &l.o0, &l.o1);
+        share(blocks(H, LANES), p->me, p->members, &l.units.from, &l.units.to);
+        share(blocks(R, LANES), p->me, p->members, &l.outputs.from, &l.outputs.to);
         if (job->from == 0) FN(start_states)(&l, d);
         long low = first_row(s, l.reverse ? job->from : T - job->to);
         for (long i = job->from, later_row = -1; i < job->to; i++) {
-            long t = l.reverse ? i : T - 1 - i, row = first_row(s, t) - low + p->r0;
+            long t = l.reverse ? i : T - 1 - i, row = first_row(s, t) - low + p->rows.from;
             if (l.raw) FN(project_back)(&l, t, row);
             FN(cell_step)(&l, t, row, l.reverse ? t - 1 : t + 1, l.raw || !l.before ? -1 : later_row, i + 1 == job->to);
             later_row = row;
             if (single(s)) break;
             meet_mine(p);
-            FN(multiply_back)(l.dgates + row * l.step, l.step, mine(s, p, t), l.w_h, 4 * H, l.dh_state, B, p->r0,
-                              l.o0, l.o1, t & 1, l.left);
+            FN(multiply_back)(l.dgates + row * l.step, l.step, my_rows(s, p, t), l.w_h, 4 * H, l.dh_state, B, p->rows.from,
+                              l.outputs.from, l.outputs.to, t & 1, l.left);
         }
         if (job->to == T && !single(s)) FN(end_states)(&l, (REAL *)job->dh_0 + d * B * R);
     }

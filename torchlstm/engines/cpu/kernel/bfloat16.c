@@ -6,9 +6,8 @@
 #define BYTES 64
 #define COLS 4
 #define DOTS 6
-#define PER_SLOT 2
 #if defined EMULATE_AVX512
-/* The same text on other machines, for tests. */
+/* For tests on machines without AVX-512: the same text, compiled for AVX2. */
 #define TARGET __attribute__((target("avx2,fma")))
 #define MIN_float(a, b) FN(pick)((a) < (b), a, b)
 #define MAX_float(a, b) FN(pick)((a) > (b), a, b)
@@ -26,7 +25,7 @@ typedef uint32_t vec_bits __attribute__((vector_size(BYTES)));
 #define PAIR_VECS(a, b) (vec)PAIR(vec_bits, a, b)
 #define FIRST(a) (vec)((vec_bits)(a) << 16)
 #define SECOND(a) (vec)((vec_bits)(a) & 0xffff0000)
-/* A pair is spread as an integer: as a float it may be a denormal, and be flushed. */
+/* A pair is broadcast as an integer: as a float it may be a denormal, which would be flushed. */
 #define SPREAD(a) ((vec_bits){0} + (union { float real; uint32_t bits; }){ a }.bits)
 #define MULTIPLY_ADD_PAIRS(sum, a, b) \
     ((sum) + FIRST(SPREAD(a)) * FIRST(b) + SECOND(SPREAD(a)) * SECOND(b))

@@ -9,7 +9,7 @@ typedef struct {
 } FN(cells_t);
 
 /* For inference: one exponential a gate and two divisions, of which i, f and g share one, o and tanh(c) the other.
- * Exponentials up to e^EXP_SHARED, so that products of three stay finite.
+ * Exponentials up to e^EXP_SHARED, sum_o that products of three stay finite.
  *
  * For training: a division each.  A gate that is saturated is then exactly 0 or 1 (1 / e^EXP_TOP is a denormal, and
  * flushed), and its slope exactly 0, as torch has it; a rounding error of 1e-7 in 1 - g g would be all of a gradient
@@ -68,7 +68,7 @@ INLINE void FN(add_biases)(REAL *db, given i, given f, given g, given o) {
 }
 
 INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n, const int traced) {
-    vec si = {0}, sf = {0}, sg = {0}, so = {0};
+    vec sum_i = {0}, sum_f = {0}, sum_g = {0}, sum_o = {0};
     ROLL
     for (; rows > 0; rows--) {
         vec dh = *(const vec *)p.dh;
@@ -90,12 +90,12 @@ INLINE void FN(cells_back)(FN(cells_back_t) p, long rows, const long n, const in
         FN(store)(p.dgates + 2 * p.H, dg, n);
         FN(store)(p.dgates + 3 * p.H, do_, n);
         if (p.db_step) FN(add_biases)(p.db, di, df, dg, do_), p.db += p.db_step;
-        else si += di, sf += df, sg += dg, so += do_;
+        else sum_i += di, sum_f += df, sum_g += dg, sum_o += do_;
         if (p.raw) FN(store)(p.raw, o * tc, n), p.raw += p.H;
         p.dh += LANES, p.gates += 4 * p.H, p.dgates += p.step;
         p.c += p.H, p.c_before += p.H, p.dc += p.H;
     }
-    if (!p.db_step) FN(add_biases)(p.db, si, sf, sg, so);
+    if (!p.db_step) FN(add_biases)(p.db, sum_i, sum_f, sum_g, sum_o);
 }
 NOINLINE void FN(cells_back_whole)(FN(cells_back_t) p, long rows) { FN(cells_back)(p, rows, LANES, 0); }
 NOINLINE void FN(cells_back_part)(FN(cells_back_t) p, long rows, long n) { FN(cells_back)(p, rows, n, 0); }

@@ -1,11 +1,12 @@
-/* A product of whole matrices, by the microkernel: the gradients that are made of what the time loop hands over.
+/* Products of whole matrices, by the microkernel: the gradients of inputs and weights, from what the time loop hands over.
  *
  * GEMM_DEPTH slots at a time, all threads pack b for all; each then takes rows of the result, GEMM_ROWS at a time, which
- * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH slots: a single one,
- * of as many terms as a batch has rows, would lose digits.  The number of threads changes nothing.
+ * stay packed in its own cache while the columns change.  An element is a sum of sums of GEMM_DEPTH slots: a single sum,
+ * of as many terms as a batch has rows, would lose digits.  The result does not depend on the number of threads.
  */
 
-/* Columns of a, as pack_left leaves rows: for each tile its columns side by side, slot after slot. */
+/* Packs columns of a (K, columns), row stride lda, as pack_left packs rows: for each tile its columns side by side, slot after slot.
+ * `room`: columns that may be read from a on. */
 NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long room, long K, REAL *to) {
     const REAL *start = to;
     for (long n; columns > 0; columns -= n, room -= n, a += n, to += n * SLOTS(K)) {
@@ -21,18 +22,19 @@ NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long
     return start;
 }
 
-/* Packed rows times up to `wide` vectors of columns of b, slot k of vector v at b + k * bk + v * LANES; of a last one
- * that is not whole, at edge + k * ek.  Added to out, or with `fresh` written. */
-INLINE void FN(gemm_panel)(const REAL *a, long rows, long wide, const REAL *b, long bk, const REAL *edge, long ek, long K,
-                           REAL *out, long ldo, long columns, int fresh) {
+/* out (rows, columns), row stride ldo, += packed rows times up to `wide` vectors of columns of b; with `fresh` it is written.  Slot k of
+ * vector v is at b + k * b_slot + v * LANES; of a last vector that is not whole, at edge + k * edge_slot. */
+INLINE void FN(gemm_panel)(const REAL *a, long rows, long wide, const REAL *b, long b_slot, const REAL *edge, long edge_slot,
+                           long K, REAL *out, long ldo, long columns, int fresh) {
     long whole = columns >= wide * LANES ? wide : columns / LANES;
-    FN(product_t) m = { .a = a, .b = b, .acc = out, .K = K, .block = FN(block)(K, GEMM_BLOCK), .bk = bk, .bv = LANES,
-                        .bp = COLS * LANES, .ar = ldo, .av = LANES, .add = !fresh };
-    if (whole) FN(multiply)(m, rows, whole);
+    FN(product_t) product = { .a = a, .b = b, .acc = out, .K = K, 
+                              .block = FN(block)(K, GEMM_BLOCK), .b_slot = b_slot, .b_vector = LANES,
+                              .b_panel = COLS * LANES, .acc_row = ldo, .acc_vector = LANES, .add = !fresh };
+    if (whole) FN(multiply)(product, rows, whole);
     if (whole == wide || columns == whole * LANES) return;
     REAL part[GEMM_ROWS * LANES];
-    m.b = edge, m.bk = ek, m.acc = part, m.ar = LANES, m.add = 0;
-    FN(multiply)(m, rows, 1);
+    product.b = edge, product.b_slot = edge_slot, product.acc = part, product.acc_row = LANES, product.add = 0;
+    FN(multiply)(product, rows, 1);
     for (long r = 0; r < rows; r++)
         for (long j = whole * LANES; j < columns; j++) {
             REAL sum = part[r * LANES + j - whole * LANES];
@@ -44,15 +46,15 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
     enum { WIDTH = COLS * LANES };
     const REAL *a = g->a, *b = g->b;
     REAL *out = g->out, *panels = g->scratch;
-    long count = blocks(g->N, WIDTH), p0, p1, m0, m1, met = 0;
-    long S = SLOTS(g->K), depth = FN(even)(S, GEMM_DEPTH);
+    long count = blocks(g->N, WIDTH), panel_from, panel_to, row_from, row_to, met = 0;
+    long slots = SLOTS(g->K), depth = FN(even)(slots, GEMM_DEPTH);
     REAL *left = panels + count * WIDTH * depth + rank * (GEMM_ROWS * depth + GEMM_SLACK);
-    share(count, rank, threads, &p0, &p1);
-    share(g->M, rank, threads, &m0, &m1);
-    for (long k = 0, K; k < S; k += K) {
-        K = depth < S - k ? depth : S - k;
+    share(count, rank, threads, &panel_from, &panel_to);
+    share(g->M, rank, threads, &row_from, &row_to);
+    for (long k = 0, K; k < slots; k += K) {
+        K = depth < slots - k ? depth : slots - k;
         long first = k * PER_SLOT, terms = FN(terms)(k, k + K, g->K);
-        for (long p = p0; p < p1; p++)
+        for (long p = panel_from; p < panel_to; p++)
             for (long v = 0; v < COLS; v++) {
                 long column = p * WIDTH + v * LANES;
                 if (column < g->N)
@@ -60,8 +62,8 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
                                   panels + p * WIDTH * K + v * LANES, WIDTH);
             }
         meet(flags, threads, rank, ++met);
-        for (long m = m0, rows; m < m1; m += rows) {
-            rows = FN(even)(m1 - m, GEMM_ROWS);
+        for (long m = row_from, rows; m < row_to; m += rows) {
+            rows = FN(even)(row_to - m, GEMM_ROWS);
             const REAL *packed = g->turned ? FN(pack_turned)(a + first * g->lda + m, g->lda, rows, g->M - m, terms, left)
                                            : FN(pack_left)(a + m * g->lda + first, g->lda, rows, terms, left, 0);
             for (long p = 0; p < count; p++) {
@@ -75,34 +77,31 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
     }
 }
 
-#if PER_SLOT == 1
+#if SLOT_HOLDS == ONE_TERM
 /* A thin product.  The threads share the longer side of the result, and wait for nobody. */
 TARGET static void FN(gemm_thin)(const gemm_t *g, int rank, int threads) {
     enum { WIDTH = COLS * LANES };
     const REAL *a = g->a, *b = g->b;
-    long depth = FN(even)(g->K, GEMM_DEPTH), n0 = 0, n1 = g->N, m0 = 0, m1 = g->M;
+    long depth = FN(even)(g->K, GEMM_DEPTH), column_from = 0, column_to = g->N, row_from = 0, row_to = g->M;
     REAL *left = (REAL *)g->scratch + rank * thin_room(depth, LANES), *edge = left + GEMM_ROWS * depth + GEMM_SLACK;
     if (g->M > g->N) {
-        share(g->M, rank, threads, &m0, &m1);
+        share(g->M, rank, threads, &row_from, &row_to);
     } else {
-        share(blocks(g->N, WIDTH), rank, threads, &n0, &n1);
-        n0 *= WIDTH, n1 = n1 * WIDTH < g->N ? n1 * WIDTH : g->N;
+        share(blocks(g->N, WIDTH), rank, threads, &column_from, &column_to);
+        column_from *= WIDTH, column_to = column_to * WIDTH < g->N ? column_to * WIDTH : g->N;
     }
     for (long k = 0, K; k < g->K; k += K) {
         K = depth < g->K - k ? depth : g->K - k;
         const REAL *at = b + k * g->ldb;
-        if (n1 % LANES) FN(pack_rows)(at + n1 / LANES * LANES, K, g->ldb, n1 % LANES, edge, LANES);
-        for (long m = m0, rows; m < m1; m += rows) {
-            rows = FN(even)(m1 - m, GEMM_ROWS);
+        if (column_to % LANES) FN(pack_rows)(at + column_to / LANES * LANES, K, g->ldb, column_to % LANES, edge, LANES);
+        for (long m = row_from, rows; m < row_to; m += rows) {
+            rows = FN(even)(row_to - m, GEMM_ROWS);
             const REAL *packed = g->turned ? FN(pack_turned)(a + k * g->lda + m, g->lda, rows, g->M - m, K, left)
                                            : FN(pack_left)(a + m * g->lda + k, g->lda, rows, K, left, 0);
-            for (long n = n0, wide = FN(wide)(rows); n < n1; n += wide * LANES)
-                FN(gemm_panel)(packed, rows, wide, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo, n1 - n,
-                               !g->add && !k);
+            for (long n = column_from, wide = FN(wide)(rows); n < column_to; n += wide * LANES)
+                FN(gemm_panel)(packed, rows, wide, at + n, g->ldb, edge, LANES, K, (REAL *)g->out + m * g->ldo + n, g->ldo,
+                               column_to - n, !g->add && !k);
         }
     }
 }
-#define GEMM_THIN_KERNEL FN(gemm_thin)
-#else
-#define GEMM_THIN_KERNEL NULL /* who reads in place reads elements */
 #endif

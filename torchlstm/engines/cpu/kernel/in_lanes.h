@@ -1,7 +1,7 @@
-/* Little work forward from packed weights: what in_place.h computes from torch's own, with the same bits.
+/* The forward of few sequences from packed weights: what in_place.h computes from torch's own, with the same bits.
  *
- * There the terms of a gate go to LANES partial sums, term k to lane k % LANES, and the lanes are added pair by pair.  Here a
- * vector holds a gate of LANES units, a panel is (K, 4, LANES), and each of the partial sums is a vector of its own.
+ * In in_place.h term k of a gate goes to lane k % LANES of a vector of partial sums, and the lanes are then added pair by pair.  Here a
+ * vector holds one gate of LANES units, a panel is (K, 4, LANES), and each of the LANES partial sums is a vector of its own.
  */
 
 /* Rows of the left operand and of weights with K terms: row r at a + r * lda; gate g of unit j at w + (g H + j) K, or
@@ -12,15 +12,15 @@ typedef struct { const REAL *a, *w; long lda, K; } FN(operands_t);
 typedef struct {
     FN(operands_t) of[2];
     int count;                          /* of operands    */
-    int packed;                         /* the weights are */
+    int packed;                         /* are the weights packed? */
     long H;
 } FN(gates_t);
 
 enum { FN(HIGH) = 24 };                 /* rows at a time, whose gates a thread keeps on its stack */
 
-/* Where a product with operands in memory order would put the last n terms of K: lanes from here on. */
+/* The first of the lanes in which in_place.h has the last n of K terms: load_rest. */
 INLINE long FN(rest_lane)(long n, long K) {
-#if defined LOAD_FIRST
+#if defined LOAD_float
     (void)n, (void)K;
     return 0;
 #else
@@ -28,31 +28,26 @@ INLINE long FN(rest_lane)(long n, long K) {
 #endif
 }
 
-/* The sums of a block of units: of each row and gate those of whole quads of lanes, and of the first half of a quad's. */
+/* The sums of a block of units, of each row and gate: those of each quad of lanes, and of half a quad while it is incomplete. */
 typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sums_t);
 
-/* Lanes are added in the order of lane_sums: of a quad 0 and 2, 1 and 3, then both; of two lanes 0 and 1.  This is the lane at
- * place p of that order. */
-#if QUAD == 4
-#define LANE_AT(p) ((p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2)
-#else
-#define LANE_AT(p) (p)
-#endif
+/* The lane at place p of the order in which lane_sums adds them: of a quad of four 0 and 2, 1 and 3, then both; of two 0 and 1. */
+#define LANE_AT(p) (QUAD == 4 ? (p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2 : (p))
 
 /* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
  * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side. */
-INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
+INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
     vec s[DOTS][4][4];
     const long slot = 4 * LANES, first = LANE_AT(p);
     UNROLL(8)
-    for (int h = 0; h < rows; h++)
+    for (int row = 0; row < rows; row++)
         UNROLL(4)
         for (int g = 0; g < 4; g++)
             UNROLL(4)
-            for (int j = 0; j < lanes; j++) s[h][g][j] = (vec){0};
+            for (int j = 0; j < lanes; j++) s[row][g][j] = (vec){0};
     ROLL
-    for (int n = 0; n < m->count; n++) {
-        const FN(operands_t) o = m->of[n];
+    for (int n = 0; n < gates->count; n++) {
+        const FN(operands_t) o = gates->of[n];
         const long lda = o.lda;
         const REAL *a = o.a + (r + i) * lda, *w = o.w + unit * 4 * o.K;
         long k = o.K;
@@ -64,10 +59,10 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, lon
                 for (int g = 0; g < 4; g++) {
                     vec y = *(const vec *)(w + (first + LANE_AT(j)) * slot + g * LANES);
                     UNROLL(8)
-                    for (int h = 0; h < rows; h++) s[h][g][j] += a[h * lda + first + LANE_AT(j)] * y;
+                    for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + first + LANE_AT(j)] * y;
                 }
         if (!k) continue;
-        /* Lanes without a term add 0, as they do there: what is -0 becomes 0. */
+        /* Lanes without a term add 0, as in in_place.h: that makes -0 a 0. */
         const long lane = FN(rest_lane)(k, o.K);
         UNROLL(4)
         for (int j = 0; j < lanes; j++)
@@ -77,20 +72,20 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, lon
                 if (at >= 0 && at < k) {
                     vec y = *(const vec *)(w + at * slot + g * LANES);
                     UNROLL(8)
-                    for (int h = 0; h < rows; h++) s[h][g][j] += a[h * lda + at] * y;
+                    for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + at] * y;
                 } else {
                     UNROLL(8)
-                    for (int h = 0; h < rows; h++) s[h][g][j] += (vec){0};
+                    for (int row = 0; row < rows; row++) s[row][g][j] += (vec){0};
                 }
             }
     }
     UNROLL(8)
-    for (int h = 0; h < rows; h++)
+    for (int row = 0; row < rows; row++)
         UNROLL(4)
         for (int g = 0; g < 4; g++) {
-            vec *quad_sum = &to->quads[i + h][g][p / QUAD], *half_sum = &to->half[i + h][g], sum = s[h][g][0];
-            if (lanes > 1) sum += s[h][g][1];
-            if (lanes == 4) sum += s[h][g][2] + s[h][g][3];
+            vec *quad_sum = &to->quads[i + row][g][p / QUAD], *half_sum = &to->half[i + row][g], sum = s[row][g][0];
+            if (lanes > 1) sum += s[row][g][1];
+            if (lanes == 4) sum += s[row][g][2] + s[row][g][3];
             const long place = p % QUAD;
             if (place == 0) *quad_sum = sum;
             else if (QUAD == 2 || place == 1 || lanes == 2) *quad_sum += sum;
@@ -100,8 +95,8 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *m, long r, lon
 }
 
 #define LANE_TILE(rows, lanes)                                                                                              \
-    NOINLINE void FN(lane_tile_##rows##lanes)(const FN(gates_t) *m, long r, long i, long unit, long p, FN(lane_sums_t) *to) { \
-        FN(lane_tile)(rows, lanes, m, r, i, unit, p, to);                                                                   \
+    NOINLINE void FN(lane_tile_##rows##lanes)(const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) { \
+        FN(lane_tile)(rows, lanes, gates, r, i, unit, p, to);                                                                   \
     }
 LANE_TILE(1, 1)
 LANE_TILE(2, 1)
@@ -125,9 +120,9 @@ static FN(lane_tile_t) *const FN(lane_tiles)[DOTS] = {
 #endif
 };
 
-/* As gates_in_place, of a block of units whose weights are packed.  Of few rows more lanes at a time, for as many sums as the
- * registers have room for; of many the weights of a lane stay in the cache for all tiles of rows. */
-NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
+/* As gates_in_place, of a block of units whose weights are packed.  With few rows several lanes at a time, as many as the registers have
+ * room for their sums; with many rows one lane at a time, whose weights stay in the cache for all tiles of rows. */
+NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *gates, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
     FN(lane_sums_t) sums;
     FN(lane_tile_t) *few = NULL;
     int lanes = 1;
@@ -140,11 +135,11 @@ NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long u
 #endif
 #endif
     for (long p = 0; p < LANES; p += lanes) {
-        if (few) few(m, r, 0, unit, p, &sums);
+        if (few) few(gates, r, 0, unit, p, &sums);
         else
             for (long i = 0, high; i < rows; i += high) {
                 high = FN(even)(rows - i, DOTS);
-                FN(lane_tiles)[high - 1](m, r, i, unit, p, &sums);
+                FN(lane_tiles)[high - 1](gates, r, i, unit, p, &sums);
             }
     }
     for (long i = 0; i < rows; i++)
@@ -160,5 +155,3 @@ NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *m, long r, long rows, long u
             *(vec *)(acc + (i * 4 + g) * LANES) = sum + *(const vec *)(from + i * step + g * LANES);
         }
 }
-#undef LANE_AT
-#undef LANE_TILE

@@ -1,21 +1,20 @@
-/* Little work forward, straight from the weights as torch keeps them: no packing.
+/* The forward of few sequences and steps, straight from the weights as torch keeps them: no packing.
  *
- * Rows of weights and rows of inputs are both contiguous along K, so a gate is a sum of LANES partial sums.  Every
- * gate of every row is summed in the same order, whatever the other rows and the tile: one partial sum a lane along the
- * terms of both operands, then the lanes pair by pair.
+ * Rows of weights and rows of inputs are both contiguous along K, so a gate is a dot product of two rows: LANES partial sums,
+ * which are then added pair by pair.  The order is the same for every row, whatever the other rows and the tile.
  */
 
-/* The last n of K terms, zero in the other lanes; where a part of a vector is no single load, in the last lanes, if
- * there are so many terms before. */
+/* The last n of K terms, and zero in the other lanes.  Where the instruction set has no masked load, they are the last lanes of a
+ * whole vector, if K has that many terms. */
 INLINE vec FN(load_rest)(const REAL *p, long n, long K) {
-#if !defined LOAD_FIRST
+#if !defined LOAD_float
     if (K >= LANES) return (vec)(FN(last_lanes)(n) & *(const ivec *)(p + n - LANES));
 #endif
     (void)K;
     return FN(load_part)(p, n);
 }
 
-/* sums[r][u][g] += the terms of rows times the gates of units, row by row of the weights `gate` elements apart. */
+/* sums[r][u][g] += the products of row r with gate g of unit u, lane by lane; the weights of a unit's gates are `gate` elements apart. */
 INLINE void FN(dots)(int rows, int units, FN(operands_t) o, long gate, vec sums[DOTS][4][4]) {
     const REAL *a = o.a, *w0 = o.w, *w1 = o.w + gate, *w2 = o.w + 2 * gate, *w3 = o.w + 3 * gate;
     const long K = o.K, lda = o.lda;
@@ -55,9 +54,9 @@ INLINE void FN(lane_sums)(const vec v[4], REAL out[4]) {
 #endif
 }
 
-/* A part of an element of `sums` must not be read, or GCC keeps all of them in memory between the operands: lane_sums
- * copies each first. */
-INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long j, REAL *out) {
+/* Rows r and following times units j and following; out (rows, LANES, 4).  If a part of an element of `sums` were read, GCC would keep
+ * all of them in memory between the operands: lane_sums copies each vector first. */
+INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *gates, long r, long j, REAL *out) {
     vec sums[DOTS][4][4];
     UNROLL(8)
     for (int i = 0; i < rows; i++)
@@ -66,10 +65,10 @@ INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long
             UNROLL(4)
             for (int g = 0; g < 4; g++) sums[i][u][g] = (vec){0};
     ROLL
-    for (int i = 0; i < m->count; i++) {
-        FN(operands_t) o = m->of[i];
+    for (int i = 0; i < gates->count; i++) {
+        FN(operands_t) o = gates->of[i];
         o.a += r * o.lda, o.w += j * o.K;
-        FN(dots)(rows, units, o, m->H * o.K, sums);
+        FN(dots)(rows, units, o, gates->H * o.K, sums);
     }
     UNROLL(8)
     for (int i = 0; i < rows; i++)
@@ -77,7 +76,7 @@ INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long
         for (int u = 0; u < units; u++) FN(lane_sums)(sums[i][u], out + (i * LANES + u) * 4);
 }
 
-/* As many units at a time as the registers have room for the sums of.  One row reads 80 % of the bytes per second that a
+/* Units at a time: as many as the registers have room for their sums.  One row reads 80 % of the bytes per second that a
  * plain sum of the same memory does (2 MB, 8 MB); with 1 or 2 units at a time, or prefetching, no more. */
 #if DOTS == 6
 #define UNITS(rows) ((rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
@@ -85,10 +84,10 @@ INLINE void FN(dot_tile)(int rows, int units, const FN(gates_t) *m, long r, long
 #define UNITS(rows) ((rows) == 1 ? 2 : 1)
 #endif
 #define DOT_TILE(rows)                                                                              \
-    NOINLINE void FN(dot_tile_##rows)(const FN(gates_t) *m, long r, long j, long n, REAL *out) {    \
+    NOINLINE void FN(dot_tile_##rows)(const FN(gates_t) *gates, long r, long j, long n, REAL *out) {    \
         for (; n >= UNITS(rows); n -= UNITS(rows), j += UNITS(rows), out += UNITS(rows) * 4)        \
-            FN(dot_tile)(rows, UNITS(rows), m, r, j, out);                                          \
-        for (; n > 0; n--, j++, out += 4) FN(dot_tile)(rows, 1, m, r, j, out);                      \
+            FN(dot_tile)(rows, UNITS(rows), gates, r, j, out);                                          \
+        for (; n > 0; n--, j++, out += 4) FN(dot_tile)(rows, 1, gates, r, j, out);                      \
     }
 DOT_TILE(1)
 DOT_TILE(2)
@@ -107,15 +106,16 @@ static void (*const FN(dot_tiles)[DOTS])(const FN(gates_t) *, long r, long j, lo
 };
 
 /* Gates of the `n` units from `unit` on: acc (rows, 4, LANES) = from + operands from row r on; `from` at row stride `step`. */
-NOINLINE void FN(gates_in_place)(const FN(gates_t) *m, long r, long rows, long unit, long n, const REAL *from, long step, REAL *acc) {
-    if (m->packed) { FN(gates_in_lanes)(m, r, rows, unit, from, step, acc); return; }
+NOINLINE void FN(gates_in_place)(const FN(gates_t) *gates, long r, long rows, long unit, long n, const REAL *from, long step,
+                                 REAL *acc) {
+    if (gates->packed) { FN(gates_in_lanes)(gates, r, rows, unit, from, step, acc); return; }
     REAL sums[FN(HIGH) * LANES * 4];
-    /* Of more than one tile of rows, weights of a few units stay in the cache for all. */
+    /* With more than one tile of rows, the weights of a few units stay in the cache for all tiles. */
     const long few = rows <= DOTS ? LANES : UNITS(1);
     for (long j = 0; j < n; j += few)
         for (long i = 0, high; i < rows; i += high) {
             high = FN(even)(rows - i, DOTS);
-            FN(dot_tiles)[high - 1](m, r + i, unit + j, n - j < few ? n - j : few, sums + (i * LANES + j) * 4);
+            FN(dot_tiles)[high - 1](gates, r + i, unit + j, n - j < few ? n - j : few, sums + (i * LANES + j) * 4);
         }
     for (long j = n; j < LANES; j++)
         for (long i = 0; i < rows; i++)
@@ -146,9 +146,9 @@ INLINE long FN(real)(long H, long u) { return H - u * LANES < LANES ? H - u * LA
 typedef struct {
     const sizes_t *s;
     const weights_t *w;
-    int packed;                         /* w is: its panels, and in the place of b_ih the sum of both biases, a block after the other */
+    int packed;                         /* w holds panels, and as b_ih the sum of both biases, (blocks, 4, LANES) */
     int reverse;
-    long u0, u1;                        /* blocks of hidden units that are this thread's */
+    range_t units;                        /* blocks of hidden units that are this thread's */
     const REAL *x, *h_0;                /* (P, I), (B, H) */
     REAL *y, *c, *gates, *cells;        /* (P, H) with row stride y_step; (B, H); (P, 4H), (P, H), or NULL */
     long y_step;
@@ -170,7 +170,7 @@ INLINE void FN(sum_bias)(const FN(in_place_t) *l, long unit, REAL bias[4 * LANES
     }
 }
 
-/* Gates become states: rows of step t from r on, block u. */
+/* The cell on rows r and following of step t, block u; acc (rows, 4, LANES) are their gates. */
 INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long rows, long u, const REAL *acc) {
     long H = l->s->hidden, unit = u * LANES, at = first_row(l->s, t) + r;
     FN(run_cells)((FN(cells_t)){ .acc = acc, .c = l->c + r * H + unit, .h = l->y + at * l->y_step + unit,
@@ -182,15 +182,15 @@ INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long row
 /* One step: both products in one sum, some rows of some blocks at a time. */
 NOINLINE void FN(one_step)(const FN(in_place_t) *l) {
     long I = l->s->input, H = l->s->hidden, n = active(l->s, 0), blocks = n < FN(HIGH) ? FN(HIGH) / (n ? n : 1) : 1;
-    FN(gates_t) m = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, l->packed, H };
+    FN(gates_t) gates = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, l->packed, H };
     REAL acc[FN(HIGH) * 4 * LANES], bias[4 * LANES];
-    for (long from = l->u0, to; from < l->u1; from = to) {
-        to = from + blocks < l->u1 ? from + blocks : l->u1;
+    for (long from = l->units.from, to; from < l->units.to; from = to) {
+        to = from + blocks < l->units.to ? from + blocks : l->units.to;
         for (long r = 0, rows; r < n; r += rows) {
             rows = FN(even)(n - r, FN(HIGH));
             for (long u = from; u < to; u++) {
                 FN(sum_bias)(l, u * LANES, bias);
-                FN(gates_in_place)(&m, r, rows, u * LANES, FN(real)(H, u), bias, 0, acc + (u - from) * rows * 4 * LANES);
+                FN(gates_in_place)(&gates, r, rows, u * LANES, FN(real)(H, u), bias, 0, acc + (u - from) * rows * 4 * LANES);
             }
             for (long u = from; u < to; u++) FN(cells_in_place)(l, 0, r, rows, u, acc + (u - from) * rows * 4 * LANES);
         }
@@ -200,7 +200,7 @@ NOINLINE void FN(one_step)(const FN(in_place_t) *l) {
 /* Steps of few rows: the inputs' part of as many steps as fit the buffer, then step after step the recurrence's. */
 NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, long room) {
     const sizes_t *s = l->s;
-    long T = s->steps, I = s->input, H = s->hidden, width = 4 * LANES * (l->u1 - l->u0);
+    long T = s->steps, I = s->input, H = s->hidden, width = 4 * LANES * (l->units.to - l->units.from);
     for (long first = 0, last; first < T; first = last) {
 #define STEP(i) (l->reverse ? T - 1 - (i) : (i))
         long count = 0;
@@ -208,8 +208,8 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             count += active(s, STEP(last));
         long low = first_row(s, STEP(l->reverse ? last - 1 : first));
         FN(gates_t) inputs = { { { l->x + low * I, l->w->w_ih, I, I } }, 1, l->packed, H };
-        for (long u = l->u0; u < l->u1; u++) {
-            REAL bias[4 * LANES], *block = buffer + (u - l->u0) * count * 4 * LANES;
+        for (long u = l->units.from; u < l->units.to; u++) {
+            REAL bias[4 * LANES], *block = buffer + (u - l->units.from) * count * 4 * LANES;
             FN(sum_bias)(l, u * LANES, bias);
             for (long r = 0, rows; r < count; r += rows) {
                 rows = FN(even)(count - r, FN(HIGH));
@@ -223,15 +223,15 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             const REAL *h = old ? l->y + first_row(s, before) * l->y_step : NULL;
             FN(gates_t) states = { { { h, l->w->w_hh, l->y_step, H } }, 1, l->packed, H };
             FN(gates_t) fresh = { { { l->h_0, l->w->w_hh, H, H } }, 1, l->packed, H };
-#define AT(u) (buffer + (((u) - l->u0) * count + first_row(s, t) - low) * 4 * LANES)
-            for (long k = 0; k < l->u1 - l->u0; k++) {
-                /* Every other step goes through the weights backwards: of what exceeds the cache, a part is kept. */
-                long u = t & 1 ? l->u1 - 1 - k : l->u0 + k, unit = u * LANES;
+#define AT(u) (buffer + (((u) - l->units.from) * count + first_row(s, t) - low) * 4 * LANES)
+            for (long k = 0; k < l->units.to - l->units.from; k++) {
+                /* Every other step goes through the weights backwards: of weights that exceed the cache, a part is still in it. */
+                long u = t & 1 ? l->units.to - 1 - k : l->units.from + k, unit = u * LANES;
                 REAL *acc = AT(u), *rest = acc + old * 4 * LANES;
                 if (old) FN(gates_in_place)(&states, 0, old, unit, FN(real)(H, u), acc, 4 * LANES, acc);
                 if (old < n) FN(gates_in_place)(&fresh, old, n - old, unit, FN(real)(H, u), rest, 4 * LANES, rest);
             }
-            for (long u = l->u0; u < l->u1; u++) FN(cells_in_place)(l, t, 0, n, u, AT(u));
+            for (long u = l->units.from; u < l->units.to; u++) FN(cells_in_place)(l, t, 0, n, u, AT(u));
 #undef AT
             meet_mine(p);
         }
@@ -243,22 +243,24 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
 TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const forward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
     long B = s->batch, H = s->hidden, P = first_row(s, s->steps);
-    for (int d = p->d0; d < p->d1; d++) {
+    for (int d = p->directions.from; d < p->directions.to; d++) {
         const REAL *packed = job->packed[d];
         const packed_plan_t at = plan_packed(s, job->format, LANES);
         const weights_t panels = { .w_ih = packed + at.x, .w_hh = packed + at.h, .b_ih = packed + at.bias };
-        FN(in_place_t) l = { .s = s, .w = packed ? &panels : &job->weights[d], .packed = packed != NULL, .reverse = backwards(s, d), .x = job->x,
-                             .h_0 = (const REAL *)job->h_0 + d * B * H, .y = (REAL *)job->y + d * H,
-                             .c = (REAL *)job->c_n + d * B * H,
+        FN(in_place_t) l = { .s = s, .w = packed ? &panels : &job->weights[d], .packed = packed != NULL,
+                             .reverse = backwards(s, d), .x = job->x, .h_0 = (const REAL *)job->h_0 + d * B * H,
+                             .y = (REAL *)job->y + d * H, .c = (REAL *)job->c_n + d * B * H,
                              .gates = job->gates ? (REAL *)job->gates + d * P * 4 * H : NULL,
                              .cells = job->gates ? (REAL *)job->cells + d * P * H : NULL, .y_step = s->directions * H };
-        share(blocks(H, LANES), p->me, p->members, &l.u0, &l.u1);
-        long from = l.u0 * LANES, to = l.u1 * LANES < H ? l.u1 * LANES : H;
+        share(blocks(H, LANES), p->me, p->members, &l.units.from, &l.units.to);
+        long from = l.units.from * LANES, to = l.units.to * LANES < H ? l.units.to * LANES : H;
         for (long r = 0; r < B && from < to; r++)
-            __builtin_memcpy(l.c + r * H + from, (const REAL *)job->c_0 + (d * B + r) * H + from, (size_t)(to - from) * sizeof(REAL));
+            __builtin_memcpy(l.c + r * H + from, (const REAL *)job->c_0 + (d * B + r) * H + from,
+                             (size_t)(to - from) * sizeof(REAL));
         if (s->steps == 1) FN(one_step)(&l);
         else FN(few_steps)(&l, p, (REAL *)job->scratch + p->rank * plan->thread, plan->gates);
-        FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, .o0 = l.u0, .o1 = l.u1, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };
+        FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, 
+                             .outputs = { l.units.from, l.units.to }, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };
         FN(final_outputs)(&whole, (REAL *)job->h_n + d * B * H);
     }
 }

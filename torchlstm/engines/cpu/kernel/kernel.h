@@ -1,4 +1,6 @@
-/* What the LSTM kernel offers, and the shape, owner and aliasing of every pointer.
+/* The LSTM kernel's interface: its calls, and the shape, owner and aliasing of every pointer.
+ *
+ * Nothing here, nor in the sources but module.c, knows of Python: examples/kernel_from_c calls it from plain C.
  *
  * T steps, B batch, P packed rows, I input size, H hidden size, R output size (proj_size, or H), D directions.
  * Gates always lie i, f, g, o on the 4H axis.  All arrays are C-contiguous, of one element type (float or double),
@@ -24,7 +26,7 @@ static inline long active(const sizes_t *s, long t) {
 
 static inline int backwards(const sizes_t *s, int d) { return d || s->reverse; }
 
-/* One step is too little to pack the weights for: backward leaves the product with them to the caller. */
+/* Packing the weights does not pay for one step: backward leaves the product with them to the caller. */
 static inline int single(const sizes_t *s) { return s->steps == 1 && !s->projected; }
 
 /* Does forward read the weights where they are, by dot products, instead of packing them?  One step, or few of one or two
@@ -44,10 +46,10 @@ typedef struct { const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr; } weights_t;
  * with a scale for each row.  torchlstm_packed says how they lie. */
 enum { UNPACKED, AS_THEY_ARE, IN_BFLOAT16, IN_FLOAT16, IN_INT8 };
 
-/* Weights in the place of one element of a panel. */
+/* Weights in a slot of a packed panel: 4 bytes of one column, 8 of double. */
 static inline int terms_of_slot(int format) { return format == IN_INT8 ? 4 : format >= IN_BFLOAT16 ? 2 : 1; }
 
-/* Does forward take the way of few terms?  Only with weights in their own type. */
+/* Does forward read the weights where they are?  Only weights in their own type. */
 static inline int reads_in_place(const sizes_t *s, int format) { return format <= AS_THEY_ARE && in_place(s); }
 
 typedef struct {
@@ -92,13 +94,13 @@ typedef struct {
     void *scratch;                               /* torchlstm_gemm_scratch bytes, left undefined; not used if 0    */
 } gemm_t;
 
-/* Instruction sets: a number above what the machine has means the best it has.  BFLOAT16 is the only one that rounds:
- * the operands of products of float, to bfloat16; where there is none of it, it means BEST. */
+/* Instruction sets: a number above what the machine has means the best it has.  BFLOAT16 is the only one that rounds, the operands of
+ * products of float to bfloat16; a machine without it takes BEST. */
 enum { PORTABLE, AVX2, AVX512, BEST, BFLOAT16 };
 
 /* How weights in a format are packed for an instruction set: the one that reads them, `lanes` units in a block, terms of a slot
- * that are side by side (kernel "terms, lanes, beside": a slot of `lanes` columns is (terms / beside, lanes, beside)), and the bytes of
- * one direction.  A panel is (slots, 4, lanes), of the projection (slots, lanes). */
+ * that are side by side, and the bytes of one direction.  A slot of `lanes` columns is (terms / beside, lanes, beside).
+ * A panel is (slots, 4, lanes), of the projection (slots, lanes). */
 typedef struct { int isa, lanes, beside; size_t bytes; } packed_t;
 packed_t torchlstm_packed(const sizes_t *, int format, int isa);
 
@@ -116,15 +118,15 @@ void torchlstm_forward(const forward_t *, int threads, int isa);
 void torchlstm_backward(const backward_t *, int threads, int isa);
 void torchlstm_gemm(const gemm_t *, int threads, int isa);
 
-/* The calling thread's latest layer or product: the threads that it was given, that its work is worth, that the process has
- * processors for, and that it had. */
+/* Of the calling thread's latest layer or product: how many threads it was given, how many its work is worth, how many of these the
+ * process has processors for, and how many it used. */
 typedef struct { int given, worth, wanted, used; } threads_t;
 threads_t torchlstm_threads(void);
 
 /* How many processors the process may use now. */
 int torchlstm_processors(void);
 
-/* For tests and comparisons: with 0, calls use all threads that their work is worth, whatever they wait for.  Forgets any stall. */
+/* For tests and comparisons: with 0, calls use all threads that their work is worth, however long they wait.  Forgets any stall. */
 void torchlstm_adapt(int on);
 
 /* Runs multiply-adds in registers, `rounds` times some, on every thread; returns how many operations they were. */

@@ -1,7 +1,7 @@
 /* The whole call of a module, when nothing about it is special: plain tensors on the CPU, dense rows.
  *
- * Everything is read before anything is made, and whatever does not fit, an error of the user's included, is handed
- * back to Python by None: there stand the checks, which raise, and all that this does not do.
+ * Everything is read before anything is made.  A call that does not fit, an error of the user's included, is handed back to Python by
+ * None: the checks that raise are there, and all that this file does not do.
  */
 #pragma once
 #include "moment.h"

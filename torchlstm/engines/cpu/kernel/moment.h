@@ -1,4 +1,4 @@
-/* What torch is doing while a call is made: what a kernel that reads memory must not run beside, and threads. */
+/* What torch is doing while a call is made: the states in which a kernel must not read a tensor's memory, and the number of threads. */
 #pragma once
 #include "read.h"
 #include "scratch.h"
@@ -40,7 +40,7 @@ static long number(PyObject *dict, PyObject *name) {
     return n;
 }
 
-/* Does nothing stand for something else just now?  Under a trace, a transform or a mode a tensor does. */
+/* Is a tensor just its memory now?  Under a trace, a transform or a mode it stands for something else. */
 static int tensors_are_plain(void) {
     PyObject *level = variable(torch.forward_ad, word._current_level);
     if (!PyLong_Check(level) || PyLong_AsLong(level) >= 0) return 0;
@@ -49,7 +49,7 @@ static int tensors_are_plain(void) {
     Py_XDECREF(transforms);
     return none && !ask(torch.is_tracing) && !ask(torch.modes);
 }
-/* Nor does anybody change or watch what a module computes? */
+/* Is nobody changing or watching what a module computes: no function mode, autocast or profiler? */
 static int nobody_watches(void) {
     return !ask(torch.function_modes) && !ask(torch.is_autocast)
            && variable(torch.profiler, word._is_profiler_enabled) != Py_True;
@@ -69,9 +69,9 @@ static int isa_now(void) {
     return number && PyLong_Check(number) ? (int)PyLong_AsLong(number) : -1;
 }
 
-/* Does a tensor say so?  `question` is an attribute. */
+/* Is an attribute of a tensor true? */
 static int has(PyObject *tensor, PyObject *question) { return is_true(PyObject_GetAttr(tensor, question)); }
-/* Is its memory what it says?  A negated view's is not. */
+/* Does its memory hold its values?  That of a negated view does not. */
 static int is_as_stored(PyObject *tensor) { return !is_true(PyObject_CallMethodObjArgs(tensor, word.is_neg, NULL)); }
 
 /* A new tensor of this shape, of the dtype of a plain tensor; by `like` if that has the shape and is contiguous, in half

@@ -2,7 +2,9 @@
  *
  * Nothing is linked.  Where torch has its runtime visible to the whole process, weak references find what torch's own do.
  * Where not, as in its wheels for Arm, and on macOS, where every library's names are bound to the one that it was linked
- * with, calls.py asks torch's libraries for the names.  Without a runtime the work is done on one thread.
+ * with, calls.py asks torch's libraries for the names.  Without a runtime the work is
+ * done on one thread.  A program in C links a runtime by -Wl,--no-as-needed -lgomp: a library with weak references to it alone would
+ * not be kept.
  */
 #pragma once
 

@@ -1,11 +1,11 @@
-/* Weights as the tiles read them, packed at a call. */
+/* Packs weights at a call, as the tiles read them. */
 
-/* A packed column of a product with w (K, n): LANES of its columns, slot k at to + k * step. */
+/* Packs n <= LANES columns of w (K, n), row stride `stride`: slot k goes to to + k * step. */
 INLINE void FN(pack_rows)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
     for (long k = 0; k < SLOTS(K); k++) *(vec *)(to + k * step) = FN(slot_vec)(w, stride, k, K, n);
 }
 
-/* The same for a product with the transpose of w (n, K). */
+/* The same of the transpose of w (n, K): n <= LANES rows of w become columns. */
 INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL *to, long step) {
     long k = 0;
     for (; (k + LANES) * PER_SLOT <= K; k += LANES) {
@@ -33,15 +33,16 @@ INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL
         for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? FN(slot)(w + j * stride, 1, k, K) : 0;
 }
 
-/* Packed weights of a block of units: 4 / COLS panels of (SLOTS(K), COLS, LANES). */
+/* Packs W_ih, W_hh, W_hr and the sum of both biases, this thread's blocks of units of all directions.  A block of units is 4 / COLS
+ * panels of (SLOTS(K), COLS, LANES). */
 NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forward_plan_t *plan) {
     const sizes_t *s = &job->sizes;
-    long H = s->hidden, R = s->output, Hb = blocks(H, LANES), Rb = blocks(R, LANES), from, to;
-    share(s->directions * Hb, p->rank, p->threads, &from, &to);
+    long H = s->hidden, R = s->output, unit_blocks = blocks(H, LANES), output_blocks = blocks(R, LANES), from, to;
+    share(s->directions * unit_blocks, p->rank, p->threads, &from, &to);
     for (long i = from; i < to; i++) {
-        const weights_t *w = &job->weights[i / Hb];
-        REAL *base = (REAL *)job->scratch + i / Hb * plan->direction;
-        long u = i % Hb, n = H - u * LANES;
+        const weights_t *w = &job->weights[i / unit_blocks];
+        REAL *base = (REAL *)job->scratch + i / unit_blocks * plan->direction;
+        long u = i % unit_blocks, n = H - u * LANES;
         for (int side = 0; side < 2; side++) {
             long K = side ? R : s->input, slots = SLOTS(K);
             for (int g = 0; g < 4; g++)
@@ -58,8 +59,10 @@ NOINLINE void FN(pack_forward)(const forward_t *job, const part_t *p, const forw
         }
     }
     if (!s->projected) return;
-    share(s->directions * Rb, p->rank, p->threads, &from, &to);
+    share(s->directions * output_blocks, p->rank, p->threads, &from, &to);
     for (long i = from; i < to; i++)
-        FN(pack_transposed)((const REAL *)job->weights[i / Rb].w_hr + i % Rb * LANES * H, H, H, R - i % Rb * LANES,
-                            (REAL *)job->scratch + i / Rb * plan->direction + plan->packed.r + i % Rb * LANES * SLOTS(H), LANES);
+        FN(pack_transposed)((const REAL *)job->weights[i / output_blocks].w_hr + i % output_blocks * LANES * H, H, H,
+                            R - i % output_blocks * LANES,
+                            (REAL *)job->scratch + i / output_blocks * plan->direction + plan->packed.r
+                                + i % output_blocks * LANES * SLOTS(H), LANES);
 }

@@ -7,23 +7,25 @@
 #include "kernel.h"
 #include "threads.h"
 
+typedef struct { long from, to; } range_t;          /* [from, to) */
+
 typedef struct {
     int rank, threads;                  /* among all threads of the call                                  */
-    int d0, d1;                         /* directions [d0, d1) of this thread's team                      */
+    struct { int from, to; } directions;/* those of this thread's team                                    */
     int me, members;                    /* among the threads that share this thread's rows                */
     int group;                          /* the row group of this thread within its team                   */
-    long r0, r1;                        /* rows [r0, r1) of the batch                                     */
+    range_t rows;                       /* this thread's rows of the batch                                */
     flag_t *all, *mine;                 /* (threads,) flags of all; (members,) flags of those that share  */
     long met;                           /* how often `mine` have met                                      */
 } part_t;
 
-/* The rows of step t that are this thread's: [r0, r0 + mine). */
-static inline long mine(const sizes_t *s, const part_t *p, long t) {
+/* How many rows of step t are this thread's; they begin at rows.from. */
+static inline long my_rows(const sizes_t *s, const part_t *p, long t) {
     long n = active(s, t);
-    return n <= p->r0 ? 0 : (n < p->r1 ? n : p->r1) - p->r0;
+    return n <= p->rows.from ? 0 : (n < p->rows.to ? n : p->rows.to) - p->rows.from;
 }
 
-/* Share i of n of `count` things: [*from, *to). */
+/* Share i of n of `count` things, [*from, *to). */
 static inline void share(long count, long i, long n, long *from, long *to) {
     *from = count * i / n, *to = count * (i + 1) / n;
 }
@@ -94,7 +96,7 @@ static inline packed_plan_t plan_packed(const sizes_t *s, int format, int lanes)
     return p;
 }
 
-/* A block of gates' rows takes 4 LANES elements. */
+/* All in elements; a row of a block of gates takes 4 LANES of them. */
 typedef struct {
     packed_plan_t packed;               /* weights of one direction: in the scratch memory, or packed before */
     long raw;                           /* (B, H) o tanh c if projected                                    */
@@ -135,8 +137,8 @@ static inline int by_rows(const sizes_t *s, int members) {
            && s->batch >= ROWS_LEAST * members;
 }
 
-/* How many sums the gradient of the biases is kept as until the end: one, or where some number of threads would share
- * the rows one for each row, so that the order of summation does not depend on who has which. */
+/* How many sums of the gradient of the biases are kept until the end: one; or, where threads may share the rows, one for each row, so
+ * that the order of summation does not depend on which thread has which row. */
 static inline long bias_sums(const sizes_t *s) { return by_rows(s, 2) ? s->batch : 1; }
 
 typedef struct {

@@ -6,7 +6,8 @@
 #define COLS 4
 #define DOTS 6
 #if !defined __clang__
-/* A tile is 24 sums, 4 vectors of columns and one element in 32 registers: GCC would load elements early, and spill sums. */
+/* A tile is 24 sums, 4 vectors of columns and one element in 32 registers.  GCC's first scheduling pass would load elements early and
+ * spill sums. */
 #pragma GCC optimize "no-schedule-insns"
 #endif
 #else
@@ -19,7 +20,7 @@
 #define MAX_double(a, b) FN(pick)((a) > (b), a, b)
 #if defined __SSE2__
 #include <emmintrin.h>
-/* Pairs of 16 bits: a word is the first and the third, or the second and the last of four terms. */
+/* Pairs of 16 bits: a word is terms 0 and 2, or terms 1 and 3, of the four. */
 #define SUMS 1
 #define MOST_SLOTS 128
 #define OFFSET(s, offset) (void)(offset)
@@ -36,7 +37,7 @@
 #define AS_FLOATS(s) (vec)_mm_cvtepi32_ps((__m128i)(s)[0])
 #elif defined __ARM_FEATURE_DOTPROD
 #include <arm_neon.h>
-/* Bytes: a word is four terms' upper halves, or their lower ones less 128. */
+/* Bytes: a word is the upper bytes of four terms, or their lower bytes less 128. */
 #define SUMS 2
 #define MOST_SLOTS (1 << 14)
 #define OFFSET(s, offset) ((s)[1] = (offset))
@@ -68,8 +69,8 @@
 #include <arm_neon.h>
 #define NEAREST(v) (ivec)vcvtnq_s32_f32((float32x4_t)(v))
 #else
-/* The last place of these floats is 1. */
-#define NEAREST(v) ((ivec)((v) + 0x1.8p23f) - (ivec)((vec){0} + 0x1.8p23f))
+/* In floats of this size the last place is 1: the addition rounds. */
+#define NEAREST(v) (ivec)((ivec)((v) + 0x1.8p23f) - (ivec)((vec){0} + 0x1.8p23f))
 #endif
 #endif
 /* The vector q is one slot. */
@@ -78,5 +79,4 @@
 #else
 #define WORDS(q, to, step, count) ((void)(count), (to)[0] = WORD(q, 0), (to)[1] = WORD(q, 1))
 #endif
-#define PER_SLOT 1
 #include "isa.h"

@@ -8,8 +8,8 @@
 #include <sys/mman.h>
 #endif
 
-/* Of a block that is given back the last one is kept, if it is not larger than this: a fresh one costs page faults,
- * a quarter of a microsecond for 4 KiB. */
+/* The block that was given back last is kept, if it is not larger than this: a fresh block costs page faults, a quarter of a
+ * microsecond for 4 KiB. */
 enum { SCRATCH_KEPT = 16 << 20, SCRATCH_ALIGN = 64 };
 
 typedef struct { size_t bytes; char *at; } scratch_t;

@@ -1,17 +1,8 @@
-/* What one term of a product is to the microkernel: an element, or a pair of bfloat16 in the place of a float.
+/* Slots of a product: how terms of either operand are read into what the microkernel multiplies.
  *
  * K terms take SLOTS(K) slots; slot k holds the terms from k * PER_SLOT on.  A last slot that is not full is filled
  * with zeros.
  */
-#define SLOTS(K) (((K) + PER_SLOT - 1) / PER_SLOT)
-
-/* In packed weights of 16 or 8 bits (formats.h) a slot of weights has LEFT_SLOT elements of the left operand beside it, and a
- * row of that LEFT_HEAD elements before its slots; elsewhere it is one and none.  A row takes the room of whole blocks of
- * LEFT_BLOCK slots. */
-#define LEFT_COLUMNS(slots) ((slots) * LEFT_SLOT)
-#define LEFT_LENGTH(slots) (((slots) + LEFT_BLOCK - 1) / LEFT_BLOCK * LEFT_BLOCK * LEFT_SLOT + LEFT_HEAD)
-#define PER_LEFT (PER_SLOT / LEFT_SLOT)
-
 /* How many of K terms are in slots [k0, k1). */
 INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1 * PER_SLOT : K) - k0 * PER_SLOT; }
 
@@ -21,9 +12,9 @@ INLINE long FN(terms)(long k0, long k1, long K) { return (k1 * PER_SLOT < K ? k1
  * slot, slot_quad, slot_vec
  *               slot k of K terms that lie `stride` apart: of one column, of QUAD, of n out of LANES
  * weight        the weights beside element i of a slot's left operand */
-#if defined INTEGERS
+#if SLOT_HOLDS == FOUR_BYTES
 /* integers.h has its own. */
-#elif defined WIDEN
+#elif SLOT_HOLDS == TWO_SHORTS
 #if defined WIDENS_BY_INTEGERS
 typedef uint16_t FN(shorts) __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 INLINE vec FN(widen_halves)(const uint16_t *p) {
@@ -34,11 +25,11 @@ INLINE vec FN(widen_halves)(const uint16_t *p) {
     return (vec)((low & (ivec)small) | (~low & bits) | (h & 0x8000) << 16);
 }
 #endif
-INLINE vec FN(weight)(const REAL *p, int i) { return WIDEN(p, i); }
+INLINE vec FN(weight)(const REAL *p, int i) { return JOIN2(WIDEN, KIND)(p, i); }
 INLINE vec FN(multiply_add)(given sum, REAL a, given b) { return sum + a * b; }
 INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }
 INLINE REAL FN(slot)(const REAL *p, long stride, long k, long K) { return k < K ? p[k * stride] : 0; }
-#elif PER_SLOT == 1
+#elif SLOT_HOLDS == ONE_TERM
 INLINE vec FN(weight)(const REAL *p, int i) { (void)i; return *(const vec *)p; }
 INLINE vec FN(multiply_add)(given sum, REAL a, given b) { return sum + a * b; }
 INLINE quad FN(slots)(const REAL *p, long k) { return *(const quad *)(p + k); }

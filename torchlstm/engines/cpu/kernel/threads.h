@@ -1,4 +1,4 @@
-/* The meeting point of threads, and the floating-point mode of a worker. */
+/* The barrier at which threads meet, and the floating-point mode of a worker. */
 #pragma once
 #include "openmp.h"
 #include "pace.h"
@@ -18,8 +18,8 @@ static inline int64_t now(void) {
  * for the thread that opened the region, at its end: the sum of the long waits, and when this thread's work ended. */
 typedef struct { _Alignas(128) atomic_long finished; int64_t waited, ended; } flag_t;
 
-/* Publish that thread `me` finished `count` things, and wait until flags [0, n) all have.  Yields early: with more
- * threads than cores the one that is waited for needs this one's core. */
+/* A barrier: publishes that thread `me` has finished `count` steps, and waits until all n threads have.  It spins, but yields early:
+ * with more threads than cores, the thread that is waited for needs this one's core. */
 static inline void meet(flag_t *flags, int n, int me, long count) {
     if (n == 1) return;
     atomic_store_explicit(&flags[me].finished, count, memory_order_release);

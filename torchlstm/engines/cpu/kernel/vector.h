@@ -1,27 +1,12 @@
 /* Vectors of LANES elements of type REAL for one instruction set ISA, in GCC/Clang vector extensions.
  *
- * This header and the ones after it (slot.h, product.h, cell.h, forward.h, backward.h, in_place.h, gemm.h, peak.h) are one text, included once
- * for every instruction set and element type by kernels.h, and but for the last ones for every format of packed weights by formats.h;
- * FN(name) makes the names differ.
+ * This header and those beside it in template.h are one text, compiled for each kind.
  */
-
-#define FN(name) JOIN3(name, KIND, ISA)
-#define JOIN3(a, b, c) JOIN3_(a, b, c)
-#define JOIN3_(a, b, c) a##_##b##_##c
-#define vec FN(vec)
-#define ivec FN(ivec)
-#define given FN(given)
-#define igiven FN(igiven)
-#define quad FN(quad)
-#define half FN(half)
-#define iquad FN(iquad)
-#define INLINE TARGET static inline __attribute__((always_inline))
-#define NOINLINE TARGET static __attribute__((noinline, unused))
 
 typedef REAL vec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER ivec __attribute__((vector_size(sizeof(REAL) * LANES), aligned(sizeof(REAL)), may_alias));
 
-/* The same as parameters: GCC 14 for Arm fails on one whose type is both aligned and may_alias. */
+/* The types of parameters: GCC 14 for Arm fails on a parameter whose type is both aligned and may_alias. */
 #if defined __aarch64__
 typedef REAL given __attribute__((vector_size(sizeof(REAL) * LANES)));
 typedef INTEGER igiven __attribute__((vector_size(sizeof(REAL) * LANES)));
@@ -35,9 +20,9 @@ static const INTEGER FN(ones)[3 * LANES] = { [LANES ... 2 * LANES - 1] = -1 };
 INLINE ivec FN(first_lanes)(long n) { return *(const ivec *)(FN(ones) + 2 * LANES - n); }
 INLINE ivec FN(last_lanes)(long n) { return *(const ivec *)(FN(ones) + n); }
 
-/* The first n lanes, fewer than all, zero in the others: one instruction where there is one, or a loop out of line. */
-#if defined LOAD_FIRST
-INLINE vec FN(load_part)(const REAL *p, long n) { return LOAD_FIRST(p, n); }
+/* The first n lanes, fewer than all, and zero in the others: a masked load where there is one, else a loop out of line. */
+#if defined LOAD_float
+INLINE vec FN(load_part)(const REAL *p, long n) { return OF_TYPE(LOAD)(p, n); }
 #else
 NOINLINE vec FN(load_part)(const REAL *p, long n) {
     REAL v[LANES] = {0};
@@ -45,8 +30,8 @@ NOINLINE vec FN(load_part)(const REAL *p, long n) {
     return *(const vec *)v;
 }
 #endif
-#if defined STORE_FIRST
-INLINE void FN(store_part)(REAL *p, given v, long n) { STORE_FIRST(p, v, n); }
+#if defined STORE_float
+INLINE void FN(store_part)(REAL *p, given v, long n) { OF_TYPE(STORE)(p, v, n); }
 #else
 NOINLINE void FN(copy)(REAL *to, const REAL *from, long n) {
     for (long j = 0; j < n; j++) to[j] = from[j];
@@ -56,7 +41,7 @@ INLINE void FN(store_part)(REAL *p, given v, long n) {
     FN(copy)(p, (const REAL *)&all, n);
 }
 #endif
-/* `n` lanes; a caller that passes the constant LANES gets plain vector code. */
+/* n lanes; a caller that passes the constant LANES gets a plain load or store. */
 INLINE vec FN(load)(const REAL *p, long n) {
     return n >= LANES ? *(const vec *)p : FN(load_part)(p, n);
 }
@@ -68,26 +53,6 @@ INLINE void FN(store)(REAL *p, given v, long n) {
 typedef REAL quad __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER iquad __attribute__((vector_size(16)));
 typedef REAL half __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias)); /* of the widest */
-
-/* A vector is QUADS quads.  SHUFFLE_EACH: the same shuffle of each quad of a with the quad of b beside it, whose elements
- * are numbered from QUAD on.  QUAD_OF: the elements of a quad. */
-#define QUADS (LANES / QUAD)
-#define IN_QUAD(q, i) ((i) % QUAD + (q) * QUAD + (i) / QUAD * LANES)
-#if QUAD == 4
-#define ONE_QUAD(q, a, b, c, d) IN_QUAD(q, a), IN_QUAD(q, b), IN_QUAD(q, c), IN_QUAD(q, d)
-#define QUAD_OF(q) (q) * 4, (q) * 4 + 1, (q) * 4 + 2, (q) * 4 + 3
-#else
-#define ONE_QUAD(q, a, b) IN_QUAD(q, a), IN_QUAD(q, b)
-#define QUAD_OF(q) (q) * 2, (q) * 2 + 1
-#endif
-#if LANES == QUAD
-#define EACH_QUAD(...) ONE_QUAD(0, __VA_ARGS__)
-#elif LANES == 2 * QUAD
-#define EACH_QUAD(...) ONE_QUAD(0, __VA_ARGS__), ONE_QUAD(1, __VA_ARGS__)
-#else
-#define EACH_QUAD(...) ONE_QUAD(0, __VA_ARGS__), ONE_QUAD(1, __VA_ARGS__), ONE_QUAD(2, __VA_ARGS__), ONE_QUAD(3, __VA_ARGS__)
-#endif
-#define SHUFFLE_EACH(a, b, ...) SHUFFLE_VECS(ivec, a, b, EACH_QUAD(__VA_ARGS__))
 
 /* out[j][r] = in[r][j] for QUAD x QUAD elements, 16 bytes a row; and the same in each quad of vectors. */
 INLINE void FN(transpose)(quad out[QUAD], const quad in[QUAD]) {
@@ -148,7 +113,7 @@ INLINE quad FN(sum_quads)(const given v) {
 #endif
 }
 
-/* Quads side by side as a vector: in registers, since a vector that is loaded from where quads were just stored waits. */
+/* Quads side by side as a vector, in registers: a load of a vector from where quads were just stored would stall. */
 INLINE vec FN(join)(const quad q[LANES / QUAD]) {
 #if LANES == QUAD
     return *(const vec *)q;
@@ -177,21 +142,42 @@ INLINE vec FN(pick)(igiven where, given yes, given no) {
 }
 
 /* min and max that give b where either is NaN, as x86 has it. */
-INLINE vec FN(min)(given a, given b) { return VECTOR_MIN(a, b); }
-INLINE vec FN(max)(given a, given b) { return VECTOR_MAX(a, b); }
+INLINE vec FN(min)(given a, given b) { return OF_TYPE(MIN)(a, b); }
+INLINE vec FN(max)(given a, given b) { return OF_TYPE(MAX)(a, b); }
+
+/* The numbers of exp.  1 / e^EXP_TOP is a denormal, which is flushed; products of three e^EXP_SHARED stay finite.  Adding EXP_ROUND
+ * rounds to an integer.  EXP_SHIFT: bits of the mantissa; EXP_ONE: the bits of 1; EXP_TERMS: the polynomial 2^f - 1,
+ * highest term first. */
+#define EXP_TOP OF_TYPE(EXP_TOP)
+#define EXP_TOP_float 88.f
+#define EXP_TOP_double 709.
+#define EXP_SHARED OF_TYPE(EXP_SHARED)
+#define EXP_SHARED_float 29.f
+#define EXP_SHARED_double 230.
+#define EXP_ROUND_float 0x1.8p23f
+#define EXP_ROUND_double 0x1.8p52
+#define EXP_SHIFT_float 23
+#define EXP_SHIFT_double 52
+#define EXP_ONE_float 0x3f800000
+#define EXP_ONE_double 0x3ff0000000000000
+#define EXP_TERMS_float 0.000154035122f, 0.00133907353f, 0.00961823761f, 0.0555035733f, 0.240226492f, 0.693147182f
+/* ln(2)^n / n! */
+#define EXP_TERMS_double 1.3691488853904128e-12, 2.5678435993488206e-11, 4.4455382718708116e-10, 7.0549116208011234e-09, \
+    1.01780860092397e-07, 1.321548679014431e-06, 1.5252733804059841e-05, 0.00015403530393381609, 0.0013333558146428443, \
+    0.0096181291076284769, 0.055504108664821583, 0.24022650695910072, 0.69314718055994529
 
 /* e^(kx) + plus, where plus is -1 (to a few ulp also near 0) or 1; |kx| is clamped to `most`.  NaN stays NaN.
  * 2^f - 1 on |f| <= 1/2 is a polynomial; the integer part goes into the exponent. */
 INLINE vec FN(exp)(given x, const REAL k, const REAL plus, const REAL most) {
     const REAL log2e = (REAL)1.442695040888963407, top = most / (k > 0 ? k : -k);
     x = FN(max)((vec){0} - top, FN(min)((vec){0} + top, x));
-    vec t = x * (k * log2e) + EXP_ROUND, n = t - EXP_ROUND, f = x * (k * log2e) - n;
-    static const REAL term[] = { EXP_TERMS };
+    vec t = x * (k * log2e) + OF_TYPE(EXP_ROUND), n = t - OF_TYPE(EXP_ROUND), f = x * (k * log2e) - n;
+    static const REAL term[] = { OF_TYPE(EXP_TERMS) };
     const int terms = sizeof term / sizeof *term;
     vec p = (vec){0} + term[0];
     UNROLL(16)
     for (int i = 1; i < terms; i++) p = p * f + term[i];
-    vec s = (vec)(((ivec)t << EXP_SHIFT) + EXP_ONE);
+    vec s = (vec)(((ivec)t << OF_TYPE(EXP_SHIFT)) + OF_TYPE(EXP_ONE));
     return p * (f * s) + (s + plus);
 }
 

@@ -9,13 +9,13 @@
 #define COLS 4
 #define DOTS 6
 #define ONLY_INTEGERS
-/* A word is four terms' upper bytes, or their lower ones; the terms are moved to 0 .. 65535, since these have no sign, and the
- * offset is what that adds. */
+/* A word is the upper bytes of four terms, or their lower bytes.  dpbusd takes them as unsigned, so 32768 is added to each term; the
+ * offset takes that out of the sum again. */
 #define SUMS 2
 #define MOST_SLOTS (1 << 13)
 #define OFFSET(s, offset) ((s)[0] = -(offset))
 #if defined EMULATE_AVX512
-/* The same text on other machines, for tests. */
+/* For tests on machines without AVX-512: the same text, compiled for AVX2. */
 #define TARGET __attribute__((target("avx2,fma")))
 #define MIN_float(a, b) FN(pick)((a) < (b), a, b)
 #define MAX_float(a, b) FN(pick)((a) > (b), a, b)
@@ -26,7 +26,7 @@
         ivec w_ = *(const ivec *)(p);                                                                       \
         (s)[0] += FOUR_TERMS((a)[0], w_), (s)[1] += FOUR_TERMS((a)[1], w_);                                 \
     }
-#define NEAREST(v) ((ivec)((v) + 0x1.8p23f) - (ivec)((vec){0} + 0x1.8p23f))
+#define NEAREST(v) (ivec)((ivec)((v) + 0x1.8p23f) - (ivec)((vec){0} + 0x1.8p23f))
 #define LOW_BYTES(q, to) for (int i_ = 0; i_ < LANES; i_++) ((unsigned char *)(to))[i_] = (unsigned char)(q)[i_]
 #else
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,fma,avx2")))
@@ -54,6 +54,5 @@
         UPPER_AND_LOWER(q, upper_, lower_)                                                                  \
         for (long i_ = 0; i_ < (count); i_++) (to)[i_ * (step)] = upper_[i_], (to)[i_ * (step) + 1] = lower_[i_]; \
     }
-#define PER_SLOT 1
 #include "isa.h"
 #endif
