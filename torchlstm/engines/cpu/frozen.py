@@ -33,6 +33,24 @@ class Sizes(NamedTuple):
 Direction = tuple[Rounded, Rounded, Tensor | None, Rounded | None]
 
 
+# A large page, as Linux has them on x86.
+_PAGE = 2 << 20
+
+
+def _room(count: int) -> Tensor:
+    """A tensor (count,) of uint8 for packed weights, in large pages if it would fill half of one.
+
+    A step reads all weights, in several passes: at 256 units, in pages of 4 KiB, up to 8 % of a call is spent on finding them.
+    """
+    if count < _PAGE // 2:
+        return torch.empty(count, dtype=torch.uint8)
+    pages = -(-count // _PAGE)
+    room = torch.empty((pages + 1) * _PAGE, dtype=torch.uint8)
+    start = -room.data_ptr() % _PAGE
+    engine._kernel.huge(room[start : start + pages * _PAGE])
+    return room[start : start + count]
+
+
 class Packed:
     """The weights of a module as the kernel reads them.
 
@@ -57,7 +75,7 @@ class Packed:
             directions,
         )
         self.isa = next(name for name, number in engine.ISAS.items() if number == isa)
-        self.data = engine._empty(torch.empty(0, dtype=torch.uint8), sum(self.bytes) * directions).zero_()
+        self.data = _room(sum(self.bytes) * directions).zero_()
 
 
 # The axes of `_Layout._axes` in the order of the memory.
@@ -241,9 +259,10 @@ def run_cell(packed: Packed, x: Any, hx: Any) -> Any:
 
 
 def step(packed: Packed, x: Any, state: tuple[Tensor, Tensor], out: Tensor | None, batch_first: bool = False) -> Any:
-    """Run one chunk of a stream, with the state updated in place; returns the output, in `out` if given, or None."""
-    if is_compiling():
-        return None
+    """Run one chunk of a stream, with the state updated in place; returns the output, in `out` if given, or None.
+
+    The caller has asked whether the call is being compiled; each question takes 0.1 us of 5.
+    """
     h, c = state
     if out is None or not batch_first or x.dim() < 3 or x.shape[0] == 1 or x.shape[1] == 1:
         return engine._kernel.frozen_step(packed.handle, packed.data, x, h, c, None, batch_first, out)
@@ -254,8 +273,6 @@ def step(packed: Packed, x: Any, state: tuple[Tensor, Tensor], out: Tensor | Non
 
 def step_cell(packed: Packed, x: Any, state: tuple[Tensor, Tensor]) -> bool:
     """Run one step of a cell, with the state updated in place; False if the kernel cannot."""
-    if is_compiling():
-        return False
     return engine._kernel.frozen_step(packed.handle, packed.data, x, *state) is not None
 
 

@@ -1,55 +1,6 @@
 /* Chooses the instruction set and the number of threads of a call, and opens the region in which the threads do their parts. */
 #include "dispatch.h"
-
-#if defined __x86_64__
-#if HAVE_AMX && !defined EMULATE_AVX512
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-/* Linux' numbers for the tile registers' content. */
-enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-#endif
-#if defined EMULATE_AVX512
-static int have_avx512(void) { return 1; }
-static int have_bfloat16(void) { return 1; }
-static int have_vnni(void) { return 1; }
-static int have_amx(void) { return 1; }
-#else
-static int have_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-static int have_bfloat16(void) {
-#if HAVE_BFLOAT16
-    return have_avx512() && __builtin_cpu_supports("avx512bf16");
-#else
-    return 0;
-#endif
-}
-static int have_vnni(void) {
-#if HAVE_VNNI
-    return have_avx512() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
-#else
-    return 0;
-#endif
-}
-/* The tile registers are the process' only after it has asked for them; it is asked once, when int8 weights are packed. */
-static int have_amx(void) {
-#if HAVE_AMX
-    static atomic_int known;
-    int answer = atomic_load_explicit(&known, memory_order_relaxed);
-    if (!answer) {
-        unsigned a, b, c, d = 0;
-        answer = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 25 & 1 && have_vnni()
-                 && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) ? 1 : -1;
-        atomic_store_explicit(&known, answer, memory_order_relaxed);
-    }
-    return answer > 0;
-#else
-    return 0;
-#endif
-}
-#endif
-#endif
+#include "processor.h"
 
 int torchlstm_isa(int wanted) {
 #if defined __x86_64__
