@@ -1,6 +1,6 @@
 """Which of the CUDA engine's loops runs a problem, and how it is cut up: a rule in numbers, no trial runs.
 
-The order of the cuts is that of their times on an H200 (Triton 3.6; `benchmarks/README.md`, "On a GPU"); what fits at
+The order of the cuts is that of their times on an H200 (Triton 3.6; `docs/gpu.md`, "The time loop alone"); what fits at
 all follows from shared memory and the number of multiprocessors.  Products of float32 that are exact were not timed.
 """
 
