@@ -40,7 +40,7 @@ _PAGE = 2 << 20
 def _room(count: int) -> Tensor:
     """A tensor (count,) of uint8 for packed weights, in large pages if it would fill half of one.
 
-    A step reads all weights in several passes, each of which needs the address of every page: up to 8 % of a call at 256
+    A step reads all weights in several passes, each of which looks every page up: up to 8 % of a call at 256
     units in pages of 4 KiB.
     """
     if count < _PAGE // 2:
