@@ -173,7 +173,7 @@ def draw() -> str:
             names.remove(folder)
             head += f"\n\n{first_sentence(paths[folder])}"
         rows = [f"| `{name}` | {_cell(first_sentence(paths[name]))} | {_told(paths[name])} |" for name in names]
-        parts.append("\n".join([head, "", "| file | one idea | imports |", "|---|---|---|", *rows]))
+        parts.append("\n".join([head, "", "| file | what it is | imports |", "|---|---|---|", *rows]))
     parts += [f"Against the order, `{name}` imports `{other}`: {why}." for (name, other), why in EXCEPTIONS.items()]
     return "\n" + "\n\n".join(parts) + "\n\n"
 

@@ -219,17 +219,14 @@ def stack_cells(
     others where they are needed. torch.nn.LSTMCell is such a cell.
 
     - `forward(x, state) -> state`: one step. x is (n, input_size); state is a tuple of tensors (n, ..), the first of
-    which,
-      h, is also the output. n sequences are alive. The cell must not keep anything between calls.
+      which, h, is also the output. n sequences are alive. The cell must not keep anything between calls.
     - `state_sizes`: the sizes of the tensors in state; (hidden_size, hidden_size) by default.
     - `input_part(x)`, a method or a submodule: what can be computed of all steps at once, (P, input_size) -> (P, ..).
       `forward` then gets the rows of the result instead of x.
     - `constants(state)`: a tuple of tensors (B, ..) that are drawn once for each sequence, such as dropout masks.
-    `forward`
-      finds them in `state`, after the state itself.
+      `forward` finds them in `state`, after the state itself.
     - `as_lstm()`: (w_ih, w_hh, b_ih, b_hh, w_hr) of a plain LSTM that computes the same in the present mode, or None.
-    An
-      engine then computes the layer.
+      An engine then computes the layer.
 
     Every other stack is a loop in torch operations. To compile it, compile the cells: `for cell in stack.cells:
     cell.compile()` takes 2 s for any T, and makes inference of LayerNormLSTM 1.3 to 1.6 times as fast, training no

@@ -11,7 +11,7 @@
  *   columns  1 to 4
  *   a        for each block of 64 terms the upper bytes of the rows, (rows, 64), then the lower ones
  *   b        int8 (slots, 16, 4): slot k of vector v at b + k * slot + v * vector, in elements of 4 bytes
- *   sums     (2, columns, 16, 16): of the upper and of the lower bytes, by columns, rows, and lanes of the vector */
+ *   sums     (2, 4, 16, 16), of which `columns` are written: of the upper and of the lower bytes, by columns, rows and lanes */
 #if defined EMULATE_AVX512
 /* The same on other machines, for tests. */
 static void tile_products(long rows, long columns, const unsigned char *a, long blocks, const void *b, long slot, long vector,

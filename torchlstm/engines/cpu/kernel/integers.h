@@ -7,10 +7,12 @@
  *                              slot i at to[i * step] and to[i * step + 1]
  *   ADD_TERMS(s, a, w)         adds the products of the two words at a with the slots of weights at w to the SUMS sums s
  *   OFFSET(s, offset)          what the sums begin with; offset is 128 times the sum of each column's weights, which is wanted where
- *                              activations are multiplied as unsigned bytes
+ *                              128 was added to, or taken from, the bytes of activations
  *   AS_FLOATS(s)               the sums as a vector of floats
  *   MOST_SLOTS                 that many slots cannot overflow a sum
  *   NEAREST(v)                 a vector of floats rounded to integers, the even one of two
+ *   UPPER_AND_LOWER(q, upper, lower)
+ *                              with TILE_PRODUCTS: the bytes of the terms q, 32768 added to each, to `upper` and `lower`
  */
 enum { FN(TALL) = 3, FN(STEPS) = 32767 };
 

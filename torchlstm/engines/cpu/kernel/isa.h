@@ -13,7 +13,8 @@
  * and, where the set has an instruction for it,
  *
  *   LOAD_float, STORE_float, LOAD_double, STORE_double (p, [v,] n)
- *                   the first n lanes, reading and writing no others; of both types or of neither
+ *                   the first n lanes, reading and writing no others; LOAD for each type of the set or for none,
+ *                   STORE likewise
  *   WIDEN_HALVES(p) the float16 numbers from p on, as many as a vector has lanes, as a vector of float
  *   ADD_TERMS, SUMS, MOST_SLOTS, OFFSET, WORDS, NEAREST, AS_FLOATS
  *                   products of int8 weights: integers.h
