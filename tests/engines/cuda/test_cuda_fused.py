@@ -32,7 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 @pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
-    assert in_the_interpreter.run(__file__) > 2 * len(FUSED)
+    # Many processes that wait for each other: a minute more.
+    assert in_the_interpreter.run(__file__, "beyond_its_bound or exchange_their_results and float16") > 2 * len(FUSED)
 
 
 FUSED = ["float32-dense", "float32-packed", "float32-everything-packed", "bfloat16-packed", "float16-everything-dense"]
