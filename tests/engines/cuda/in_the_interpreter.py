@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-
 # Set in the environment: all tests of a file, also those that `run` is told to leave out.
 ALL = "TORCHLSTM_TEST_INTERPRETER"
 
