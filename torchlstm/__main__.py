@@ -1,4 +1,4 @@
-"""The command line: `python -m torchlstm info | parity | qualify | demo`."""
+"""The command line, `python -m torchlstm`: the commands info, parity, qualify and demo."""
 
 import argparse
 import json
