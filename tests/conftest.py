@@ -26,21 +26,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
-# Files whose tests share what takes long to set up: one process runs all of them.
-TOGETHER = ("qualify/test_qualify_command.py", "project/test_tutorial.py", "project/test_benchmarks.py")
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Side by side, tests go to the next free process one by one, but those of `TOGETHER` file by file."""
-    from xdist.scheduler import LoadScopeScheduling
+    """Side by side, a process takes whole files: what their tests share is set up once, and compiled once.
 
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return file if file.endswith(TOGETHER) else nodeid
+    Files go in the order of collection, those with a long test first: none of them is left alone at the end.
+    """
+    from xdist.scheduler import LoadFileScheduling
 
-    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
+    if config.getvalue("dist") != "load":
+        return None
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

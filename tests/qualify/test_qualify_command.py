@@ -23,6 +23,7 @@ from torchlstm.qualify import command
 from torchlstm.qualify.run import Children
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 # Of what `--quick` tries in the interpreter a quarter.
