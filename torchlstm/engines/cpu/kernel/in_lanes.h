@@ -35,7 +35,8 @@ typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sum
 #define LANE_AT(p) (QUAD == 4 ? (p) / 4 * 4 + (p) % 2 * 2 + (p) % 4 / 2 : (p))
 
 /* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
- * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side. */
+ * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side.
+ * (Prefetching the weights of two turns later made calls of 2 to 16 steps 1 to 10 % slower.) */
 INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
     vec s[DOTS][4][4];
     const long slot = 4 * LANES, first = LANE_AT(p);
