@@ -83,7 +83,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run_alone(block: Block) -> None:
     """Run a program with process groups in a process of its own, which ends before its objects are freed.
 
-    A thread of gloo may hold a tensor while the reducer of DDP is freed: each waits for the other (pytorch/pytorch#179291).
+    A thread of gloo may hold a tensor while the reducer of DDP is freed, and each then waits for the other
+    (pytorch/pytorch#179291).
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-c", f"{block.text}\nimport os\nos._exit(0)\n"]
