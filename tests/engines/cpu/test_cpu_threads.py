@@ -172,7 +172,7 @@ print(hasattr(ctypes.CDLL(None), "GOMP_parallel"), latest_threads().used)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="that is a matter of Linux' linker")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux' linker hides symbols in this way")
 def test_the_openmp_that_is_torchs_alone_is_found() -> None:
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["False", "2"]

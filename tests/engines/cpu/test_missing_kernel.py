@@ -68,7 +68,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there the reason is Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="on Windows the message names Windows, not the missing file")
 def test_the_first_plain_call_says_so_once(without: Path) -> None:
     told = run(without, PROGRAM)
     (first,) = told.pop("first")

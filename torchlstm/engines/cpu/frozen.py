@@ -33,25 +33,6 @@ class Sizes(NamedTuple):
 Direction = tuple[Rounded, Rounded, Tensor | None, Rounded | None]
 
 
-# A large page, as Linux has them on x86.
-_PAGE = 2 << 20
-
-
-def _room(count: int) -> Tensor:
-    """A tensor (count,) of uint8 for packed weights, in large pages if it would fill half of one.
-
-    A step reads all weights in several passes, each of which looks every page up: up to 8 % of a call at 256
-    units in pages of 4 KiB.
-    """
-    if count < _PAGE // 2:
-        return torch.empty(count, dtype=torch.uint8)
-    pages = -(-count // _PAGE)
-    room = torch.empty((pages + 1) * _PAGE, dtype=torch.uint8)
-    start = -room.data_ptr() % _PAGE
-    engine._kernel.huge(room[start : start + pages * _PAGE])
-    return room[start : start + count]
-
-
 class Packed:
     """The weights of a module as the kernel reads them.
 
@@ -76,7 +57,7 @@ class Packed:
             directions,
         )
         self.isa = next(name for name, number in engine.ISAS.items() if number == isa)
-        self.data = _room(sum(self.bytes) * directions).zero_()
+        self.data = engine._empty(torch.empty(0, dtype=torch.uint8), sum(self.bytes) * directions).zero_()
 
 
 # The axes of `_Layout._axes` in the order of the memory.
