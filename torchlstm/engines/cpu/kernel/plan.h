@@ -38,10 +38,6 @@ static inline long blocks(long n, int lanes) { return (n + lanes - 1) / lanes; }
 /* Forward: a thread's buffer of gates before activation holds as many steps as fit this; half a small L2 cache. */
 enum { GATES_BYTES = 192 << 10 };
 
-/* The same for weights of int8, whose products are a small part of the time: more steps share one pass over W_ih.  At 1,024 units,
- * 16 sequences and AMX a call takes 44 ms with it, 50 with GATES_BYTES (Emerald Rapids, one thread); at 512 units no less. */
-enum { INTEGER_GATES_BYTES = 768 << 10 };
-
 /* Rows of the left operand of a product are packed, as many terms at a time as fit LEFT_BYTES: they should stay in the
  * cache while the columns change.  But at least LEFT_LEAST terms: starting a sum costs too. */
 enum { LEFT_BYTES = 256 << 10, LEFT_LEAST = 256 };
@@ -120,7 +116,7 @@ static inline forward_plan_t plan_forward(const sizes_t *s, int format, int thre
     p.raw = format == UNPACKED ? p.packed.total : 0;
     p.direction = blocks(p.raw + (s->projected ? s->batch * s->hidden : 0), 32) * 32;
     p.threads = p.direction * s->directions;
-    long least = s->batch * 4 * lanes, room = (format == IN_INT8 ? INTEGER_GATES_BYTES : GATES_BYTES) / s->element;
+    long least = s->batch * 4 * lanes, room = GATES_BYTES / s->element;
     long most = s->steps * s->batch * width;
     p.gates = blocks(room < least ? least : room < most ? room : most, 32) * 32;
     p.left = p.gates;
