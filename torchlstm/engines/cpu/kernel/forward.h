@@ -1,6 +1,6 @@
 /* The time loop forward.
  *
- * The input's part of the gates is computed ahead of the recurrence, for as many steps as fit a small buffer: tiles are full
+ * The input's part of the gates is computed ahead of the recurrence, for as many steps as fit a buffer (gates_room): tiles are full
  * however few rows a step has, and W_ih is read once for all of these steps.  Each step then adds the recurrence's part in the
  * buffer and runs the cell.  docs/kernel.md follows one step.
  */

@@ -50,7 +50,7 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r,
     for (int n = 0; n < gates->count; n++) {
         const FN(operands_t) o = gates->of[n];
         const long lda = o.lda;
-        const REAL *a = o.a + (r + i) * lda, *w = o.w + unit * 4 * o.K;
+        const REAL *a = o.a + (r + i) * lda + first, *w = o.w + unit * 4 * o.K + first * slot;
         long k = o.K;
         ROLL
         for (; k >= LANES; k -= LANES, a += LANES, w += LANES * slot)
@@ -58,9 +58,9 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r,
             for (int j = 0; j < lanes; j++)
                 UNROLL(4)
                 for (int g = 0; g < 4; g++) {
-                    vec y = *(const vec *)(w + (first + LANE_AT(j)) * slot + g * LANES);
+                    vec y = *(const vec *)(w + LANE_AT(j) * slot + g * LANES);
                     UNROLL(8)
-                    for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + first + LANE_AT(j)] * y;
+                    for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + LANE_AT(j)] * y;
                 }
         if (!k) continue;
         /* Lanes without a term add 0, as in in_place.h: that makes -0 a 0. */
@@ -69,8 +69,8 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r,
         for (int j = 0; j < lanes; j++)
             UNROLL(4)
             for (int g = 0; g < 4; g++) {
-                const long at = first + LANE_AT(j) - lane;
-                if (at >= 0 && at < k) {
+                const long at = LANE_AT(j) - lane;
+                if (first + at >= 0 && first + at < k) {
                     vec y = *(const vec *)(w + at * slot + g * LANES);
                     UNROLL(8)
                     for (int row = 0; row < rows; row++) s[row][g][j] += a[row * lda + at] * y;
