@@ -37,9 +37,9 @@ typedef struct { vec quads[FN(HIGH)][4][QUADS], half[FN(HIGH)][4]; } FN(lane_sum
 /* The partial sums of `lanes` lanes, at most a quad, from place p of the order on: those of all four gates of `rows` rows from r
  * on, which are rows i and following of `to`.  Weights of a lane lie LANES slots apart, those of its gates side by side.
  * (Prefetching the weights of two turns later made calls of 2 to 16 steps 1 to 10 % slower.) */
-INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) {
+INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r, long i, long unit, unsigned long p, FN(lane_sums_t) *to) {
     vec s[DOTS][4][4];
-    const long slot = 4 * LANES, first = LANE_AT(p);
+    const long slot = 4 * LANES, first = (long)LANE_AT(p);
     UNROLL(8)
     for (int row = 0; row < rows; row++)
         UNROLL(4)
@@ -87,7 +87,7 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r,
             vec *quad_sum = &to->quads[i + row][g][p / QUAD], *half_sum = &to->half[i + row][g], sum = s[row][g][0];
             if (lanes > 1) sum += s[row][g][1];
             if (lanes == 4) sum += s[row][g][2] + s[row][g][3];
-            const long place = p % QUAD;
+            const unsigned long place = p % QUAD;
             if (place == 0) *quad_sum = sum;
             else if (QUAD == 2 || place == 1 || lanes == 2) *quad_sum += sum;
             else if (place == 2) *half_sum = sum;
@@ -95,54 +95,48 @@ INLINE void FN(lane_tile)(int rows, int lanes, const FN(gates_t) *gates, long r,
         }
 }
 
-#define LANE_TILE(rows, lanes)                                                                                              \
-    NOINLINE void FN(lane_tile_##rows##lanes)(const FN(gates_t) *gates, long r, long i, long unit, long p, FN(lane_sums_t) *to) { \
-        FN(lane_tile)(rows, lanes, gates, r, i, unit, p, to);                                                                   \
+/* One lane at a time, of some of many rows. */
+#define LANE_TILE(rows)                                                                                                       \
+    NOINLINE void FN(lane_tile_##rows)(const FN(gates_t) *gates, long r, long i, long unit, unsigned long p, FN(lane_sums_t) *to) { \
+        FN(lane_tile)(rows, 1, gates, r, i, unit, p, to);                                                                     \
     }
-LANE_TILE(1, 1)
-LANE_TILE(2, 1)
-LANE_TILE(3, 1)
-LANE_TILE(1, 2)
+/* All lanes of few rows, several at a time, in one call. */
+#define LANE_TILES(rows, lanes)                                                                                               \
+    NOINLINE void FN(lane_tiles_##rows)(const FN(gates_t) *gates, long r, long unit, FN(lane_sums_t) *to) {                   \
+        ROLL                                                                                                                  \
+        for (unsigned long n = 0; n < LANES / lanes; n++) FN(lane_tile)(rows, lanes, gates, r, 0, unit, lanes * n, to);        \
+    }
+#if DOTS == 6 && QUAD == 4
+LANE_TILES(1, 4)
+#else
+LANE_TILES(1, 2)
+#endif
 #if DOTS == 6
-LANE_TILE(4, 1)
-LANE_TILE(5, 1)
-LANE_TILE(6, 1)
-LANE_TILE(2, 2)
-LANE_TILE(3, 2)
-#if QUAD == 4
-LANE_TILE(1, 4)
+LANE_TILES(2, 2) LANE_TILES(3, 2) LANE_TILES(4, 1) LANE_TILES(5, 1) LANE_TILES(6, 1)
+LANE_TILE(1) LANE_TILE(2) LANE_TILE(3) LANE_TILE(4) LANE_TILE(5) LANE_TILE(6)
+#define EACH_HEIGHT(name) { name(1), name(2), name(3), name(4), name(5), name(6) }
+#else
+LANE_TILES(2, 1) LANE_TILES(3, 1)
+LANE_TILE(1) LANE_TILE(2) LANE_TILE(3)
+#define EACH_HEIGHT(name) { name(1), name(2), name(3) }
 #endif
-#endif
-typedef void FN(lane_tile_t)(const FN(gates_t) *, long r, long i, long unit, long p, FN(lane_sums_t) *);
-static FN(lane_tile_t) *const FN(lane_tiles)[DOTS] = {
-    FN(lane_tile_11), FN(lane_tile_21), FN(lane_tile_31),
-#if DOTS == 6
-    FN(lane_tile_41), FN(lane_tile_51), FN(lane_tile_61),
-#endif
-};
+#define ONE_LANE(rows) FN(lane_tile_##rows)
+#define ALL_LANES(rows) FN(lane_tiles_##rows)
+static void (*const FN(one_lane)[DOTS])(const FN(gates_t) *, long r, long i, long unit, unsigned long p, FN(lane_sums_t) *)
+    = EACH_HEIGHT(ONE_LANE);
+static void (*const FN(all_lanes)[DOTS])(const FN(gates_t) *, long r, long unit, FN(lane_sums_t) *) = EACH_HEIGHT(ALL_LANES);
 
-/* As gates_in_place, of a block of units whose weights are packed.  With few rows several lanes at a time, as many as the registers have
- * room for their sums; with many rows one lane at a time, whose weights stay in the cache for all tiles of rows. */
+/* As gates_in_place, of a block of units whose weights are packed.  With few rows as many lanes at a time as the registers have room for
+ * their sums; with many rows one lane at a time, whose weights stay in the cache for all tiles of rows. */
 NOINLINE void FN(gates_in_lanes)(const FN(gates_t) *gates, long r, long rows, long unit, const REAL *from, long step, REAL *acc) {
     FN(lane_sums_t) sums;
-    FN(lane_tile_t) *few = NULL;
-    int lanes = 1;
-    if (rows == 1) few = FN(lane_tile_12), lanes = 2;
-#if DOTS == 6
-    if (rows == 2) few = FN(lane_tile_22), lanes = 2;
-    if (rows == 3) few = FN(lane_tile_32), lanes = 2;
-#if QUAD == 4
-    if (rows == 1) few = FN(lane_tile_14), lanes = 4;
-#endif
-#endif
-    for (long p = 0; p < LANES; p += lanes) {
-        if (few) few(gates, r, 0, unit, p, &sums);
-        else
+    if (rows <= DOTS) FN(all_lanes)[rows - 1](gates, r, unit, &sums);
+    else
+        for (unsigned long p = 0; p < LANES; p++)
             for (long i = 0, high; i < rows; i += high) {
                 high = FN(even)(rows - i, DOTS);
-                FN(lane_tiles)[high - 1](gates, r, i, unit, p, &sums);
+                FN(one_lane)[high - 1](gates, r, i, unit, p, &sums);
             }
-    }
     for (long i = 0; i < rows; i++)
         for (long g = 0; g < 4; g++) {
             const vec *q = sums.quads[i][g];
