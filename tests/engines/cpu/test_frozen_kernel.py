@@ -120,6 +120,24 @@ def test_weights_as_they_are_give_the_bits_of_the_module(dtype: torch.dtype, isa
 
 
 @formats
+@pytest.mark.parametrize(
+    ("steps", "batch"), [(1, 1), (1, 3), (1, 9), (2, 1), (3, 2), (4, 3), (30, 1)], ids=lambda size: str(size)
+)
+def test_later_calls_give_the_same_bits(format: Format, steps: int, batch: int, isa: str, threads: Any) -> None:
+    """Calls read the weights of the units by turns from the first to the last and back."""
+    module = torchlstm.LSTM(1100, 200, bidirectional=True)
+    packed, x, states = packed_of(module, format), torch.randn(steps, batch, 1100), states_of(module, batch)
+    y, h_n, c_n = written_out(weights_of(module, format), x, *states, [batch] * steps)
+    for count in (1, 2):
+        threads(count)
+        calls = [flat(frozen.run(packed, x, states, None, False, None)) for _ in range(3)]
+        for found in calls:
+            assert all(torch.equal(one, first) for one, first in zip(found, calls[0], strict=True))
+        for one, expected in zip(calls[0], (y, h_n, c_n), strict=True):
+            torch.testing.assert_close(one, expected.float(), rtol=0, atol=TOLERANCE[format])
+
+
+@formats
 def test_forms_of_a_call_give_the_same_bits(format: Format) -> None:
     module = torchlstm.LSTM(19, 33, num_layers=2, bidirectional=True)
     packed, x, (h, c) = packed_of(module, format), torch.randn(6, 5, 19), states_of(module, 5)

@@ -66,7 +66,8 @@ NOINLINE void FN(project_inputs)(const FN(layer_t) *l, FN(span_t) span, const RE
     do {
         long k1 = k0 + depth < K ? k0 + depth : K;
         const REAL *a = FN(pack_left)(x + k0 * PER_SLOT, I, rows, FN(terms)(k0, k1, I), l->left, 0);
-        for (long u = span.from; u < span.to; u++) {
+        for (long i = 0; i < span.to - span.from; i++) {
+            long u = in_turn((range_t){ span.from, span.to }, i, inputs_turned(l->p));
             REAL *acc = FN(gates_at)(l, span, u, row);
             FN(add_gates)(a, rows, &l->w_x, u, K, k0, k1,
                           k0 ? acc : l->bias + u * 4 * LANES, k0 ? 4 * LANES : 0, acc);
@@ -92,8 +93,7 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
         const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + old * LEFT_LENGTH(k1 - k0), least)
                                   : NULL;
         for (long i = 0; i < span.to - span.from; i++) {
-            /* Every other step goes through the weights backwards: of weights that exceed the cache, a part is still in it. */
-            long u = t & 1 ? span.to - 1 - i : span.from + i;
+            long u = in_turn((range_t){ span.from, span.to }, i, turned(s, l->p, t));
             REAL *acc = FN(gates_at)(l, span, u, row);
             if (old) FN(add_gates)(a, old, &l->w_h, u, K, k0, k1, acc, 4 * LANES, acc);
             if (old < n) {
@@ -153,9 +153,12 @@ NOINLINE void FN(run_layer)(const FN(layer_t) *l, part_t *p, long room) {
         long low = first_row(s, FN(steps_ahead)(l, l->reverse ? last - 1 : first));
         if (last == first + 1) {
             /* One step only: as many units at a time as fit the buffer. */
-            long units = span.rows ? room / (span.rows * 4 * LANES) : span.to - span.from;
+            long all = l->units.to - l->units.from, units = span.rows ? room / (span.rows * 4 * LANES) : all;
+            long few = STEP_BYTES / (4 * LANES * (SLOTS(I) + SLOTS(s->output)) * (long)sizeof(REAL)) + 1;
+            if (span.rows <= STEP_ROWS && few < units) units = few;
             t = FN(steps_ahead)(l, first);
-            for (long u = l->units.from; u < l->units.to; u += units) {
+            for (long i = 0, parts = units ? (all + units - 1) / units : 0; i < parts; i++) {
+                long u = l->units.from + (turned(s, p, t) ? parts - 1 - i : i) * units;
                 span.from = u, span.to = u + units < l->units.to ? u + units : l->units.to;
                 FN(project_inputs)(l, span, l->x + (first_row(s, t) + p->rows.from) * I, span.rows, 0);
                 FN(recur)(l, span, t, 0);

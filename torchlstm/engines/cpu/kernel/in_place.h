@@ -180,15 +180,17 @@ INLINE void FN(cells_in_place)(const FN(in_place_t) *l, long t, long r, long row
 }
 
 /* One step: both products in one sum, some rows of some blocks at a time. */
-NOINLINE void FN(one_step)(const FN(in_place_t) *l) {
+NOINLINE void FN(one_step)(const FN(in_place_t) *l, const part_t *p) {
     long I = l->s->input, H = l->s->hidden, n = active(l->s, 0), blocks = n < FN(HIGH) ? FN(HIGH) / (n ? n : 1) : 1;
     FN(gates_t) gates = { { { l->x, l->w->w_ih, I, I }, { l->h_0, l->w->w_hh, H, H } }, 2, l->packed, H };
     REAL acc[FN(HIGH) * 4 * LANES], bias[4 * LANES];
-    for (long from = l->units.from, to; from < l->units.to; from = to) {
-        to = from + blocks < l->units.to ? from + blocks : l->units.to;
+    for (long i = 0, parts = (l->units.to - l->units.from + blocks - 1) / blocks; i < parts; i++) {
+        long from = l->units.from + (turned(l->s, p, 0) ? parts - 1 - i : i) * blocks;
+        long to = from + blocks < l->units.to ? from + blocks : l->units.to;
         for (long r = 0, rows; r < n; r += rows) {
             rows = FN(even)(n - r, FN(HIGH));
-            for (long u = from; u < to; u++) {
+            for (long k = 0; k < to - from; k++) {
+                long u = in_turn((range_t){ from, to }, k, turned(l->s, p, 0));
                 FN(sum_bias)(l, u * LANES, bias);
                 FN(gates_in_place)(&gates, r, rows, u * LANES, FN(real)(H, u), bias, 0, acc + (u - from) * rows * 4 * LANES);
             }
@@ -208,7 +210,8 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             count += active(s, STEP(last));
         long low = first_row(s, STEP(l->reverse ? last - 1 : first));
         FN(gates_t) inputs = { { { l->x + low * I, l->w->w_ih, I, I } }, 1, l->packed, H };
-        for (long u = l->units.from; u < l->units.to; u++) {
+        for (long i = 0; i < l->units.to - l->units.from; i++) {
+            long u = in_turn(l->units, i, inputs_turned(p));
             REAL bias[4 * LANES], *block = buffer + (u - l->units.from) * count * 4 * LANES;
             FN(sum_bias)(l, u * LANES, bias);
             for (long r = 0, rows; r < count; r += rows) {
@@ -225,8 +228,7 @@ NOINLINE void FN(few_steps)(const FN(in_place_t) *l, part_t *p, REAL *buffer, lo
             FN(gates_t) fresh = { { { l->h_0, l->w->w_hh, H, H } }, 1, l->packed, H };
 #define AT(u) (buffer + (((u) - l->units.from) * count + first_row(s, t) - low) * 4 * LANES)
             for (long k = 0; k < l->units.to - l->units.from; k++) {
-                /* Every other step goes through the weights backwards: of weights that exceed the cache, a part is still in it. */
-                long u = t & 1 ? l->units.to - 1 - k : l->units.from + k, unit = u * LANES;
+                long u = in_turn(l->units, k, turned(s, p, t)), unit = u * LANES;
                 REAL *acc = AT(u), *rest = acc + old * 4 * LANES;
                 if (old) FN(gates_in_place)(&states, 0, old, unit, FN(real)(H, u), acc, 4 * LANES, acc);
                 if (old < n) FN(gates_in_place)(&fresh, old, n - old, unit, FN(real)(H, u), rest, 4 * LANES, rest);
@@ -257,7 +259,7 @@ TARGET static void FN(forward_in_place)(const forward_t *job, part_t *p, const f
         for (long r = 0; r < B && from < to; r++)
             __builtin_memcpy(l.c + r * H + from, (const REAL *)job->c_0 + (d * B + r) * H + from,
                              (size_t)(to - from) * sizeof(REAL));
-        if (s->steps == 1) FN(one_step)(&l);
+        if (s->steps == 1) FN(one_step)(&l, p);
         else FN(few_steps)(&l, p, (REAL *)job->scratch + p->rank * plan->thread, plan->gates);
         FN(layer_t) whole = { .s = s, .p = p, .reverse = l.reverse, 
                              .outputs = { l.units.from, l.units.to }, .h_0 = l.h_0, .y = l.y, .y_step = l.y_step };

@@ -17,6 +17,7 @@ typedef struct {
     range_t rows;                       /* this thread's rows of the batch                                */
     flag_t *all, *mine;                 /* (threads,) flags of all; (members,) flags of those that share  */
     long met;                           /* how often `mine` have met                                      */
+    long call;                          /* how many calls of this caller read the same weights before     */
 } part_t;
 
 /* How many rows of step t are this thread's; they begin at rows.from. */
@@ -32,6 +33,19 @@ static inline void share(long count, long i, long n, long *from, long *to) {
 
 /* The next step's number is published, and the other threads of the same rows are waited for. */
 static inline void meet_mine(part_t *p) { meet(p->mine, p->members, p->me, ++p->met); }
+
+/* A sweep reads the weights of all blocks of units once.  Every other one goes from the last block to the first: of weights that exceed the
+ * cache it then finds a part there.  The next call on the same weights goes on with that.
+ * Are the weights of step t, or of the inputs, read backwards? */
+static inline int turned(const sizes_t *s, const part_t *p, long t) { return (p->call * s->steps + t) & 1; }
+static inline int inputs_turned(const part_t *p) { return p->call & 1; }
+/* Block i of a sweep. */
+static inline long in_turn(range_t units, long i, int back) { return back ? units.to - 1 - i : units.from + i; }
+
+/* A single step of few rows takes as many units at a time as have so many bytes of weights, of the inputs and the recurrence together: a
+ * sweep then ends with both.  Measured (Emerald Rapids, again and again): int8 with 640 units takes 101 us, with all units at a time 117.
+ * The rows are packed anew for each part; 1, 2 and 4 rows gain. */
+enum { STEP_BYTES = 512 << 10, STEP_ROWS = 4 };
 
 static inline long blocks(long n, int lanes) { return (n + lanes - 1) / lanes; }
 
