@@ -33,18 +33,19 @@ build() {
     local name=$1
     shift
     mkdir "$work/$name"
-    printf '%s\0' "$kernel"/{avx512,amx,vnni,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,pace}.c "$here/$team.c" | compile "$name" "$@"
+    printf '%s\0' "$kernel"/{avx512,amx,amx_bfloat16,vnni,avx2,bfloat16,portable,dispatch}.c "$here"/{driver,layers,products,pace}.c "$here/$team.c" | compile "$name" "$@"
     local runtime=()
     if [ "$team" = openmp ]; then runtime=(-Wl,--wrap=GOMP_parallel -lgomp); fi
     "$cc" "$@" "$work/$name"/*.o -o "$work/$name/driver" "${runtime[@]}" -lm -lpthread
 }
 
-# spread NAME FLAG...: the build again, as NAME-spread, with all threads on little work; only dispatch.c knows the difference
+# spread NAME FLAG...: the build again, as NAME-spread, with all threads on little work, and without AMX: by vnni.c and bfloat16.c.  Only
+# dispatch.c knows the difference.
 spread() {
     local name=$1
     shift
     cp -r "$work/$name" "$work/$name-spread"
-    printf '%s\0' "$kernel/dispatch.c" | compile "$name-spread" "$@" -DSPREAD_THIN
+    printf '%s\0' "$kernel/dispatch.c" | compile "$name-spread" "$@" -DSPREAD_THIN -DWITHOUT_AMX
     "$cc" "$@" "$work/$name-spread"/*.o -o "$work/$name-spread/driver" -lm -lpthread
 }
 

@@ -1,8 +1,6 @@
 /* The kernel for x86 with AMX: as vnni.c, and more than three rows at a time by the products of its tile registers. */
-#include "dispatch.h"
+#include "amx.h"
 #if HAVE_AMX
-#include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 /* Products of bytes: (rows, 64 blocks) by (64 blocks, 16) for each of `columns` vectors of columns.
@@ -26,25 +24,11 @@ static void tile_products(long rows, long columns, const unsigned char *a, long 
                     for (long j = 0; j < 16; j++) sums[half][v][r][j] += term * w[j * 4];
                 }
 }
-#define RELEASE_TILES() (void)0
 #else
-#define TILES __attribute__((target("amx-tile,amx-int8")))
-
-/* The shapes of the tile registers, as the processor reads them. */
-typedef struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } tile_shapes_t;
-
-/* How many rows this thread's tile registers are shaped for; 0: they are not in use. */
-static _Thread_local long shaped_for;
-
-/* Registers 0 to 3 are sums, 4 and 5 both halves of the rows, 6 and 7 weights.  Loading shapes takes 100 ns, as long as the
- * products of 256 terms. */
+/* Registers 0 to 3 are sums, 4 and 5 both halves of the rows, 6 and 7 weights. */
 TILES static void shape_tiles(long rows) {
     const uint8_t n = (uint8_t)rows;
-    const tile_shapes_t shapes = { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 },
-                                   .rows = { n, n, n, n, n, n, 16, 16 } };
-    if (shaped_for == rows) return;
-    _tile_loadconfig(&shapes);
-    shaped_for = rows;
+    SHAPE_TILES(rows, { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { n, n, n, n, n, n, 16, 16 } })
 }
 
 /* Two vectors of columns, or one.  Four vectors by one half of the rows at a time is up to a tenth slower. */
@@ -94,13 +78,6 @@ static void tile_products(long rows, long columns, const unsigned char *a, long 
         else one_column(a, rows, blocks, w, slot, sums[0][v], sums[1][v]);
 }
 
-/* Gives the registers back when a call ends: as long as they are in use, every switch of threads saves them. */
-TILES static void release_tiles(void) {
-    if (!shaped_for) return;
-    _tile_release();
-    shaped_for = 0;
-}
-#define RELEASE_TILES() release_tiles()
 #endif
 
 #define TILE_PRODUCTS tile_products

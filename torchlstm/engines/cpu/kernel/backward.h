@@ -181,6 +181,7 @@ TARGET static void FN(backward)(const backward_t *job, part_t *p, const backward
         }
         if (job->to == T && !single(s)) FN(end_states)(&l, (REAL *)job->dh_0 + d * B * R);
     }
+    RELEASE_TILES();
 }
 
 /* db of every direction: the sum over the rows of the batch, in their order. */

@@ -1,8 +1,11 @@
-/* The kernels for x86 with AVX512-BF16: float, but operands of products are rounded to bfloat16; sums are float. */
+/* The kernels for x86 with AVX512-BF16: float, but operands of products are rounded to bfloat16; sums are float.  amx_bfloat16.c includes it
+ * too. */
 #include "dispatch.h"
 #if HAVE_BFLOAT16
 #include <immintrin.h>
+#if !defined ISA
 #define ISA bfloat16
+#endif
 #define BYTES 64
 #define COLS 4
 #define DOTS 6
@@ -23,6 +26,10 @@ typedef uint32_t vec_bits __attribute__((vector_size(BYTES)));
 #define PAIR_NEIGHBOURS(a, b) (quad)PAIR(quad_bits, SHUFFLE(a, b, 0, 2, 4, 6), SHUFFLE(a, b, 1, 3, 5, 7))
 #define PAIR_QUADS(a, b) (quad)PAIR(quad_bits, a, b)
 #define PAIR_VECS(a, b) (vec)PAIR(vec_bits, a, b)
+#define PAIR_TERMS(a, b) \
+    (vec)PAIR(vec_bits, SHUFFLE_VECS(ivec, a, b, EVENS), SHUFFLE_VECS(ivec, a, b, ODDS))
+#define EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define FIRST(a) (vec)((vec_bits)(a) << 16)
 #define SECOND(a) (vec)((vec_bits)(a) & 0xffff0000)
 /* A pair is broadcast as an integer: as a float it may be a denormal, which would be flushed. */
@@ -42,6 +49,7 @@ typedef uint32_t vec_bits __attribute__((vector_size(BYTES)));
         __m128i ab_ = (__m128i)_mm_cvtne2ps_pbh((__m128)(b), (__m128)(a));                \
         (quad)_mm_unpacklo_epi16(ab_, _mm_srli_si128(ab_, 8));                            \
     })
+#define PAIR_TERMS(a, b) (vec)_mm512_cvtne2ps_pbh((__m512)(b), (__m512)(a))
 #define WIDENED(a) _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)(a)))
 #define PAIR_VECS(a, b) (vec)_mm512_or_si512(WIDENED(a), _mm512_slli_epi32(WIDENED(b), 16))
 #define MULTIPLY_ADD_PAIRS(sum, a, b) \

@@ -18,7 +18,11 @@ static const kernels_t *kernels_of(int element, int isa) {
 #if defined __x86_64__
     switch (torchlstm_isa(isa)) {
 #if HAVE_BFLOAT16
+#if HAVE_AMX
+    case BFLOAT16: if (!type) return (have_amx(BFLOAT16_TILES) ? torchlstm_amx_bfloat16 : torchlstm_bfloat16)[0]; /* fall through */
+#else
     case BFLOAT16: if (!type) return torchlstm_bfloat16[0]; /* fall through */
+#endif
 #endif
     case AVX512: return torchlstm_avx512[type];
     case AVX2: return torchlstm_avx2[type];
@@ -44,7 +48,7 @@ static const kernels_t *forward_kernels(const forward_t *f, int isa) {
 #if defined __x86_64__
 #if HAVE_VNNI
 #if HAVE_AMX
-    if (f->format == IN_INT8 && isa == AVX512 && have_amx()) return torchlstm_packed_amx[format];
+    if (f->format == IN_INT8 && isa == AVX512 && have_amx(INT8_TILES)) return torchlstm_packed_amx[format];
 #endif
     if (f->format == IN_INT8 && isa == AVX512) return torchlstm_packed_vnni[format];
 #endif

@@ -90,7 +90,7 @@ NOINLINE void FN(recur)(const FN(layer_t) *l, FN(span_t) span, long t, long row)
     do {
         long k1 = k0 + depth < K ? k0 + depth : K, first = k0 * PER_SLOT, terms = FN(terms)(k0, k1, R);
         const REAL *a = old ? FN(pack_left)(h + first, l->y_step, old, terms, l->left, least) : NULL;
-        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + old * LEFT_LENGTH(k1 - k0), least)
+        const REAL *a_0 = old < n ? FN(pack_left)(h_0 + first, R, n - old, terms, l->left + LEFT_ROWS(old) * LEFT_LENGTH(k1 - k0), least)
                                   : NULL;
         for (long i = 0; i < span.to - span.from; i++) {
             long u = in_turn((range_t){ span.from, span.to }, i, turned(s, l->p, t));
@@ -237,7 +237,5 @@ TARGET static void FN(forward)(const forward_t *job, part_t *p, const forward_pl
         FN(run_layer)(&l, p, plan->gates);
         FN(final_outputs)(&l, (REAL *)job->h_n + d * B * R);
     }
-#if defined TILE_PRODUCTS
     RELEASE_TILES();
-#endif
 }

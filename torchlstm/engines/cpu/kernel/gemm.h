@@ -5,6 +5,7 @@
  * of as many terms as a batch has rows, would lose digits.  The result does not depend on the number of threads.
  */
 
+#if !defined TILE_PRODUCTS
 /* Packs columns of a (K, columns), row stride lda, as pack_left packs rows: for each tile its columns side by side, slot after slot.
  * `room`: columns that may be read from a on. */
 NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long room, long K, REAL *to) {
@@ -21,6 +22,7 @@ NOINLINE const REAL *FN(pack_turned)(const REAL *a, long lda, long columns, long
     }
     return start;
 }
+#endif
 
 /* out (rows, columns), row stride ldo, += packed rows times up to `wide` vectors of columns of b; with `fresh` it is written.  Slot k of
  * vector v is at b + k * b_slot + v * LANES; of a last vector that is not whole, at edge + k * edge_slot. */
@@ -75,6 +77,7 @@ TARGET static void FN(gemm)(const gemm_t *g, int rank, int threads, flag_t *flag
         }
         meet(flags, threads, rank, ++met);
     }
+    RELEASE_TILES();
 }
 
 #if SLOT_HOLDS == ONE_TERM

@@ -19,7 +19,8 @@
  *   ADD_TERMS, SUMS, MOST_SLOTS, OFFSET, WORDS, NEAREST, AS_FLOATS
  *                   products of int8 weights: integers.h
  *   TILE_PRODUCTS, RELEASE_TILES
- *                   products of more than three rows of int8 weights by tile registers, and the end of their use: amx.c
+ *                   products by tile registers, and the end of their use: of more than three rows of int8 weights (amx.c), or of pairs
+ *                   (amx_bfloat16.c)
  *
  * A set for one purpose defines
  *
@@ -27,12 +28,17 @@
  *                   of a vector, a pair and a vector of pairs.  Operands are then rounded to bfloat16, and lie in pairs: a slot
  *                   holds TWO_BFLOATS, float is the only type, and there are no packed weights in fewer bits.  Pairs are made by
  *                   PAIR_NEIGHBOURS(a, b), of two quads a0 a1, a2 a3, b0 b1, b2 b3, and by
- *                   PAIR_QUADS(a, b) and PAIR_VECS(a, b): a0 b0, a1 b1, ..
+ *                   PAIR_QUADS(a, b) and PAIR_VECS(a, b): a0 b0, a1 b1, .., and by
+ *                   PAIR_TERMS(a, b), of two vectors: a0 a1, a2 a3, .., then b
  *   ONLY_INTEGERS   nothing but the kernel for int8 weights
  */
 #include "plan.h"
 #include "dispatch.h"
 #include "macros.h"
+
+#if !defined TILE_PRODUCTS
+#define RELEASE_TILES() (void)0
+#endif
 
 /* Tables of kernels, as dispatch.h declares them. */
 #define KERNELS(kind) &JOIN3(kernels, kind, ISA)

@@ -50,11 +50,20 @@
 #define LEFT_SLOT (SLOT_HOLDS < TWO_SHORTS ? 1 : 2)
 #define PER_LEFT (PER_SLOT / LEFT_SLOT)
 #define LEFT_COLUMNS(slots) ((slots) * LEFT_SLOT)
-#if defined TILE_PRODUCTS
+#if defined TILE_PRODUCTS && defined ONLY_INTEGERS
 /* Of int8 weights with tile registers: whole tiles, and room to begin them at a cache line. */
 #define LEFT_LENGTH(slots) (((slots) + TILE_SLOTS - 1) / TILE_SLOTS * TILE_SLOTS * LEFT_SLOT + 8)
 #else
 #define LEFT_LENGTH(slots) ((slots) * LEFT_SLOT + (SLOT_HOLDS == FOUR_BYTES))
+#endif
+
+/* For how many rows some packed rows have room, and what one more part of them may add to that: tiles of pairs are packed whole. */
+#if defined TILE_PRODUCTS && !defined ONLY_INTEGERS
+#define LEFT_ROWS(rows) (((rows) + 15) / 16 * 16)
+#define LEFT_PART 16
+#else
+#define LEFT_ROWS(rows) (rows)
+#define LEFT_PART 0
 #endif
 
 /* Shuffles of two vectors, the elements of the second numbered after those of the first: SHUFFLE of two quads, SHUFFLE_VECS of

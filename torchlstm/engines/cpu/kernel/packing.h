@@ -10,24 +10,12 @@ INLINE void FN(pack_transposed)(const REAL *w, long K, long stride, long n, REAL
     long k = 0;
     for (; (k + LANES) * PER_SLOT <= K; k += LANES) {
         /* LANES x LANES, whole lines of memory at a time: quads of rows that lie a power of two apart would evict each other. */
-        vec part[QUAD][QUADS];
-        UNROLL(4)
-        for (long i = 0; i < QUADS; i++) {
-            vec in[QUAD], out[QUAD];
-            UNROLL(4)
-            for (long j = 0; j < QUAD; j++)
-                in[j] = i * QUAD + j < n ? FN(slots_vec)(w + (i * QUAD + j) * stride, k) : (vec){0};
-            FN(transpose_each)(out, in);
-            UNROLL(4)
-            for (long j = 0; j < QUAD; j++) part[j][i] = out[j];
-        }
-        UNROLL(4)
-        for (long j = 0; j < QUAD; j++) {
-            vec out[QUADS];
-            FN(transpose_quads)(out, part[j]);
-            UNROLL(4)
-            for (long i = 0; i < QUADS; i++) *(vec *)(to + (k + i * QUAD + j) * step) = out[i];
-        }
+        vec block[LANES];
+        UNROLL(16)
+        for (long j = 0; j < LANES; j++) block[j] = j < n ? FN(slots_vec)(w + j * stride, k) : (vec){0};
+        FN(transpose_all)(block);
+        UNROLL(16)
+        for (long j = 0; j < LANES; j++) *(vec *)(to + (k + j) * step) = block[j];
     }
     for (; k < SLOTS(K); k++)
         for (long j = 0; j < LANES; j++) to[k * step + j] = j < n ? FN(slot)(w + j * stride, 1, k, K) : 0;

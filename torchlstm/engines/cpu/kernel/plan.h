@@ -64,6 +64,9 @@ static inline long gates_room(const sizes_t *s, int format, int threads) {
  * cache while the columns change, the last one at least.  But at least LEFT_LEAST terms: starting a sum costs too. */
 enum { LEFT_BYTES = 2 << 20, LEFT_LEAST = 256 };
 
+/* Rows that packing may add: two parts of a step, each filled up to tiles of 16 (LEFT_ROWS). */
+enum { LEFT_SPARE = 32 };
+
 /* Most slots of a block of a sum (product.h): in the time loop, and in products of matrices.  Measured (AMD Zen 4): against
  * one chain BLOCK_MOST 128 costs 0 to 2 % of inference, 64 with two blocks at least 2 to 5 %; GEMM_BLOCK 32 costs 1 % of
  * a training step more than 64.  A product of matrices sums over as many terms as a batch has rows, where nn.LSTM adds
@@ -86,7 +89,7 @@ enum { OUTPUT_ROWS = 24 };
 /* Elements for the packed rows of a step, or of those that are projected, with slack.  A row of int8 is packed whole, to
  * blocks of TILE_SLOTS slots where there are tiles, and has up to 8 elements before them. */
 static inline long left_room(const sizes_t *s, int format) {
-    long longest = s->input > s->output ? s->input : s->output, most = LEFT_BYTES / s->element, least = s->batch * LEFT_LEAST;
+    long longest = s->input > s->output ? s->input : s->output, most = LEFT_BYTES / s->element, least = (s->batch + LEFT_SPARE) * LEFT_LEAST;
     long outputs = s->projected ? OUTPUT_ROWS * (s->hidden + 40) : 0, whole = format == IN_INT8 ? s->batch * (longest / 2 + 40) : 0;
     most = most > least ? most : least, outputs = outputs > whole ? outputs : whole;
     return (most > outputs ? most : outputs) + 32;

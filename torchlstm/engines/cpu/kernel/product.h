@@ -61,19 +61,24 @@ INLINE long FN(block)(long K, long most) { return K > most ? FN(even)(K, most) :
 /* Vectors of columns of a tile.  With 1 or 2 rows always 4: independent sums hide the latency of the additions. */
 INLINE long FN(wide)(long rows) { return rows > 2 ? COLS : 4; }
 
-#if SLOT_HOLDS == FOUR_BYTES
-#include "integers.h"
-#else
-/* Rows of a tile. */
-INLINE long FN(tile_height)(long rows) { return FN(even)(rows, 6); }
-
+#if SLOT_HOLDS != FOUR_BYTES
 /* How many slots to sum before going on to the next columns: all, or as many blocks as keep the rows in the cache. */
 INLINE long FN(depth)(long rows, long K) {
-    long most = LEFT_BYTES / LEFT_SLOT / (long)sizeof(REAL) / (rows ? rows : 1), block = FN(block)(K, BLOCK_MOST);
+    long packed = LEFT_ROWS(rows) + LEFT_PART, most = LEFT_BYTES / LEFT_SLOT / (long)sizeof(REAL) / (packed ? packed : 1);
+    long block = FN(block)(K, BLOCK_MOST);
     if (most >= K) return K;
     if (most < LEFT_LEAST / LEFT_SLOT) most = LEFT_LEAST / LEFT_SLOT;
     return FN(even)((K + block - 1) / block, most / block) * block;
 }
+#endif
+
+#if SLOT_HOLDS == FOUR_BYTES
+#include "integers.h"
+#elif defined TILE_PRODUCTS
+#include "tiles.h"
+#else
+/* Rows of a tile. */
+INLINE long FN(tile_height)(long rows) { return FN(even)(rows, 6); }
 
 /* The loop above.  A block is summed in registers; so_far is in the innermost cache, and acc after the last block. */
 INLINE void FN(tile)(int rows, int cols, const FN(product_t) *product) {
@@ -152,6 +157,7 @@ INLINE const REAL *FN(pack_left)(const REAL *a, long lda, long rows, long K, REA
 }
 #endif
 
+#if SLOT_HOLDS == FOUR_BYTES || !defined TILE_PRODUCTS
 /* A function for each height and width, whose sums are registers: up to 2 rows of 1 to 4 vectors, or more rows of 1 to COLS. */
 #define TILE(rows, cols) \
     NOINLINE void FN(tile_##rows##cols)(const FN(product_t) *product) { FN(tile)(rows, cols, product); }
@@ -204,3 +210,4 @@ INLINE void FN(multiply)(FN(product_t) product, long rows, long cols) {
         if (product.from) product.from += n * product.from_row;
     }
 }
+#endif

@@ -101,6 +101,25 @@ INLINE void FN(transpose_quads)(vec out[QUADS], const vec in[QUADS]) {
 #endif
 }
 
+/* v[j][i] becomes v[i][j], for LANES x LANES elements. */
+INLINE void FN(transpose_all)(vec v[LANES]) {
+    vec part[QUAD][QUADS];
+    UNROLL(4)
+    for (long i = 0; i < QUADS; i++) {
+        vec out[QUAD];
+        FN(transpose_each)(out, v + i * QUAD);
+        UNROLL(4)
+        for (long j = 0; j < QUAD; j++) part[j][i] = out[j];
+    }
+    UNROLL(4)
+    for (long j = 0; j < QUAD; j++) {
+        vec out[QUADS];
+        FN(transpose_quads)(out, part[j]);
+        UNROLL(4)
+        for (long i = 0; i < QUADS; i++) v[i * QUAD + j] = out[i];
+    }
+}
+
 /* The sum of a vector's quads, pair by pair. */
 INLINE quad FN(sum_quads)(const given v) {
 #if LANES == 4 * QUAD
