@@ -131,8 +131,9 @@ def test_output_does_not_depend_on_the_rest_of_the_batch(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_not_finite_in_one_row_stays_there(value: float) -> None:
-    theirs, ours, x = twins((20, 7, 8, 40, 2), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_not_finite_in_one_row_stays_there(value: float, dtype: torch.dtype) -> None:
+    theirs, ours, x = twins((20, 7, 9, 40, 2), dtype)
     poisoned = x.clone()
     poisoned[3, 2, 1] = value
     with torch.no_grad():
@@ -140,6 +141,13 @@ def test_not_finite_in_one_row_stays_there(value: float) -> None:
     assert torch.equal(expected.isnan(), found.isnan())
     others = [0, 1, 3, 4, 5, 6]
     assert torch.equal(found[:, others], clean[:, others])
+    # A weight that is not finite reaches its own unit in the first step, no other.
+    with torch.no_grad():
+        ours.weight_ih_l0[2, -1] = value
+        found = ours(x)[0]
+    units = [unit for unit in range(40) if unit != 2]
+    assert torch.equal(found[0][:, units], clean[0][:, units])
+    assert not torch.equal(found[0][:, 2], clean[0][:, 2])
 
 
 def test_denormals_are_not_slow_and_the_mode_is_restored(threads: Any) -> None:

@@ -75,6 +75,8 @@ FORMS: dict[str, tuple[dict[str, Any], int, int, Callable[..., Any], torch.dtype
     "float64": ({"hidden_size": 90}, STEPS, 9, _plain, torch.float64),
     "bfloat16": ({}, STEPS, 9, _plain, torch.bfloat16),
     "bfloat16-B1": ({"hidden_size": 300}, STEPS, 1, _plain, torch.bfloat16),
+    "bfloat16-packed": ({"proj_size": 70, "bidirectional": True}, STEPS, 16, _packed, torch.bfloat16),
+    "bfloat16-wide-batch": ({"input_size": 37}, 3, 100, _plain, torch.bfloat16),
     "checkpoint": ({"checkpoint_every": 5, "bidirectional": True}, STEPS, 9, _plain, torch.float32),
     "trace": ({}, STEPS, 9, _traced, torch.float32),
 }

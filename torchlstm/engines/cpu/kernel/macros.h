@@ -57,7 +57,7 @@
 #define LEFT_LENGTH(slots) ((slots) * LEFT_SLOT + (SLOT_HOLDS == FOUR_BYTES))
 #endif
 
-/* For how many rows some packed rows have room, and what one more part of them may add to that: tiles of pairs are packed whole. */
+/* The rows that packed rows take room for, and how many rows a second part of them may add: tiles of pairs are packed whole. */
 #if defined TILE_PRODUCTS && !defined ONLY_INTEGERS
 #define LEFT_ROWS(rows) (((rows) + 15) / 16 * 16)
 #define LEFT_PART 16

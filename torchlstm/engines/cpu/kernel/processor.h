@@ -4,7 +4,7 @@
 #include "dispatch.h"
 
 #if defined __x86_64__
-/* Kinds of products of tile registers. */
+/* Kinds of products of tile registers, and that they are known. */
 enum { INT8_TILES = 1, BFLOAT16_TILES = 2, KNOWN = 4 };
 #if HAVE_AMX && !defined EMULATE_AVX512
 #include <cpuid.h>
@@ -17,7 +17,9 @@ enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
 static int have_avx512(void) { return 1; }
 static int have_bfloat16(void) { return 1; }
 static int have_vnni(void) { return 1; }
+#if HAVE_AMX
 static int have_amx(int of) { return of; }
+#endif
 #else
 static int have_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -36,23 +38,20 @@ static int have_vnni(void) {
     return 0;
 #endif
 }
+#if HAVE_AMX
 /* Linux gives a process the tile registers only after it has asked for them.  This asks once, when they are wanted first. */
 static int have_amx(int of) {
-#if HAVE_AMX
     static atomic_int known;
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (!answer) {
         unsigned a, b, c, d = 0;
-        answer = -1;
+        answer = KNOWN;
         if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA))
-            answer = (have_vnni() && d >> 25 & 1 ? INT8_TILES : 0) | (have_bfloat16() && d >> 22 & 1 ? BFLOAT16_TILES : 0) | KNOWN;
+            answer |= (have_vnni() && d >> 25 & 1 ? INT8_TILES : 0) | (have_bfloat16() && d >> 22 & 1 ? BFLOAT16_TILES : 0);
         atomic_store_explicit(&known, answer, memory_order_relaxed);
     }
-    return answer > 0 && answer & of;
-#else
-    (void)of;
-    return 0;
-#endif
+    return answer & of;
 }
+#endif
 #endif
 #endif
