@@ -11,11 +11,13 @@
 typedef struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } tile_shapes_t;
 
 /* Which shapes this thread's registers have, a number of the including file's own; 0: they are not in use.  Loading shapes takes 100 ns, as
- * long as the products of 256 terms. */
+ * long as the products of 256 terms.  GCC 12's _tile_loadconfig tells the compiler of the first 8 bytes only: the others are written because
+ * the empty assembly may read them. */
 static _Thread_local long shaped_for;
 #define SHAPE_TILES(number, ...)                                                                                              \
     if (shaped_for != (number)) {                                                                                             \
         const tile_shapes_t shapes_ = __VA_ARGS__;                                                                            \
+        __asm__ volatile("" : : "r"(&shapes_) : "memory");                                                                    \
         _tile_loadconfig(&shapes_);                                                                                           \
         shaped_for = (number);                                                                                                \
     }
