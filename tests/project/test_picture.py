@@ -73,10 +73,10 @@ def test_a_run_without_a_workload_draws_nothing() -> None:
 
 def test_the_page_of_speed_shows_the_saved_results(tmp_path: Path) -> None:
     speed, page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), tmp_path / "page.md"
-    assert speed.count(START) == speed.count(END) == 2
+    assert speed.count(START) == speed.count(END) == 3
     page.write_text(re.sub(f"{START}.*?{END}", f"{START}{END}", speed, flags=re.DOTALL), encoding="utf-8")
-    files = [ROOT / "benchmarks" / "results" / f"amd-epyc-{name}.json" for name in ("2t-3892caf38a", "1t-bdf366a3b9")]
-    write_markdown([load(file) for file in files], page)
+    names = ("amd-epyc-2t-3892caf38a", "amd-epyc-1t-bdf366a3b9", "intel-emerald-rapids-2t-91d064628f")
+    write_markdown([load(ROOT / "benchmarks" / "results" / f"{name}.json") for name in names], page)
     assert page.read_text(encoding="utf-8") == speed
 
 
