@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import torchlstm
 from torchlstm.engines.cpu import calls as cpu_calls
@@ -128,6 +129,20 @@ def test_output_does_not_depend_on_the_rest_of_the_batch(
             assert torch.equal(ours(other)[0][:, 5], alone[:, 5])
             for batch in (*([] if name == "large" else [1, 2]), 3, 4, 5, 7, 8, 13, 24, 25, 26, 49, 50, 69):
                 assert torch.equal(ours(x[:, :batch])[0], alone[:, :batch]), f"{batch} sequences, {count} threads"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sequence_of_a_ragged_batch_has_the_bits_that_it_has_alone(dtype: torch.dtype) -> None:
+    """In the reverse direction some sequences of a step go on, and others begin from h_0."""
+    _, ours, x = twins((13, 37, 9, 40, 2), dtype)
+    lengths = torch.arange(37) % 12 + 2
+    h_0, c_0 = torch.randn(2, 37, 40, dtype=dtype), torch.randn(2, 37, 40, dtype=dtype)
+    with torch.no_grad():
+        packed, _ = ours(pack_padded_sequence(x, lengths, enforce_sorted=False), (h_0, c_0))
+        found, _ = pad_packed_sequence(packed)
+        for i, length in enumerate(lengths.tolist()):
+            three = [tensor[:, i : i + 1].expand(-1, 3, -1).contiguous() for tensor in (x[:length], h_0, c_0)]
+            assert torch.equal(found[:length, i], ours(three[0], (three[1], three[2]))[0][:, 0]), i
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
