@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from .call import checks
 from .call.dispatch import takes_native
@@ -84,7 +84,8 @@ class Stream:
             >>> stream(torch.randn(1, 4, 8), out=buffer) is buffer
             True
         """
-        if self._in_place and self._batch is not None and not is_compiling():
+        # No other trace needs the question: the kernel takes no tensors that stand for something else.
+        if self._in_place and self._batch is not None and not is_dynamo_compiling():
             done: Tensor | None = self._step_in_place(input, out)
             if done is not None:
                 return done
@@ -122,7 +123,7 @@ class Stream:
                 return None
             # The output must not share memory with the state.
             return h.clone() if out is None else out.copy_(h)
-        if module.training and module.dropout:
+        if module.dropout and module.training:
             return None
         return frozen.step(packed, input, state, out, module.batch_first)
 

@@ -188,6 +188,17 @@ def test_bad_buffers_are_told_and_move_nothing(name: str, kind: Any) -> None:
     torch.testing.assert_close(stream.state, state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_bad_buffers_for_several_steps_move_nothing(name: str) -> None:
+    out, error, _ = BAD[name]
+    stream = torchlstm.Stream(frozen(None, batch_first=True))
+    stream(torch.randn(B, 2, F))
+    state = stream.state
+    with pytest.raises(error):
+        stream(torch.randn(B, 2, F), out=out)
+    torch.testing.assert_close(stream.state, state, rtol=0, atol=0)
+
+
 def test_odd_buffers_are_written() -> None:
     for module in (frozen(torch.int8), nn.LSTM(F, H, 2)):
         x = torch.randn(1, B, F)

@@ -16,6 +16,7 @@ from ..engines.shared.access import DIRECT, access_of, as_plain
 from ..engines.shared.torch_private import profiler
 
 _AUTOMATIC = "auto"
+_NATIVE = (_AUTOMATIC, "cpu")  # with which the fast path may be taken
 
 # The name of the forced engine, or "auto".  Process-wide, like the flags of torch.backends.
 _forced = os.environ.get("TORCHLSTM_ENGINE") or _AUTOMATIC
@@ -60,7 +61,7 @@ def forced_engine() -> str | None:
 
 def takes_native() -> bool:
     """Whether a plain CPU call may take the fast path: the CPU engine would be chosen, and no recorder is set."""
-    return _forced in (_AUTOMATIC, "cpu") and not _recorders and next(iter(ENGINES)) == "cpu"
+    return _forced in _NATIVE and not _recorders and next(iter(ENGINES)) == "cpu"
 
 
 class EngineRefusal(RuntimeError):

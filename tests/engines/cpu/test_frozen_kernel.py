@@ -158,6 +158,29 @@ def test_forms_of_a_call_give_the_same_bits(format: Format) -> None:
             assert torch.equal(single[i], result[:, 2])
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_output_goes_into_a_batch_first_buffer(layers: int, directions: int) -> None:
+    module = torchlstm.LSTM(19, 33, num_layers=layers, bidirectional=directions == 2)
+    packed, x, (h, c) = packed_of(module, torch.int8), torch.randn(5, 6, 19), states_of(module, 5)
+    y, (h_n, c_n) = frozen.run(packed, x, (h, c), None, True, None)
+    out = torch.empty(5, 6, 33 * directions)
+    assert frozen.run(packed, x, (h, c), None, True, out)[0] is out
+    assert torch.equal(out, y)
+    assert frozen.step(packed, x, (h, c), out.zero_(), batch_first=True) is out
+    for found, expected in ((out, y), (h, h_n), (c, c_n)):
+        assert torch.equal(found, expected)
+
+
+def test_a_step_gets_the_threads_that_its_work_is_worth(threads: Any) -> None:
+    threads(2)
+    for layer, given in (((16, 16), 1), ((16, 16, 2), 1), ((200, 200), 2), ((2000, 16), 2), ((8, 140, 2), 2)):
+        module = torchlstm.LSTM(*layer)
+        packed, states = packed_of(module, torch.float16), states_of(module, 1)
+        frozen.step(packed, torch.randn(1, 1, layer[0]), states, None)
+        assert cpu.latest_threads().given == given, layer
+
+
 @pytest.mark.parametrize("format", FORMATS[1:], ids=str)
 def test_a_sequence_does_not_depend_on_the_batch_nor_on_chunks(format: Format, isa: str) -> None:
     module = torchlstm.LSTM(21, 37, proj_size=5)

@@ -243,14 +243,10 @@ def run_cell(packed: Packed, x: Any, hx: Any) -> Any:
 def step(packed: Packed, x: Any, state: tuple[Tensor, Tensor], out: Tensor | None, batch_first: bool = False) -> Any:
     """Run one chunk of a stream, with the state updated in place; returns the output, in `out` if given, or None.
 
-    The caller has asked whether the call is being compiled; each question takes 0.1 us of 5.
+    The caller has asked whether the call is being compiled; each question takes 0.1 us of 4.
     """
     h, c = state
-    if out is None or not batch_first or x.dim() < 3 or x.shape[0] == 1 or x.shape[1] == 1:
-        return engine._kernel.frozen_step(packed.handle, packed.data, x, h, c, None, batch_first, out)
-    # The kernel writes rows in the order of the steps.
-    y = engine._kernel.frozen_step(packed.handle, packed.data, x, h, c, None, batch_first, None)
-    return None if y is None else out.copy_(y)
+    return engine._kernel.frozen_step(packed.handle, packed.data, x, h, c, None, batch_first, out)
 
 
 def step_cell(packed: Packed, x: Any, state: tuple[Tensor, Tensor]) -> bool:

@@ -292,6 +292,8 @@ size_t torchlstm_forward_scratch(const forward_t *f, int threads, int isa) {
     forward_plan_t plan = plan_forward(s, f->format, useful(s, 0, threads, lanes), lanes);
     return bytes_of(&plan, s);
 }
+int torchlstm_forward_is_small(const sizes_t *s) { return useful(s, 0, MAX_THREADS, 1) == 1; }
+
 size_t torchlstm_backward_scratch(const backward_t *b, int threads, int isa) {
     int lanes = kernels(&b->sizes, isa)->lanes;
     backward_plan_t plan = plan_backward(&b->sizes, useful(&b->sizes, 1, threads, lanes), lanes);

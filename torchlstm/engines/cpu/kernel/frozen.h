@@ -95,18 +95,28 @@ static int read_ragged(module_call_t *m, PyObject *rows, const dl_tensor_t *size
     return has_shape(&m->x.view, shape, 2) && is_contiguous(&m->x.view);
 }
 
-/* Reads what comes with the weights; `starts` (T + 1,) is for a ragged batch.  0: not for here. */
+/* Is one thread enough for all layers?  Then nobody needs to ask how many there may be, which takes longer than a small step. */
+static int is_small(const frozen_t *z, const sizes_t *given) {
+    sizes_t s = *given;
+    const long between = s.directions * s.output;
+    if (z->layers > 1 && between > s.input) s.input = between;
+    return torchlstm_forward_is_small(&s);
+}
+
+/* Reads what comes with the weights; `starts` (T + 1,) is for a ragged batch.  The states of a `step` are a stream's own, earlier
+ * results: without gradients, and as stored.  0: not for here. */
 static int read_frozen_call(module_call_t *m, const frozen_t *z, PyObject *x, PyObject *h, PyObject *c, const dl_tensor_t *sizes,
-                            int64_t *starts, int batch_first) {
+                            int64_t *starts, int batch_first, int step) {
     m->form.batch_first = batch_first;
     if (sizes ? !read_ragged(m, x, sizes, starts) : !read_input(m, x)) return 0;
     if (!same_dtype(m->form.dtype, z->dtype) || (h == Py_None) != (c == Py_None) || !read_states(m, h, c)) return 0;
-    if (any(m, is_negated) || (any(m, requires_grad) && ask(torch.is_grad_enabled))) return 0;
-    return (m->form.threads = threads_now()) > 0;
+    if (step && (is_negated(x) || (requires_grad(x) && ask(torch.is_grad_enabled)))) return 0;
+    if (!step && (any(m, is_negated) || (any(m, requires_grad) && ask(torch.is_grad_enabled)))) return 0;
+    return (m->form.threads = step && is_small(z, &m->form.sizes) ? 1 : threads_now()) > 0;
 }
 
-/* Is `out` where the rows of the output may go, in the order of the steps? */
-static int read_out(const module_call_t *m, PyObject *out, void **to) {
+/* Is `out` where the output may go? */
+static int read_out(const module_call_t *m, PyObject *out, results_t *to) {
     const form_t *f = &m->form;
     const sizes_t *s = &f->sizes;
     const int64_t width = s->directions * s->output, turned[] = { s->batch, s->steps, width };
@@ -115,8 +125,7 @@ static int read_out(const module_call_t *m, PyObject *out, void **to) {
     tensor_t t;
     int dims = !f->batched || s->starts ? 2 : 3;
     if (f->cell || !read_shaped(out, &t, f->dtype, dims, wanted) || is_negated(out) || requires_grad(out)) return 0;
-    if (f->batch_first && s->steps > 1 && s->batch > 1) return 0;
-    *to = start_of(&t.view);
+    to->y = start_of(&t.view), to->turned = f->batch_first && s->steps > 1 && s->batch > 1;
     return 1;
 }
 
@@ -136,9 +145,9 @@ static PyObject *call_frozen(PyObject *const *values, int cell, int step) {
         starts = PyMem_Malloc(((size_t)sizes.shape[0] + 1) * sizeof *starts);
         if (!starts) return PyErr_NoMemory();
     }
-    if (read_frozen_call(&m, z, x, h, c, ragged ? &sizes : NULL, starts, !cell && values[6] == Py_True)) {
+    if (read_frozen_call(&m, z, x, h, c, ragged ? &sizes : NULL, starts, !cell && values[6] == Py_True, step)) {
         results_t to = { 0 };
-        if (given != Py_None && !read_out(&m, given, &to.y)) {
+        if (given != Py_None && !read_out(&m, given, &to)) {
             fits = 0;
         } else if (step && m.h.object) {
             /* The states are written where they are. */

@@ -115,6 +115,8 @@ size_t torchlstm_forward_scratch(const forward_t *, int threads, int isa);
 size_t torchlstm_backward_scratch(const backward_t *, int threads, int isa);
 size_t torchlstm_gemm_scratch(const gemm_t *, int threads, int isa);
 void torchlstm_forward(const forward_t *, int threads, int isa);
+/* Is one thread enough for a layer forward, however many may be used? */
+int torchlstm_forward_is_small(const sizes_t *);
 void torchlstm_backward(const backward_t *, int threads, int isa);
 void torchlstm_gemm(const gemm_t *, int threads, int isa);
 

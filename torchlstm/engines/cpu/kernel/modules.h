@@ -32,8 +32,9 @@ typedef struct {
     const char *packed[LAYERS][2];      /* or packed */
 } module_call_t;
 
-/* Where the results of a call go: y (P, D R), h_n (L D, B, R), c_n (L D, B, H); y NULL: nobody asks for it. */
-typedef struct { void *y, *h_n, *c_n; } results_t;
+/* Where the results of a call go: y (P, D R), h_n (L D, B, R), c_n (L D, B, H); y NULL: nobody asks for it.  `turned`: y is
+ * (B, T, D R). */
+typedef struct { void *y, *h_n, *c_n; int turned; } results_t;
 
 /* --- reading --- */
 
@@ -211,6 +212,13 @@ static const void *in_order(const form_t *f, rows_t r, long width, char *room) {
     return room;
 }
 
+/* Copies rows (T, B, F) to (B, T, F). */
+static void turn_rows(const form_t *f, const char *rows, size_t bytes, char *to) {
+    const sizes_t *s = &f->sizes;
+    for (long t = 0; t < s->steps; t++)
+        for (long b = 0; b < s->batch; b++, rows += bytes) memcpy(to + (size_t)(b * s->steps + t) * bytes, rows, bytes);
+}
+
 /* --- results --- */
 
 /* A new tensor of rows (T, B, F) in the input's form. */
@@ -283,8 +291,9 @@ static int run_layers(const module_call_t *m, results_t to, int same) {
     size_t zeros = reserve(&scratch, m->h.object ? 0 : of_h > of_c ? of_h : of_c);
     size_t ordered = reserve(&scratch, rows.in_order ? 0 : (size_t)(P * first->input) * element);
     size_t before = reserve(&scratch, same ? of_h + of_c : 0);
-    if (!to.y || f->layers > 1) between[0] = reserve(&scratch, (size_t)P * row);
-    if (f->layers > 2) between[1] = reserve(&scratch, (size_t)P * row);
+    const long inner = f->layers - (to.y && !to.turned);     /* layers whose output is not a result's memory */
+    if (inner > 0) between[0] = reserve(&scratch, (size_t)P * row);
+    if (inner > 1) between[1] = reserve(&scratch, (size_t)P * row);
     if (!take_scratch(&scratch)) return 0;
 
     PyThreadState *released = is_long(f) ? PyEval_SaveThread() : NULL;
@@ -299,11 +308,12 @@ static int run_layers(const module_call_t *m, results_t to, int same) {
             job.h_0 = memcpy(scratch.at + before, job.h_0, of_h), job.c_0 = memcpy(scratch.at + before + of_h, job.c_0, of_c);
         }
         job.h_n = (char *)to.h_n + (size_t)l * of_h, job.c_n = (char *)to.c_n + (size_t)l * of_c;
-        job.y = l == f->layers - 1 && to.y ? to.y : scratch.at + between[l % 2];
+        job.y = l < inner ? scratch.at + between[l % 2] : to.y;
         for (long d = 0; d < D; d++) job.weights[d] = m->of[l][d], job.packed[d] = m->packed[l][d];
         torchlstm_forward(&job, f->threads, f->isa);
         job.x = job.y;
     }
+    if (to.turned) turn_rows(f, job.y, row, to.y);
     if (released) PyEval_RestoreThread(released);
     give_scratch(&scratch);
     return 1;
