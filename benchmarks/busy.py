@@ -1,6 +1,6 @@
-"""Calls per second on a busy machine: several processes at once, or one beside a process that only spins.
+"""Calls per second on a busy machine: several processes at once, or one beside a process or Python thread that spins.
 
-    python -m benchmarks.busy                  four processes, two, one, and one beside a busy neighbour
+    python -m benchmarks.busy                  four processes, two, one, one beside a busy process or Python thread
     python -m benchmarks.busy --grid           cells and a few steps, beside a busy neighbour
     python -m benchmarks.busy --only 'cell-*'
 
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +37,19 @@ _WARM = 0.2
 # Turns of each: where the system places a process is chance, and stays so for a while.
 _ROUNDS = 4
 
-# How many processes compute, and how many others only spin.
-SETTINGS = {"alone": (1, 0), "two": (2, 0), "four": (4, 0), "neighbour": (1, 1)}
+
+class Setting(NamedTuple):
+    """What shares the machine."""
+
+    processes: int  # that compute
+    others: int = 0  # processes that only spin
+    threads: int = 0  # of Python in each process that computes, which only spin: each takes the interpreter's lock
+
+
+SETTINGS = {
+    "alone": Setting(1), "two": Setting(2), "four": Setting(4), "neighbour": Setting(1, others=1),
+    "thread": Setting(1, threads=1),
+}  # fmt: skip
 
 # What is measured: a module, and whether it gets as many threads as there are processors, or one.
 WHO = {"nn": ("nn", True), "ours": ("ours", True), "ours-1": ("ours", False)}
@@ -65,7 +77,7 @@ def _cell(batch: int, hidden: int) -> Workload:
     return Workload(name, "busy", case)
 
 
-USUAL = _lstm(30, 4, 64, 128)
+USUAL, SMALL = _lstm(30, 4, 64, 128), _cell(1, 64)
 GRID = [
     *(_cell(batch, hidden) for batch in (1, 8, 64) for hidden in (16, 64, 120, 256, 512)),
     *(_lstm(steps, batch, hidden, hidden) for steps in (1, 3, 7, 16) for batch in (1, 4) for hidden in (64, 256, 512)),
@@ -89,11 +101,12 @@ class Crew:
             member.communicate()
 
     def measure(
-        self, workload: str, who: str, mode: str, processes: int, threads: int, seconds: float
+        self, workload: str, who: str, mode: str, setting: Setting, threads: int, seconds: float
     ) -> list[dict[str, Any]]:
-        """Let the first `processes` of them make the same calls at once; return what each found."""
+        """Let as many of them as the setting says make the same calls at once; return what each found."""
         job: dict[str, Any] = {"workload": workload, "who": who, "mode": mode, "threads": threads, "seconds": seconds}
-        members = self._members[:processes]
+        job["spinning"] = setting.threads
+        members = self._members[: setting.processes]
         for member in members:
             _say(member, job)
         for member in members:
@@ -141,17 +154,38 @@ def _member() -> None:
             call()
             print("true", flush=True)
             start, times = float(sys.stdin.readline()), []
-            while time.monotonic() < start:
-                call()
-            begun = last = time.perf_counter()
-            end = begun + job["seconds"]
-            while last < end:
-                call()
-                now = time.perf_counter()
-                times.append(1e3 * (now - last))
-                last = now
+            with _spinning(job["spinning"]):
+                while time.monotonic() < start:
+                    call()
+                begun = last = time.perf_counter()
+                end = begun + job["seconds"]
+                while last < end:
+                    call()
+                    now = time.perf_counter()
+                    times.append(1e3 * (now - last))
+                    last = now
         used = kernel.threads()[3] if ours else 0
         print(json.dumps({"calls": len(times) / (last - begun), "ms": times, "used": used}), flush=True)
+
+
+@contextmanager
+def _spinning(count: int) -> Iterator[None]:
+    """Keep this many Python threads of this process spinning."""
+    ended = Event()
+
+    def spin() -> None:
+        while not ended.is_set():
+            pass
+
+    threads = [Thread(target=spin) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 @contextmanager
@@ -170,25 +204,26 @@ def compare(
     crew: Crew, workload: str, mode: str, setting: str, threads: int, seconds: float, rounds: int = _ROUNDS
 ) -> dict[str, Rate]:
     """Measure all of WHO in one setting; the crew has at least as many processes as the setting."""
-    processes, others = SETTINGS[setting]
+    what = SETTINGS[setting]
     found: dict[str, list[list[dict[str, Any]]]] = {one: [] for one in WHO}
-    with neighbours(others):
+    with neighbours(what.others):
         for _ in range(rounds):
             for one in WHO:
                 kind, all_threads = WHO[one]
                 count = threads if all_threads else 1
-                found[one].append(crew.measure(workload, kind, mode, processes, count, seconds / rounds))
+                found[one].append(crew.measure(workload, kind, mode, what, count, seconds / rounds))
     return {one: _rate(each) for one, each in found.items()}
 
 
 def _row(setting: str, mode: str) -> Extra:
-    """The usual call in one setting, for the table of `python -m benchmarks`."""
+    """The usual call in one setting, for the table of `python -m benchmarks`; a small one beside a Python thread."""
+    workload = SMALL if SETTINGS[setting].threads else USUAL
 
     def measure(settings: Settings) -> Figures:
-        crew = Crew(SETTINGS[setting][0])
+        crew = Crew(SETTINGS[setting].processes)
         try:
             found = compare(
-                crew, USUAL.name, mode, setting, settings.threads, settings.seconds, 1 if settings.quick else _ROUNDS
+                crew, workload.name, mode, setting, settings.threads, settings.seconds, 1 if settings.quick else _ROUNDS
             )
         finally:
             crew.close()
@@ -224,7 +259,7 @@ def main(given: list[str] | None = None) -> int:
         return 0
     chosen = [w.name for w in (GRID if options.grid else [USUAL]) if fnmatch(w.name, options.only)]
     settings = options.settings.split(",") if options.settings else ["neighbour"] if options.grid else list(SETTINGS)
-    crew, rows = Crew(max(SETTINGS[setting][0] for setting in settings)), []
+    crew, rows = Crew(max(SETTINGS[setting].processes for setting in settings)), []
     print(f"{'':18} {'':9} {'':9}   calls/s nn   ours  ours-1   nn ms p99   ours ms p99   ours/nn ours/ours-1 p99/p50")
     try:
         for setting in settings:

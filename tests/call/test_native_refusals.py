@@ -20,8 +20,10 @@ if not native._connected:
 
 
 def negated(shape: tuple[int, ...]) -> Tensor:
-    """A contiguous tensor whose memory holds the opposite of what it says, as that of `x.conj().imag` does."""
-    return torch._neg_view(torch.randn(shape))
+    """A tensor whose memory holds the negatives of its values."""
+    tensor = torch.randn(shape, dtype=torch.complex64).conj().imag
+    assert tensor.is_neg()
+    return tensor
 
 
 class Checked(torchlstm.LSTM):
@@ -88,6 +90,12 @@ def special() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "a weight in another order", lambda: turned("weight")
     yield "negated", lambda: module(negated((6, 3, 5)))
     yield "negated state", lambda: module(x, (negated((1, 3, 7)), hx[1]))
+    # Whose elements count as adjacent.
+    yield "negated, one feature", lambda: torchlstm.LSTM(1, 7)(negated((6, 3, 1)))
+    yield "negated, one element", lambda: torchlstm.LSTMCell(1, 7)(negated((1,)))
+    one = torchlstm.LSTM(5, 1), torch.randn(6, 1, 5), torch.randn(1, 1, 1)
+    yield "negated h of one unit", lambda: one[0](one[1], (negated((1, 1, 1)), one[2]))
+    yield "negated c of one unit", lambda: one[0](one[1], (one[2], negated((1, 1, 1))))
     yield "subclass", lambda: module(x.as_subclass(Named))
     yield "states as a list", lambda: module(x, list(hx))
     yield "bfloat16", lambda: torchlstm.LSTM(5, 7, dtype=torch.bfloat16)(x.bfloat16())

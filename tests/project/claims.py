@@ -140,6 +140,10 @@ nn.LSTM(3, 4)(packed, (torch.randn(1, 5, 4), torch.randn(1, 5, 4)))
         "a transpose",
         [Probe("assert not nn.LSTM(3, 4, batch_first=True)(torch.randn(2, 5, 3))[0].is_contiguous()", RAN)],
     ),
+    "`resize_` of a result beyond its size": (
+        "its storage grows",
+        [Probe("with torch.no_grad(): nn.LSTM(3, 4)(torch.randn(5, 2, 3))[0].resize_(500)", RAN)],
+    ),
     "Fewer OpenMP threads than asked for (`OMP_DYNAMIC=true`)": (
         "wrong numbers in training",
         [
@@ -162,6 +166,7 @@ UNPROBED = {
     "Per-sample gradients by `vmap(grad)`; by [opacus](privacy.md)": "tests/third_party/test_comparison.py",
     "Double backward on CUDA, backward in eval mode on CUDA": "it wants a GPU",
     "States of another dtype, one stacked tensor as `hx`, packed input with a wrong `hx`": "a matter of words",
+    "A small call without gradients on the CPU, beside a thread that computes in Python": "a matter of time",
     "Inputs or states that have decayed to denormals": "a matter of time",
     "Speed on CPU": "benchmarks",
     "Speed on CUDA": "it wants a GPU",

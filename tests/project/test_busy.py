@@ -22,6 +22,15 @@ def test_a_crew_measures_everyone(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "cell-B1-H16" in capsys.readouterr().out
 
 
+def test_a_thread_that_spins_shares_the_process(tmp_path: Path) -> None:
+    file = tmp_path / "busy.json"
+    given = ["--grid", "--only", "cell-B1-H16", "--modes", "inference", "--settings", "thread", "--seconds", "0.01"]
+    assert busy.main([*given, "--threads", "1", "--save", str(file)]) == 0
+    (row,) = json.loads(file.read_text())
+    assert row["setting"] == "thread"
+    assert row["ours"]["calls"] > 0
+
+
 def test_rates_add_processes_and_average_rounds() -> None:
     def member(calls: float, *ms: float) -> dict[str, object]:
         return {"calls": calls, "ms": list(ms), "used": 1}
@@ -33,5 +42,5 @@ def test_rates_add_processes_and_average_rounds() -> None:
 def test_a_process_that_dies_is_an_error() -> None:
     crew = busy.Crew(1)
     with pytest.raises(RuntimeError, match="a measuring process ended with exit code 1"):
-        crew.measure("no such workload", "ours", "inference", 1, 1, 0.01)
+        crew.measure("no such workload", "ours", "inference", busy.SETTINGS["alone"], 1, 0.01)
     crew.close()

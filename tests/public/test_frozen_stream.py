@@ -215,6 +215,15 @@ def test_odd_buffers_are_written() -> None:
                 torch.testing.assert_close(stream(x, out=double).float(), output, rtol=0, atol=2e-5)
 
 
+def test_a_negated_buffer_is_written() -> None:
+    x, module = torch.randn(1, 1, F), torchlstm.FrozenLSTM(F, 1)
+    one, other = torchlstm.Stream(module), torchlstm.Stream(module)
+    out = torch.zeros(1, 1, 1, dtype=torch.complex64).conj().imag
+    assert out.is_neg()
+    for _ in range(3):
+        torch.testing.assert_close(one(x, out=out), other(x))
+
+
 def test_a_stream_with_gradients_takes_no_buffer() -> None:
     stream = torchlstm.Stream(nn.LSTM(F, H), grad=True)
     with pytest.raises(ValueError, match="grad=True"):

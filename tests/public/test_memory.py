@@ -1,8 +1,9 @@
-"""Nothing is kept from step to step: thousands of training steps, eager and compiled, in the same memory."""
+"""Nothing is kept from call to call: thousands of training steps and small calls in the same memory."""
 
 import gc
 import resource
 import sys
+import threading
 
 import pytest
 import torch
@@ -40,4 +41,23 @@ def test_two_thousand_steps_leak_nothing(compiled: bool) -> None:
     steps(1_800)
     gc.collect()
     # One kept gradient of w_ih a step would be 115 MB.
+    assert resident() - before < 8 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_results_of_small_calls_are_given_back() -> None:
+    cell, x = torchlstm.LSTMCell(2, 3), torch.randn(5_000, 2)
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(1_000):
+                cell(x)
+
+    run()
+    before = resident()
+    run()
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    # 240 MB were made.
     assert resident() - before < 8 << 20

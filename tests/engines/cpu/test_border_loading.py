@@ -93,9 +93,11 @@ def address_of_torchs() -> int:
 
 
 NEWER, WITHOUT_VIEWS = Exchange(2, 1), Exchange(1, 3)
+WITHOUT_TENSORS = Exchange.from_buffer_copy(Exchange.from_address(address_of_torchs()))
+WITHOUT_TENSORS.functions[2] = None
 NEWER_WITH_TORCHS = Exchange(2, 1, address_of_torchs())
 MISSING = "torch.Tensor.__dlpack_c_exchange_api__ is no capsule dlpack_exchange_api; that of torch 2.11 and newer is"
-VERSION = "torch's tensors speak DLPack {}; views by DLPack 1 are needed"
+VERSION = "torch's tensors speak DLPack {}; functions of DLPack 1 are needed"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,7 @@ VERSION = "torch's tensors speak DLPack {}; views by DLPack 1 are needed"
         pytest.param(torch.zeros(1).__dlpack__(), MISSING, id="another capsule"),
         pytest.param(capsule(NEWER), VERSION.format("2.1"), id="newer"),
         pytest.param(capsule(WITHOUT_VIEWS), VERSION.format("1.3"), id="without views"),
+        pytest.param(capsule(WITHOUT_TENSORS), VERSION.format("1.3"), id="without new tensors"),
         pytest.param(capsule(NEWER_WITH_TORCHS), None, id="newer, and the older one too"),
     ],
 )

@@ -1,4 +1,5 @@
-/* What of DLPack 1.3 this module reads: a view of a tensor that Python holds, through a table of C functions.
+/* What of DLPack 1.3 this module uses, through a table of C functions: a view of a tensor that Python holds, and a tensor for
+ * Python on memory of ours.
  *
  * The layout is that of https://github.com/dmlc/dlpack/blob/v1.3/include/dlpack/dlpack.h; its names stand on the right.
  * torch hands out the table as torch.Tensor.__dlpack_c_exchange_api__, a capsule called "dlpack_exchange_api".
@@ -23,6 +24,14 @@ typedef struct {                                     /* DLTensor                
     uint64_t byte_offset;                            /* from data to the first element                       */
 } dl_tensor_t;
 
+typedef struct dl_owned {                            /* DLManagedTensorVersioned                             */
+    dl_version_t version;
+    void *context;                                   /* not used here                                        */
+    void (*free)(struct dl_owned *);                 /* called when nobody needs the memory any more         */
+    uint64_t flags;                                  /* 0: it may be written                                 */
+    dl_tensor_t tensor;
+} dl_owned_t;
+
 typedef struct dl_header {                           /* DLPackExchangeAPIHeader                              */
     dl_version_t version;
     const struct dl_header *previous;                /* a table of an older version, or NULL                 */
@@ -30,7 +39,9 @@ typedef struct dl_header {                           /* DLPackExchangeAPIHeader 
 
 typedef struct {                                     /* DLPackExchangeAPI                                    */
     dl_header_t header;
-    void (*allocate)(void), (*give)(void), (*take)(void); /* not used here, hence without arguments          */
+    void (*allocate)(void), (*own)(void);            /* not used here, hence without arguments               */
+    /* managed_tensor_to_py_object_no_sync: a new tensor on this memory, which it then owns; -1 as below. */
+    int (*give)(dl_owned_t *memory, void **object);
     /* dltensor_from_py_object_no_sync: what it points to is the tensor's own; -1 with an error set if it cannot. */
     int (*view)(void *object, dl_tensor_t *out);
     void (*stream)(void);

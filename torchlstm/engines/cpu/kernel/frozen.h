@@ -104,14 +104,13 @@ static int is_small(const frozen_t *z, const sizes_t *given) {
 }
 
 /* Reads what comes with the weights; `starts` (T + 1,) is for a ragged batch.  The states of a `step` are a stream's own, earlier
- * results: without gradients, and as stored.  0: not for here. */
+ * results without gradients.  0: not for here. */
 static int read_frozen_call(module_call_t *m, const frozen_t *z, PyObject *x, PyObject *h, PyObject *c, const dl_tensor_t *sizes,
                             int64_t *starts, int batch_first, int step) {
     m->form.batch_first = batch_first;
     if (sizes ? !read_ragged(m, x, sizes, starts) : !read_input(m, x)) return 0;
     if (!same_dtype(m->form.dtype, z->dtype) || (h == Py_None) != (c == Py_None) || !read_states(m, h, c)) return 0;
-    if (step && (is_negated(x) || (requires_grad(x) && ask(torch.is_grad_enabled)))) return 0;
-    if (!step && (any(m, is_negated) || (any(m, requires_grad) && ask(torch.is_grad_enabled)))) return 0;
+    if (any_negated(m) || ((step ? requires_grad(x) : any_requires_grad(m)) && ask(torch.is_grad_enabled))) return 0;
     return (m->form.threads = step && is_small(z, &m->form.sizes) ? 1 : threads_now()) > 0;
 }
 
@@ -124,7 +123,7 @@ static int read_out(const module_call_t *m, PyObject *out, results_t *to) {
     const int64_t *wanted = f->batch_first ? turned : !f->batched || s->starts ? flat : shape;
     tensor_t t;
     int dims = !f->batched || s->starts ? 2 : 3;
-    if (f->cell || !read_shaped(out, &t, f->dtype, dims, wanted) || is_negated(out) || requires_grad(out)) return 0;
+    if (f->cell || !read_shaped(out, &t, f->dtype, dims, wanted) || is_negated(out, &t.view) || requires_grad(out)) return 0;
     to->y = start_of(&t.view), to->turned = f->batch_first && s->steps > 1 && s->batch > 1;
     return 1;
 }

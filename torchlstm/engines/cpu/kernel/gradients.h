@@ -17,7 +17,7 @@ static int read_incoming(incoming_t *in, PyObject *object, dl_dtype_t dtype, int
     const dl_tensor_t *view = &in->t.view;
     in->made = NULL, in->t.object = NULL;
     if (object == Py_None) return 1;
-    if (!read_plain(object, &in->t, dtype) || !has_shape(view, shape, dims) || !is_as_stored(object)) return 0;
+    if (!read_plain(object, &in->t, dtype) || !has_shape(view, shape, dims) || is_negated(object, view)) return 0;
     if (rows ? view->strides[dims - 1] == 1 || shape[dims - 1] == 1 : is_contiguous(view)) return 1;
     in->made = PyObject_CallMethodObjArgs(object, word.contiguous, NULL);
     return in->made && read_plain(in->made, &in->t, dtype);

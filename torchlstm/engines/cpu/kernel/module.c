@@ -287,11 +287,12 @@ static int connect(void) {
     const dl_header_t *newest = PyCapsule_GetPointer(capsule, name), *found = newest;
     Py_DECREF(capsule);
     while (found && found->version.major != DL_MAJOR) found = found->previous;
-    if (found && ((const dl_exchange_t *)found)->view) {
-        view_of = ((const dl_exchange_t *)found)->view;
+    const dl_exchange_t *table = (const dl_exchange_t *)found;
+    if (found && table->view && table->give) {
+        view_of = table->view, give = table->give;
         return 0;
     }
-    PyErr_Format(PyExc_ImportError, "torch's tensors speak DLPack %u.%u; views by DLPack %d are needed",
+    PyErr_Format(PyExc_ImportError, "torch's tensors speak DLPack %u.%u; functions of DLPack %d are needed",
                  (unsigned)newest->version.major, (unsigned)newest->version.minor, DL_MAJOR);
     return -1;
 }

@@ -1,5 +1,6 @@
 /* What torch is doing while a call is made: the states in which a kernel must not read a tensor's memory, and the number of threads. */
 #pragma once
+#include <stdlib.h>
 #include "read.h"
 #include "scratch.h"
 
@@ -71,12 +72,47 @@ static int isa_now(void) {
 
 /* Is an attribute of a tensor true? */
 static int has(PyObject *tensor, PyObject *question) { return is_true(PyObject_GetAttr(tensor, question)); }
-/* Does its memory hold its values?  That of a negated view does not. */
-static int is_as_stored(PyObject *tensor) { return !is_true(PyObject_CallMethodObjArgs(tensor, word.is_neg, NULL)); }
+/* Does the memory of a tensor hold the negatives of its values?  It does where the tensor is the imaginary part of a conjugated
+ * one.  The real parts lie between, so such a tensor has no odd stride.  Others are not asked: the question lets other threads of
+ * Python run, and the interpreter's lock may be 5 ms away. */
+static int is_negated(PyObject *tensor, const dl_tensor_t *view) {
+    for (int i = 0; i < view->dims; i++)
+        if (view->shape[i] > 1 && view->strides[i] % 2) return 0;
+    return is_true(PyObject_CallMethodObjArgs(tensor, word.is_neg, NULL));
+}
+
+/* The bytes of a contiguous tensor, SIZE_MAX if they are more. */
+static size_t bytes_of_tensor(dl_dtype_t dtype, int dims, const int64_t *shape) {
+    size_t bytes = dtype.bits / 8;
+    for (int i = 0; i < dims; i++)
+        if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes)) return SIZE_MAX;
+    return bytes;
+}
+
+/* Tensors of so few bytes lie in memory of ours: torch's allocator takes twice the time, and lets other threads of Python run
+ * meanwhile, from which the interpreter's lock comes back after 5 ms and more.  Their storage cannot grow. */
+enum { SMALL_BYTES = 64 << 10, LINE = 64, MOST_DIMS = 3 };
+typedef struct { dl_owned_t memory; int64_t shape[MOST_DIMS], strides[MOST_DIMS]; } small_t;
+static void free_small(dl_owned_t *memory) { free(memory); }
+
+static PyObject *small_tensor(dl_dtype_t dtype, int dims, const int64_t *shape, size_t bytes, void **data) {
+    small_t *s = malloc(sizeof *s + LINE - 1 + bytes);
+    if (!s) return PyErr_NoMemory();
+    *data = (void *)(((uintptr_t)(s + 1) + LINE - 1) / LINE * LINE);
+    s->memory = (dl_owned_t){ .version = { DL_MAJOR, 0 }, .free = free_small };
+    s->memory.tensor = (dl_tensor_t){ .data = *data, .device = { DL_CPU, 0 }, .dims = dims, .dtype = dtype, .shape = s->shape,
+                                      .strides = s->strides };
+    int64_t step = 1;
+    for (int i = dims - 1; i >= 0; step *= shape[i--]) s->shape[i] = shape[i], s->strides[i] = step;
+    void *made;
+    return give(&s->memory, &made) ? NULL : made;
+}
 
 /* A new tensor of this shape, of the dtype of a plain tensor; by `like` if that has the shape and is contiguous, in half
  * the time.  NULL with an error set if there is no memory. */
 static PyObject *new_tensor(PyObject *like, const dl_tensor_t *view, int dims, const int64_t *shape, void **data) {
+    const size_t bytes = bytes_of_tensor(view->dtype, dims, shape);
+    if (bytes <= SMALL_BYTES) return small_tensor(view->dtype, dims, shape, bytes, data);
     int same = has_shape(view, shape, dims);
     int64_t step = 1;
     for (int i = dims - 1; i >= 0 && same; step *= shape[i--]) same = view->strides[i] == step;
@@ -100,8 +136,6 @@ static PyObject *new_tensor(PyObject *like, const dl_tensor_t *view, int dims, c
         return NULL;
     }
     *data = start_of(&found);
-    size_t bytes = found.dtype.bits / 8;
-    for (int i = 0; i < dims; i++) bytes *= (size_t)shape[i];
     if (bytes >= HUGE_BYTES) ask_huge_pages(*data, bytes);
     return made;
 }

@@ -12,9 +12,10 @@
 #include <string.h>
 #include "dlpack.h"
 
-/* What the extension was loaded with: torch's function, and the types whose tensors it may be asked about.  No subclass
+/* What the extension was loaded with: torch's functions, and the types whose tensors it may be asked about.  No subclass
  * but Parameter: a tensor that stands for something else has an address too. */
 static int (*view_of)(void *object, dl_tensor_t *out);
+static int (*give)(dl_owned_t *memory, void **object);
 static PyObject *tensor_type, *parameter_type;
 
 /* A call: its fields in the order of its list.  `kind` and `rest` are the list's own text. */

@@ -139,11 +139,11 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
     /* Another thread may replace a weight as soon as Python runs. */
     for (int i = 0; i < m.count && fits; i++) Py_INCREF(m.weights[i]);
     const int held = fits ? m.count : 0;
-    fits = fits && tensors_are_plain() && nobody_watches() && !any(&m, is_negated) && (m.form.isa = isa_now()) >= 0;
+    fits = fits && tensors_are_plain() && nobody_watches() && !any_negated(&m) && (m.form.isa = isa_now()) >= 0;
     if (fits) {
         if (!(m.form.threads = threads_now())) {
             result = NULL;
-        } else if (!ask(torch.is_grad_enabled) || !any(&m, requires_grad)) {
+        } else if (!ask(torch.is_grad_enabled) || !any_requires_grad(&m)) {
             result = infer(&m);
         } else if (m.form.layers == 1) {
             PyObject *form = new_form(&m.form), *arguments = form ? PyTuple_New(4 + m.count) : NULL;
