@@ -161,7 +161,7 @@ static PyObject *call_frozen(PyObject *const *values, int cell, int step) {
             result = out && run_layers(&m, to, 1) ? out : out ? PyErr_NoMemory() : NULL;
             if (!result) Py_XDECREF(out);
         } else if (!step && given == Py_None) {
-            result = infer(&m), fits = 1;
+            result = infer(&m, run_layers), fits = 1;
         } else if (!step) {
             PyObject *hs = new_states(&m.form, &m.h, &m.x, m.form.sizes.output, &to.h_n);
             PyObject *cs = hs ? new_states(&m.form, &m.c, &m.x, m.form.sizes.hidden, &to.c_n) : NULL;

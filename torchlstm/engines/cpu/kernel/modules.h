@@ -85,7 +85,7 @@ static int read_weights(module_call_t *m, PyObject *const *weights, const sizes_
 /* The input: rows of I elements each, in any order. */
 static int read_input(module_call_t *m, PyObject *input) {
     form_t *f = &m->form;
-    if (!look(input, &m->x.view) || !is_float(m->x.view.dtype)) return 0;
+    if (!look(input, &m->x.view) || !(is_float(m->x.view.dtype) || is_half(m->x.view.dtype))) return 0;
     const dl_tensor_t *x = &m->x.view;
     int rank = f->cell ? 2 : 3;
     if (x->dims != rank && x->dims != rank - 1) return 0;
@@ -278,6 +278,15 @@ static int is_long(const form_t *f) {
                * (double)first_row(s, s->steps) > RELEASE_WORK;
 }
 
+/* The most bytes of scratch that a layer of `job` needs; its input changes. */
+static size_t scratch_of_layers(const form_t *f, forward_t *job) {
+    size_t first = torchlstm_forward_scratch(job, f->threads, f->isa);
+    if (f->layers == 1) return first;
+    job->sizes.input = job->sizes.directions * job->sizes.output;
+    size_t other = torchlstm_forward_scratch(job, f->threads, f->isa);
+    return other > first ? other : first;
+}
+
 /* Runs all layers; 0 if there is no memory.  The last states may be written over the first: `same`. */
 static int run_layers(const module_call_t *m, results_t to, int same) {
     const form_t *f = &m->form;
@@ -286,12 +295,7 @@ static int run_layers(const module_call_t *m, results_t to, int same) {
     const size_t element = (size_t)first->element, row = (size_t)(D * R) * element;
     const size_t of_h = (size_t)(D * B * R) * element, of_c = (size_t)(D * B * H) * element;
     forward_t job = { .sizes = *first, .format = f->format };
-    size_t kernel = torchlstm_forward_scratch(&job, f->threads, f->isa);
-    if (f->layers > 1) {
-        job.sizes.input = D * R;
-        size_t other = torchlstm_forward_scratch(&job, f->threads, f->isa);
-        if (other > kernel) kernel = other;
-    }
+    const size_t kernel = scratch_of_layers(f, &job);
     rows_t rows = rows_in(f, &m->x.view, first->input);
     scratch_t scratch = { 0 };
     size_t work = reserve(&scratch, kernel), between[2] = { 0 };
@@ -326,14 +330,15 @@ static int run_layers(const module_call_t *m, results_t to, int same) {
     return 1;
 }
 
-static PyObject *infer(const module_call_t *m) {
+/* The results of a call whose layers `run` runs. */
+static PyObject *infer(const module_call_t *m, int (*run)(const module_call_t *, results_t, int same)) {
     const form_t *f = &m->form;
     const sizes_t *s = &f->sizes;
     results_t to = { 0 };
     PyObject *out = f->cell ? NULL : new_rows(f, &m->x, s->directions * s->output, &to.y);
     PyObject *hs = out || f->cell ? new_states(f, &m->h, &m->x, s->output, &to.h_n) : NULL;
     PyObject *cs = hs ? new_states(f, &m->c, &m->x, s->hidden, &to.c_n) : NULL;
-    if (cs && run_layers(m, to, 0)) return results_of(out, hs, cs);
+    if (cs && run(m, to, 0)) return results_of(out, hs, cs);
     Py_XDECREF(out), Py_XDECREF(hs), Py_XDECREF(cs);
     return cs ? PyErr_NoMemory() : NULL;
 }

@@ -41,6 +41,7 @@ typedef enum { ABSENT, OPTIONAL, ALWAYS } when_t;
 
 static const dl_dtype_t INT64 = { DL_INT, 64, 1 };
 static int is_float(dl_dtype_t t) { return t.code == DL_FLOAT && t.lanes == 1 && (t.bits == 32 || t.bits == 64); }
+static int is_half(dl_dtype_t t) { return (t.code == DL_FLOAT || t.code == DL_BFLOAT) && t.lanes == 1 && t.bits == 16; }
 static dl_dtype_t floats(int element) { return (dl_dtype_t){ DL_FLOAT, (uint8_t)(8 * element), 1 }; }
 static int same_dtype(dl_dtype_t a, dl_dtype_t b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
 

@@ -3,7 +3,7 @@
  * The Function in torchlstm/engines/cpu/training.py calls `keep`, with tensors in the form that the user gave them.
  */
 #pragma once
-#include "modules.h"
+#include "halves.h"
 
 #define FORM "torchlstm.engines.cpu.form"
 static void free_form(PyObject *capsule) { PyMem_Free(PyCapsule_GetPointer(capsule, FORM)); }
@@ -140,12 +140,16 @@ static PyObject *call_module(PyObject *const *values, Py_ssize_t n, int cell) {
     for (int i = 0; i < m.count && fits; i++) Py_INCREF(m.weights[i]);
     const int held = fits ? m.count : 0;
     fits = fits && tensors_are_plain() && nobody_watches() && !any_negated(&m) && (m.form.isa = isa_now()) >= 0;
+    const int half = is_half(m.form.dtype);
+    if (half && m.form.dtype.code == DL_BFLOAT && m.form.isa >= AVX512) m.form.isa = BFLOAT16;
     if (fits) {
         if (!(m.form.threads = threads_now())) {
             result = NULL;
         } else if (!ask(torch.is_grad_enabled) || !any_requires_grad(&m)) {
-            result = infer(&m);
-        } else if (m.form.layers == 1) {
+            if (!half) result = infer(&m, run_layers);
+            else if (widens_little(&m.form)) result = infer(&m, run_halves);
+            else fits = 0;
+        } else if (m.form.layers == 1 && !half) {
             PyObject *form = new_form(&m.form), *arguments = form ? PyTuple_New(4 + m.count) : NULL;
             if (arguments) {
                 PyObject *h = m.h.object ? m.h.object : Py_None, *c = m.c.object ? m.c.object : Py_None;
