@@ -140,7 +140,7 @@ nn.LSTM(3, 4)(packed, (torch.randn(1, 5, 4), torch.randn(1, 5, 4)))
         "a transpose",
         [Probe("assert not nn.LSTM(3, 4, batch_first=True)(torch.randn(2, 5, 3))[0].is_contiguous()", RAN)],
     ),
-    "`resize_` of a result beyond its size": (
+    "`resize_` of a result or gradient beyond its size": (
         "its storage grows",
         [Probe("with torch.no_grad(): nn.LSTM(3, 4)(torch.randn(5, 2, 3))[0].resize_(500)", RAN)],
     ),
