@@ -113,6 +113,35 @@ def test_small_results_are_tensors_like_others() -> None:
             result.resize_(100)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_calls_keep_the_interpreters_lock_and_long_ones_do_not(dtype: torch.dtype) -> None:
+    """A thread that waits for the lock gets it when a call releases it, since nobody else takes it from this one."""
+    small, long = torchlstm.LSTMCell(32, 32, dtype=dtype), torchlstm.LSTM(64, 64)
+    x, state, rows = torch.randn(1, 32).to(dtype), torch.zeros(1, 32, dtype=dtype), torch.randn(60, 4, 64)
+    begin, taken, before = threading.Lock(), threading.Event(), sys.getswitchinterval()
+
+    def take() -> None:
+        with begin:
+            taken.set()
+
+    begin.acquire()
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        sys.setswitchinterval(1000)
+        with torch.no_grad():
+            small(x, (state, state))  # the first one reads files
+            begin.release()
+            results = [small(x, (state, state)) for _ in range(5_000)]  # to free a tensor releases the lock
+            kept = not taken.is_set()
+            results += [long(rows) for _ in range(200)]
+            released = taken.is_set()
+    finally:
+        sys.setswitchinterval(before)
+        thread.join()
+    assert (len(results), kept, released) == (5_200, True, True)
+
+
 # What else of a training step: which arguments want a gradient, and what comes in.
 WANTS = {
     "all": lambda name: True,

@@ -144,6 +144,19 @@ nn.LSTM(3, 4)(packed, (torch.randn(1, 5, 4), torch.randn(1, 5, 4)))
         "its storage grows",
         [Probe("with torch.no_grad(): nn.LSTM(3, 4)(torch.randn(5, 2, 3))[0].resize_(500)", RAN)],
     ),
+    "A negated view that `as_strided`, `resize_` or the private `torch._neg_view` made contiguous": (
+        "its values",
+        [
+            Probe(
+                """
+lstm, view = nn.LSTM(3, 4), torch.randn(5, 2, 3, dtype=torch.complex64).conj().imag.as_strided((5, 2, 3), (6, 3, 1))
+assert view.is_neg() and view.is_contiguous()
+torch.testing.assert_close(lstm(view)[0], lstm(view.resolve_neg())[0])
+""",
+                RAN,
+            )
+        ],
+    ),
     "Fewer OpenMP threads than asked for (`OMP_DYNAMIC=true`)": (
         "wrong numbers in training",
         [
